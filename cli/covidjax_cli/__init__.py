@@ -1,0 +1,1 @@
+"""The command line of covidjax: parses, calls the library, prints."""

@@ -1,0 +1,90 @@
+"""What the commands share: where to print, and how progress is shown."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+    from rich.table import Table
+
+PLAIN_SECONDS = 10.0
+"""Between two lines of progress where there is no terminal."""
+
+
+def say(text: str) -> None:
+    """A line for the reader, on stderr: stdout is for results."""
+    click.echo(text, err=True)
+
+
+def show(tables: Iterable[Table]) -> None:
+    """Tables on stdout; as wide as the terminal, or wide enough for anything where there is none."""
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    for table in tables:
+        console.print(table)
+
+
+def printable(path: str) -> str:
+    """A path for the terminal: a name that is no UTF-8 is shown with escapes, and nothing in it is markup."""
+    from rich.markup import escape
+
+    return escape(path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
+
+
+def show_json(value: Any) -> None:
+    """One JSON object on stdout."""
+    click.echo(json.dumps(value, indent=2))
+
+
+def bar(*columns: str) -> Progress:
+    """A progress bar on stderr with the given text columns at its end."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    texts = [TextColumn("{task.fields[" + name + "]}") for name in columns]
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        *texts,
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+
+
+class Counter:
+    """Told (done, total); shows a bar on a terminal and a line now and then elsewhere."""
+
+    def __init__(self, verb: str, progress: Progress | None):
+        self._verb, self._progress = verb, progress
+        self._task = progress.add_task(verb, total=None, speed="") if progress else None
+        self._start = self._said = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        speed = f"{done / max(now - self._start, 1e-6):,.0f} images/s"
+        if self._progress and self._task is not None:
+            self._progress.update(self._task, completed=done, total=total, speed=speed)
+        elif now - self._said >= PLAIN_SECONDS:
+            self._said = now
+            say(f"{self._verb}: {done} of {total}, {speed}")
+
+
+@contextlib.contextmanager
+def counting(verb: str) -> Iterator[Counter]:
+    """A Counter for the time of the block."""
+    if sys.stderr.isatty():
+        with bar("speed") as progress:
+            yield Counter(verb, progress)
+    else:
+        yield Counter(verb, None)

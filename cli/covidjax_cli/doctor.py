@@ -1,0 +1,35 @@
+"""``covidjax doctor``."""
+
+from __future__ import annotations
+
+import click
+
+from covidjax.config import UserError
+from covidjax_cli import common
+
+
+@click.command(short_help="What is installed, what is wrong, what mends it.", epilog="Example: covidjax doctor")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON instead of a table.")
+def doctor(as_json: bool) -> None:
+    """What is installed, which devices there are, what is wrong, and the command that mends it.
+
+    Exits with 1 if anything is wrong.
+    """
+    from rich.markup import escape
+    from rich.table import Table
+
+    from covidjax.doctor import examine
+
+    findings = examine()
+    if as_json:
+        common.show_json([finding._asdict() for finding in findings])
+    else:
+        table = Table()
+        for name in ("", "what", "found", "remedy"):
+            table.add_column(name, overflow="fold")
+        for finding in findings:
+            table.add_row(*map(escape, finding))
+        common.show([table])
+    wrong = sum(finding.state == "wrong" for finding in findings)
+    if wrong:
+        raise UserError(f"{wrong} of {len(findings)} things are wrong; the last column says what mends them.")

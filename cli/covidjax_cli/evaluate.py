@@ -1,0 +1,40 @@
+"""``covidjax evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from covidjax.config import UserError
+from covidjax_cli import common
+
+
+@click.command(
+    short_help="Metrics of a trained run on held-out films.",
+    epilog="Example: covidjax evaluate runs/darkcovidnet-20261122-120000 --data data/other-hospital",
+)
+@click.argument("run", required=False, type=click.Path(path_type=Path))
+@click.option("--data", metavar="DIR|sample", help="A prepared dataset.  [default: the test fold of the run's own]")
+@click.option("--json", "as_json", is_flag=True, help="Print the metrics as JSON instead of tables.")
+def evaluate(run: Path | None, data: str | None, as_json: bool) -> None:
+    """Metrics of RUN (the newest one under runs/ if left out) on films that it was not trained on.
+
+    Of the dataset it was trained on the test fold is used, of any other one all films.
+    """
+    from covidjax import report
+    from covidjax.evaluate import evaluate as evaluate_run
+    from covidjax.evaluate import newest_run
+
+    chosen = run or newest_run()
+    if chosen is None:
+        raise UserError("There is no run under runs/; train one with `covidjax train`, or name one.")
+    found = evaluate_run(chosen, data)
+    note = report.SYNTHETIC if found.synthetic else ""
+    common.say(f"Run {chosen} on {found.described}.")
+    if as_json:
+        about = {"run": str(chosen), "data": found.described, "note": note}
+        common.show_json({**about, "metrics": found.metrics.as_dict()})
+        return
+    title = f"{chosen}" + f"\n{note}" * bool(note)
+    common.show([report.metrics_table(found.metrics, title), report.confusion_table(found.metrics)])

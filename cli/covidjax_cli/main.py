@@ -1,0 +1,46 @@
+"""The ``covidjax`` command: a group whose subcommands are imported when they are used."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import click
+
+import covidjax
+from covidjax.config import UsageError, UserError
+
+COMMANDS = ("prepare", "train", "evaluate", "score", "doctor")
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module when the command is asked for; turns expected failures into one line and an exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        return getattr(importlib.import_module(f"covidjax_cli.{cmd_name}"), cmd_name)
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(2 if isinstance(error, UsageError) else 1)
+        except BrokenPipeError:
+            # The reader of our output (head, less) has had enough.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(1)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(covidjax.__version__, prog_name="covidjax")
+def main() -> None:
+    """Train a COVID-19 / No-Findings / Pneumonia classifier on folders of chest X-rays, and score folders with it.
+
+    Research software, not a diagnostic device.
+    """

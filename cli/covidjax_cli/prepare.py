@@ -1,0 +1,116 @@
+"""``covidjax prepare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from covidjax.config import CLASSES, Preprocess, UsageError
+from covidjax_cli import common
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@click.command(
+    short_help="Turn folders of X-rays into a dataset.", epilog="Example: covidjax prepare xrays/ --out data/mine"
+)
+@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the dataset; must not exist yet.")
+@click.option(
+    "--layout",
+    type=click.Choice(["auto", "folder", "ozturk", "ieee8023", "radiography"]),
+    default="auto",
+    show_default=True,
+    help="How SOURCE is laid out; auto tells by what lies in it.",
+)
+@click.option("--classes", type=click.Choice(["3", "2"]), default="3", show_default=True, help="2 leaves Pneumonia out.")
+@click.option("--image-size", type=click.IntRange(32, 2048), default=Preprocess().image_size, show_default=True)
+@click.option("--lungs", type=click.Choice(["none"]), default="none", show_default=True, help="none keeps the whole film.")
+@click.option(
+    "--group-by",
+    type=click.Choice(["patient", "none"]),
+    default="patient",
+    show_default=True,
+    help="patient: all films of one in the same fold; none: a random split, which leaks between folds.",
+)
+@click.option("--folds", type=click.IntRange(2, 100), default=5, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
+@click.option("--limit-per-class", type=click.IntRange(1), metavar="N", help="At most N films a class, drawn at random.")
+@click.option("--workers", type=click.IntRange(1), help="Decoding threads.  [default: one a core]")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON instead of tables.")
+def prepare(
+    sources: tuple[Path, ...],
+    out: Path,
+    layout: str,
+    classes: str,
+    image_size: int,
+    lungs: Any,
+    group_by: str,
+    folds: int,
+    seed: int,
+    limit_per_class: int | None,
+    workers: int | None,
+    as_json: bool,
+) -> None:
+    """Turn folders of chest X-rays into a dataset for training.
+
+    Every SOURCE is a folder with one subfolder of images for each class, or a published collection; several are merged
+    into one dataset. A file that cannot be read is listed, with its reason, and stops nothing.
+    """
+    for source in sources:
+        if not source.is_dir():
+            what = "is a file" if source.exists() else "does not exist"
+            raise UsageError(f"{source} {what}; name a folder that holds one subfolder of films for each class.")
+    from covidjax.prepare import Options
+    from covidjax.prepare import prepare as run
+
+    options = Options(
+        Preprocess(image_size, lungs, CLASSES[: int(classes)]), layout, group_by, folds, seed, limit_per_class
+    )
+    with common.counting("Decoding") as progress:
+        manifest = run(sources, out, options, workers=workers, progress=progress)
+    for source in manifest["sources"]:
+        common.say(f"{source['path']}: layout {source['layout']}")
+    if group_by == "none":
+        common.say("Random split: films of one patient stand in several folds, so held-out figures come out too good.")
+    if as_json:
+        common.show_json(manifest)
+    else:
+        common.show(_tables(manifest))
+    common.say(
+        f"Wrote {manifest['images']} images of {manifest['patients']} patients in {manifest['folds']} folds to {out}."
+    )
+
+
+def _tables(manifest: dict[str, Any]) -> list[Table]:
+    from rich.table import Table
+
+    counts = Table(title="Images")
+    counts.add_column("")
+    for name in (*manifest["classes"], "all"):
+        counts.add_column(name, justify="right")
+    for name, row in (*manifest["per_source"].items(), *manifest["per_fold"].items(), ("all", manifest["per_class"])):
+        cells = [row.get(label, 0) for label in manifest["classes"]]
+        counts.add_row(name, *map(str, cells), str(sum(cells)), end_section=name == list(manifest["per_source"])[-1])
+    tables = [counts]
+    reasons = [(source, reason, count) for source, found in manifest["left_out"].items() for reason, count in found.items()]
+    if reasons:
+        left_out = Table(title="Left out")
+        for name in ("source", "reason", "files"):
+            left_out.add_column(name, justify="right" if name == "files" else "left")
+        for source, reason, count in reasons:
+            left_out.add_row(source, reason, str(count))
+        tables.append(left_out)
+    if manifest["skipped"]:
+        shown = manifest["skipped"][:20]
+        more = len(manifest["skipped"]) - len(shown)
+        skipped = Table(title="Could not be read", caption=f"and {more} more, in manifest.json" if more else None)
+        skipped.add_column("file", overflow="fold")
+        skipped.add_column("reason")
+        for entry in shown:
+            skipped.add_row(common.printable(entry["path"]), entry["reason"])
+        tables.append(skipped)
+    return tables

@@ -1,0 +1,151 @@
+"""``covidjax score``."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from covidjax.config import UsageError, UserError
+from covidjax_cli import common
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from covidjax.metrics import Metrics
+    from covidjax.score import Row
+
+SHOWN = 50
+"""Rows that are printed where no output file is named."""
+
+
+@click.command(
+    short_help="Score films: one row for every file.",
+    epilog="Example: covidjax score xrays/ --checkpoint runs/mine --output scores.csv",
+)
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="A run.  [default: the newest one under runs/]")
+@click.option(
+    "--labels", type=click.Path(path_type=Path), help="CSV with the columns path and label: the truth, for metrics."
+)
+@click.option("--output", type=click.Path(path_type=Path), help="File for the rows: .csv, .jsonl or .parquet.")
+@click.option("--batch-size", type=click.IntRange(1, 65536), default=32, show_default=True)
+@click.option("--workers", type=click.IntRange(1), help="Decoding threads.  [default: one a core]")
+@click.option("--device", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", show_default=True)
+@click.option("--strict", is_flag=True, help="Exit with 1 if any file could not be read.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+def score(
+    paths: tuple[Path, ...],
+    checkpoint: Path | None,
+    labels: Path | None,
+    output: Path | None,
+    batch_size: int,
+    workers: int | None,
+    device: str,
+    strict: bool,
+    as_json: bool,
+) -> None:
+    """Score films: files, and all images below folders.
+
+    One row for every file, in order, whatever happened to it. Where the truth is known, from --labels or from subfolders
+    named after classes, the metrics are printed too.
+    """
+    missing = [path for path in paths if not path.exists()]
+    if len(missing) == len(paths):
+        raise UsageError(f"{missing[0]} does not exist; name a file or a folder of films.")
+
+    from covidjax import metrics, report
+    from covidjax.evaluate import newest_run
+    from covidjax.output import open_output
+    from covidjax.score import Classifier, Timing, find_films, truth_from_csv, truth_from_folders
+
+    run = checkpoint or newest_run()
+    if run is None:
+        raise UserError("There is no run under runs/ to score with; train one with `covidjax train`, or name one.")
+    found = find_films(paths)
+    classifier = Classifier.load(run, device=device)
+    common.say(f"Model: run {run}, {classifier.run.config.model.name}, {classifier.checkpoint}.")
+    if found.passed_over:
+        common.say(f"{found.passed_over} other files passed over: not images, by their ending.")
+    classes = classifier.classes
+    truth = truth_from_csv(labels, classes) if labels else truth_from_folders(classes)
+    synthetic = classifier.run.config.data.path == "sample"
+
+    timing = Timing()
+    shown: list[Row] = []
+    errors: list[Row] = []
+    known: list[tuple[int, int]] = []
+    good = 0
+    with contextlib.ExitStack() as stack:
+        writer = stack.enter_context(open_output(output, classes)) if output else None
+        progress = stack.enter_context(common.counting("Scoring"))
+        rows = classifier.score(found.paths, batch_size=batch_size, workers=workers, timing=timing)
+        for done, row in enumerate(rows, 1):
+            good += row.status == "ok"
+            label = truth(row.path)
+            if label and row.status == "ok":
+                known.append((classes.index(label), classes.index(row.prediction)))
+            if row.status != "ok" and len(errors) < SHOWN:
+                errors.append(row)
+            if writer:
+                with timing.writing():
+                    writer.write(row)
+            elif as_json or len(shown) < SHOWN:
+                shown.append(row)
+            progress(done, len(found.paths))
+    timing.stop()
+    total = len(found.paths)
+    measured = None
+    if known:
+        true, predicted = zip(*known, strict=True)
+        measured = metrics.measure(true, predicted, classes)
+    note = report.TRAINED_ON_SYNTHETIC if synthetic else ""
+    if as_json:
+        result = {
+            "model": str(run),
+            "note": note,
+            "files": total,
+            "ok": good,
+            "errors": total - good,
+            "timing": [dict(zip(("stage", "seconds", "images"), stage, strict=True)) for stage in timing.stages()],
+            "metrics": measured.as_dict() if measured else None,
+        }
+        common.show_json(result | ({"output": str(output)} if output else {"rows": [row.cells(classes) for row in shown]}))
+    else:
+        common.show(_tables(shown, errors if output else [], total, timing, measured, note))
+    where = f" Wrote {output}." if output else " --output FILE.csv keeps the rows." if total > SHOWN and not as_json else ""
+    common.say(f"{good} of {total} films scored, {total - good} could not be read.{where}")
+    if not good:
+        raise UserError("No film could be read; see the reasons above.")
+    if strict and good < total:
+        raise UserError(f"{total - good} of {total} files could not be read, and --strict was given; see the error rows.")
+
+
+def _tables(
+    shown: list[Row], errors: list[Row], total: int, timing: Any, measured: Metrics | None, note: str
+) -> list[Table]:
+    from rich.table import Table
+
+    from covidjax import report
+
+    tables = []
+    if shown or errors:
+        rows = shown or errors
+        title = "Films" if shown else "Could not be read"
+        more = total - len(shown) if shown else 0
+        table = Table(title=title, caption=f"and {more} more" if more else None)
+        table.add_column("path", overflow="fold")
+        for name in ("prediction", "confidence", "error"):
+            table.add_column(name, justify="right" if name == "confidence" else "left")
+        for row in rows:
+            confidence = "" if row.confidence is None else f"{row.confidence:.3f}"
+            table.add_row(common.printable(row.path), row.prediction, confidence, row.error)
+        tables.append(table)
+    threads = "decode: all threads added up; it goes on beside the model"
+    tables.append(report.timing_table(timing.stages(), threads))
+    if measured:
+        title = "Metrics" + f"\n{note}" * bool(note)
+        tables += [report.metrics_table(measured, title), report.confusion_table(measured)]
+    return tables

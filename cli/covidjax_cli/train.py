@@ -1,0 +1,228 @@
+"""``covidjax train``."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from covidjax.config import Config, Run, UsageError, UserError, load_config
+from covidjax_cli import common
+
+if TYPE_CHECKING:
+    from covidjax.train import Result
+
+DEFAULTS = Config()
+
+
+@click.command(
+    short_help="Train a network on a dataset.",
+    epilog="Example: covidjax train --model darkcovidnet --data data/mine --epochs 50",
+)
+@click.option("--model", type=click.Choice(["darkcovidnet"]), help=f"The network.  [default: {DEFAULTS.model.name}]")
+@click.option("--data", metavar="DIR|sample", help="A prepared dataset.  [default: sample, built in and synthetic]")
+@click.option("--config", type=click.Path(path_type=Path), help="TOML file with settings that differ from the defaults.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="One setting, such as train.batch_size=64.")
+@click.option(
+    "--epochs", type=click.IntRange(1), help=f"Passes over the training images.  [default: {DEFAULTS.train.epochs}]"
+)
+@click.option("--test-fold", type=click.IntRange(0), help=f"The held-out fold.  [default: {DEFAULTS.data.test_fold}]")
+@click.option("--val-fold", type=click.IntRange(0), help="A training fold to hold out for choosing the best checkpoint.")
+@click.option("--run", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/<model>-<time>]")
+@click.option("--resume", is_flag=True, help="Go on where --run, or else the newest run under runs/, stopped.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), help=f"[default: {DEFAULTS.seed}]")
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON instead of tables.")
+def train(
+    model: str | None,
+    data: str | None,
+    config: Path | None,
+    overrides: tuple[str, ...],
+    epochs: int | None,
+    test_fold: int | None,
+    val_fold: int | None,
+    run: Path | None,
+    resume: bool,
+    seed: int | None,
+    as_json: bool,
+) -> None:
+    """Train a network on all folds but the held-out ones, and test it on the test fold.
+
+    Writes config.toml, metrics.jsonl, checkpoints/ and report/ into the run's folder. Ctrl-C saves first; --resume goes on
+    to the same result as if nothing had happened.
+    """
+    flags = {
+        "model.name": model,
+        "data.path": data,
+        "train.epochs": epochs,
+        "data.test_fold": test_fold,
+        "data.val_fold": val_fold,
+        "seed": seed,
+    }
+    given = [*overrides, *(f"{key}={_toml(value)}" for key, value in flags.items() if value is not None)]
+    settings = load_config(config, given)
+    run, settings, resume = _run_folder(run, settings, resume, bool(given or config))
+    sample = settings.data.path == "sample"
+    if sample:
+        chosen = "Training" if data or resume else "No --data given: training"
+        common.say(f"{chosen} on the built-in sample of synthetic films; no figure from it says anything about patients.")
+
+    from covidjax import report
+    from covidjax.evaluate import open_dataset
+    from covidjax.train import train as train_network
+
+    dataset = open_dataset(settings.data.path)
+    if resume and dataset.fingerprint != Run.load(run / "config.toml").dataset:
+        raise UserError(
+            f"{settings.data.path} is not the dataset that {run} was trained on; give it back, or start a new run."
+        )
+    common.say(f"Run: {run}")
+    with _stopping() as stop, _progress(settings.train.epochs) as progress:
+        result = train_network(settings, dataset, run, resume=resume, progress=progress, stop=stop)
+    note = report.SYNTHETIC if sample else ""
+    tables = _tables(result, settings, note)
+    report.write(run / "report", result.metrics, result.history, tables, note)
+    if as_json:
+        common.show_json(_summary(run, result, note))
+    else:
+        common.show(tables)
+    common.say(f"Wrote {run}/report; score films with `covidjax score FOLDER --checkpoint {run}`.")
+
+
+def _toml(value: Any) -> str:
+    """A flag's value as TOML: text in quotes, so that a folder named 5 stays text."""
+    return "'" + value + "'" if isinstance(value, str) else str(value)
+
+
+def _run_folder(run: Path | None, settings: Config, resume: bool, changed: bool) -> tuple[Path, Config, bool]:
+    """The run's folder, the settings to train with, and whether there is anything to go on from.
+
+    Raises:
+      UserError: nothing to resume, other settings than the run was begun with, or a folder that holds another run.
+    """
+    if not resume:
+        run = run or Path("runs", f"{settings.model.name}-{datetime.now():%Y%m%d-%H%M%S}")
+        if (run / "config.toml").exists():
+            raise UserError(f"{run} holds a run already; go on with --resume, or name another folder with --run.")
+        return run, settings, False
+    if run is None:
+        runs = sorted(Path("runs").glob("*/config.toml"), key=lambda path: path.stat().st_mtime)
+        if not runs:
+            raise UserError("There is no run under runs/ to resume; name one with --run, or leave --resume out.")
+        run = runs[-1].parent
+    if not (run / "config.toml").exists():
+        common.say(f"{run} was stopped before its first step, or never begun: it starts from there.")
+        return run, settings, False
+    begun = Run.load(run / "config.toml").config
+    if changed and settings != begun:
+        raise UsageError(f"{run} was begun with other settings; resume it without giving any, or start a new run.")
+    return run, begun, True
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[Callable[[], bool]]:
+    """Says whether Ctrl-C or SIGTERM came; a second Ctrl-C breaks off at once."""
+    asked = False
+
+    def ask(number: int, frame: object) -> None:
+        nonlocal asked
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked = True
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Lines:
+    """Progress as plain lines: one an epoch, and one now and then within a long one."""
+
+    def __init__(self, epochs: int):
+        self._epochs, self._said = epochs, time.monotonic()
+        self._steps = 0
+
+    def begin(self, device_name: str, images: int, steps: int, parameters: int, precision: str) -> None:
+        self._steps = steps
+        common.say(
+            f"{device_name}, {precision}; {images} training images, {steps} steps an epoch, {parameters:,} parameters."
+        )
+
+    def step(self, epoch: int, step: int, loss: float, accuracy: float, images_per_second: float) -> None:
+        if time.monotonic() - self._said >= common.PLAIN_SECONDS and step < self._steps:
+            self._said = time.monotonic()
+            now = f"loss {loss:.3f}, accuracy {accuracy:.3f}, {images_per_second:,.1f} images/s"
+            common.say(f"epoch {epoch}/{self._epochs}, step {step}/{self._steps}: {now}")
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        self._said = time.monotonic()
+        common.say(_epoch_line(record, self._epochs))
+
+
+class _Bar(_Lines):
+    """Progress as a bar over all steps of the run."""
+
+    def __init__(self, epochs: int, bar: Any):
+        super().__init__(epochs)
+        self._bar = bar
+        self._task = None
+
+    def step(self, epoch: int, step: int, loss: float, accuracy: float, images_per_second: float) -> None:
+        if self._task is None:
+            self._task = self._bar.add_task("", total=self._steps * self._epochs, now="")
+        now = f"loss {loss:.3f}  accuracy {accuracy:.3f}  {images_per_second:,.1f} images/s"
+        done = (epoch - 1) * self._steps + step
+        self._bar.update(self._task, completed=done, description=f"epoch {epoch}/{self._epochs}", now=now)
+
+
+@contextlib.contextmanager
+def _progress(epochs: int) -> Iterator[_Lines]:
+    if not sys.stderr.isatty():
+        yield _Lines(epochs)
+        return
+    with common.bar("now") as bar:
+        yield _Bar(epochs, bar)
+
+
+def _epoch_line(record: dict[str, Any], epochs: int) -> str:
+    parts = [
+        f"{name} loss {record[name]['loss']:.3f} accuracy {record[name]['accuracy']:.3f}"
+        for name in ("train", "val", "test")
+        if name in record
+    ]
+    return f"epoch {record['epoch']}/{epochs}: {', '.join(parts)}, {record['images_per_second']:,.1f} images/s"
+
+
+def _tables(result: Result, settings: Config, note: str) -> list[Any]:
+    from covidjax import report
+
+    title = f"Test fold {settings.data.test_fold}, {result.checkpoint} checkpoint" + f"\n{note}" * bool(note)
+    timing = result.timing
+    stages = [(name, seconds, timing.images.get(name, 0)) for name, seconds in timing.seconds.items()]
+    return [
+        report.metrics_table(result.metrics, title),
+        report.confusion_table(result.metrics),
+        report.timing_table(stages, "checkpoint: time that training waited for it"),
+    ]
+
+
+def _summary(run: Path, result: Result, note: str) -> dict[str, Any]:
+    return {
+        "run": str(run),
+        "note": note,
+        "checkpoint": result.checkpoint,
+        "parameters": result.parameters,
+        "metrics": result.metrics.as_dict(),
+        "seconds": result.timing.seconds,
+        "images": result.timing.images,
+        "history": result.history,
+    }

@@ -1,0 +1,163 @@
+"""Checkpoints of a run: the only file that knows orbax.
+
+``checkpoints/last/<step>`` holds the weights, everything training needs to go on to the same bits, and a few facts;
+``checkpoints/best/<step>`` the weights that did best on the validation fold, where there is one. Orbax writes into a
+temporary folder and renames it, so a checkpoint is there whole or not at all. Nothing in it is unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+
+from covidjax.config import UserError
+
+logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells of every step it takes
+
+_SEAL = "sha256.json"
+
+
+class Saved(NamedTuple):
+    """What one checkpoint holds."""
+
+    step: int
+    weights: Any
+    training: Any
+    """Optimizer and counters; None where only the weights were asked for."""
+    facts: dict[str, Any]
+
+
+class Checkpoints:
+    """Writes the checkpoints of one kind (``last`` or ``best``) of a run, in the background.
+
+    Args:
+      run: the run's folder.
+      kind: subfolder of ``checkpoints/``.
+      keep: how many of the newest to keep.
+    """
+
+    def __init__(self, run: Path, kind: str, *, keep: int):
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep)
+        self._folder = (run / "checkpoints" / kind).absolute()
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
+
+    def save(self, step: int, weights: Any, training: Any, facts: dict[str, Any]) -> None:
+        """Start saving; the arrays are copied before this returns, so their buffers may be reused. A step that is
+        there already is left as it is: a resumed run comes by it with the same bits."""
+        self.wait()
+        if step in self._manager.all_steps():
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                weights=ocp.args.StandardSave(weights),
+                training=ocp.args.StandardSave(training),
+                facts=ocp.args.JsonSave(facts),
+            ),
+        )
+
+    def wait(self) -> None:
+        """Until everything begun is on disk."""
+        self._manager.wait_until_finished()
+        for step in self._manager.all_steps():
+            if not (self._folder / str(step) / _SEAL).exists():
+                _seal(self._folder / str(step))
+
+    def close(self) -> None:
+        """Wait, and let go of the folder."""
+        self.wait()
+        self._manager.close()
+
+
+def steps(run: Path, kind: str) -> list[int]:
+    """Steps of the whole checkpoints of a kind, oldest first."""
+    folder = run / "checkpoints" / kind
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
+
+
+def restore(run: Path, kind: str, weights: Any, training: Any = None) -> Saved:
+    """Load the newest checkpoint of a kind.
+
+    Args:
+      run: the run's folder.
+      kind: ``last`` or ``best``.
+      weights: shapes and dtypes that are expected, as a tree of ``jax.ShapeDtypeStruct``.
+      training: the same for the optimizer and counters, or None to leave them out.
+
+    Raises:
+      UserError: there is none, it is damaged, or it is of another network.
+    """
+    found = steps(run, kind)
+    folder = run / "checkpoints" / kind
+    if not found:
+        raise UserError(f"{run} has no finished checkpoint; train it, or go on with `covidjax train --resume --run {run}`.")
+    step = found[-1]
+    damaged = UserError(
+        f"The checkpoint {folder / str(step)} is damaged; remove that folder to use the one before it, or train again."
+    )
+    try:
+        # Before orbax reads: its threads answer a damaged file with a page of tracebacks that name no cause.
+        if not _intact(folder / str(step)):
+            raise damaged
+        options = ocp.CheckpointManagerOptions(read_only=True)
+        handlers = {
+            "weights": ocp.StandardCheckpointHandler(),
+            "training": ocp.StandardCheckpointHandler(),
+            "facts": ocp.JsonCheckpointHandler(),
+        }
+        with ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers) as manager:
+            stored = manager.item_metadata(step)
+            expected = {"weights": weights} | ({"training": training} if training is not None else {})
+            # Orbax would tell of a wrong shape by a page of tracebacks from its threads, so shapes are compared first.
+            for item, tree in expected.items():
+                if stored[item] is None:
+                    raise damaged
+                if _shapes(stored[item]) != _shapes(tree):
+                    raise UserError(
+                        f"The checkpoint {folder / str(step)} is of another network than {run / 'config.toml'} says; "
+                        "restore the run's own files, or train again."
+                    )
+            items = {item: ocp.args.StandardRestore(tree) for item, tree in expected.items()}
+            loaded = manager.restore(step, args=ocp.args.Composite(**items, facts=ocp.args.JsonRestore()))
+    except UserError:
+        raise
+    # A damaged file surfaces as whatever the storage library meets first.
+    except Exception as error:
+        raise damaged from error
+    return Saved(step, loaded["weights"], loaded.get("training"), loaded["facts"])
+
+
+def clear(run: Path) -> None:
+    """Remove all checkpoints of a run."""
+    shutil.rmtree(run / "checkpoints", ignore_errors=True)
+
+
+def _shapes(tree: Any) -> list[tuple[int, ...]]:
+    return sorted(tuple(leaf.shape) for leaf in jax.tree.leaves(tree) if hasattr(leaf, "shape"))
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of a checkpoint, by its path inside."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(_SEAL))
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def _seal(folder: Path) -> None:
+    """Note the digests of a finished checkpoint. One that the process was killed before noting stays usable: orbax had
+    finished it; only damage done later would go unnoticed until it is read."""
+    partial = folder / f"{_SEAL}.partial-{os.getpid()}"
+    partial.write_text(json.dumps(_digests(folder)))
+    partial.replace(folder / _SEAL)
+
+
+def _intact(folder: Path) -> bool:
+    seal = folder / _SEAL
+    return not seal.exists() or json.loads(seal.read_text()) == _digests(folder)

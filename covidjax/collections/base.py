@@ -1,0 +1,100 @@
+"""What every reader of a collection returns, and what the file names of public collections say about patients."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from covidjax.radiograph import SUFFIXES
+
+
+@dataclass(frozen=True)
+class Example:
+    """One film of a collection."""
+
+    path: Path
+    label: str
+    """Class name, one of ``covidjax.config.CLASSES``."""
+    patient: str
+    """Whose film it is: films of one patient never stand in two folds."""
+    source: str
+    """Name of the collection it came from."""
+    view: str = ""
+    """Projection (PA, AP, AP Supine), where the collection states it."""
+    film: str = ""
+    """Name of the original film, where it is known: the same film in two collections belongs to one patient."""
+
+
+@dataclass
+class Collection:
+    """The films of one source folder and what was left out of it."""
+
+    root: Path
+    layout: str
+    source: str
+    """The name its films carry."""
+    examples: list[Example] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Reason → number of files."""
+    empty: list[Path] = field(default_factory=list)
+    """Class folders that hold no film."""
+
+
+def films(folder: Path, left_out: Counter[str]) -> list[Path]:
+    """Every film below a folder, sorted; other files are counted into ``left_out``."""
+    found = []
+    for directory, subfolders, names in os.walk(folder):
+        subfolders.sort()
+        for name in sorted(names):
+            if name.startswith("."):
+                continue
+            if Path(name).suffix.lower() in SUFFIXES:
+                found.append(Path(directory, name))
+            else:
+                left_out["not an image file, by its ending"] += 1
+    return found
+
+
+# The parts at the end of a film's name that tell one film of a patient from another: projection, day, figure, panel.
+_SERIES_END = re.compile(
+    r"([-_.\s]*(?:\b|(?<=[-_\d]))("
+    r"pa|ap|l|lat|left|right|supine|frontal|day[-_]?\d+|\d+[-_](?:hours?|days?)|admission|discharge|initial|follow[-_]?up"
+    r"|g\d+|gr\d+(?:_lrg)?|fig[-_]?\d+[a-z]?|f\d+[a-z]?|figure[-_]?\d+[a-z]?|[a-z]\d?|lrg|jumbo|html|\d_\d"
+    r"))+$"
+)
+
+
+def series(name: str) -> str:
+    """The stem of a film's name without what marks one film of a series, so that a patient's series keeps together.
+
+    >>> series("covid-19-pneumonia-24-day12.jpg"), series("nejmc2001573_f1b.jpeg")
+    ('covid-19-pneumonia-24', 'nejmc2001573')
+    """
+    stem = Path(name).stem.lower()
+    if re.fullmatch(r"[0-9a-f-]{7,}", stem):  # a random identifier: its last letters mark nothing
+        return stem
+    short = _SERIES_END.sub("", stem)
+    return short if len(short) >= 4 else stem
+
+
+def patient_of(name: str) -> str:
+    """The patient that a published file name tells.
+
+    NIH ChestX-ray8 ``<patient>_<number>``, Kermany ``person<number>_…`` and ``IM-<number>-…``; any other name stands
+    for the series of films it belongs to.
+    """
+    if match := re.match(r"(\d{8})_\d{3}\b", name):
+        return f"nih:{match[1]}"
+    if match := re.match(r"(person\d+)_", name):
+        return f"kermany:{match[1]}"
+    if match := re.match(r"((?:NORMAL2-)?IM-\d+)-\d+", name):
+        return f"kermany:{match[1]}"
+    return f"series:{series(name)}"
+
+
+def film_of(name: str) -> str:
+    """The name that one film has in every collection that holds it: its stem, whatever the ending."""
+    return f"film:{Path(name).stem.lower()}"

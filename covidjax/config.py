@@ -1,0 +1,234 @@
+"""Every default of the project, once: frozen dataclasses, TOML files that hold only differences, ``key=value`` overrides.
+
+A key that is not a field here is an error, in a file as on the command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+
+CLASSES = ("COVID-19", "No-Findings", "Pneumonia")
+
+
+class UserError(Exception):
+    """An expected failure. The message is one sentence that says what is wrong and what to do about it."""
+
+
+class UsageError(UserError):
+    """Something that was asked for cannot be: a setting that does not exist, a value of the wrong kind, a missing path."""
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What is done to a film before a model sees it: the same in ``prepare`` and in ``score``."""
+
+    image_size: int = 224
+    """Height and width in pixels after resizing."""
+    lungs: Literal["none"] = "none"
+    """What is done with the lungs; ``none`` keeps the whole film."""
+    classes: tuple[str, ...] = CLASSES
+    """Class names, in the order of the labels."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    path: str = "sample"
+    """A prepared dataset, or ``sample`` for the built-in synthetic one."""
+    test_fold: int = 0
+    """The fold that is held out of training."""
+    val_fold: int | None = None
+    """A second fold held out of training, which chooses the best checkpoint."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    name: Literal["darkcovidnet"] = "darkcovidnet"
+    channels: Literal[1, 3] = 1
+    """Input channels; 3 repeats the gray image, as the paper did."""
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes to each training image; 0 or ``false`` switches one off."""
+
+    flip: bool = True
+    """Mirror left to right, half the time."""
+    rotation: float = 10.0
+    """Greatest rotation, degrees either way."""
+    shift: float = 0.05
+    """Greatest shift in each direction, as a share of the image's side."""
+    zoom: float = 0.1
+    """Greatest change of scale either way: 0.1 is ×1/1.1 to ×1.1."""
+    brightness: float = 0.1
+    """Greatest change of brightness either way, as a share of full white."""
+    contrast: float = 0.1
+    """Greatest change of contrast either way: 0.1 is ×1/1.1 to ×1.1."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    epochs: int = 100
+    batch_size: int = 32
+    learning_rate: float = 3e-3
+    """The peak of the one-cycle schedule, or the constant rate."""
+    schedule: Literal["one-cycle", "constant"] = "one-cycle"
+    weight_decay: float = 0.0
+    """Decoupled weight decay (AdamW); 0 is plain Adam."""
+    label_smoothing: float = 0.0
+    class_weights: Literal["none", "balanced"] = "none"
+    """``balanced`` weighs each class's loss by the inverse of its share of the training images."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    cache: Literal["auto", "device", "stream"] = "auto"
+    """``device`` keeps the training images in the device's memory; ``stream`` reads them batch by batch."""
+    checkpoint_seconds: float = 10.0
+    """Least time between two checkpoints; the last epoch always saves one."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of a training run."""
+
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What ``config.toml`` of a run holds: its settings and the preprocessing of the dataset it was trained on."""
+
+    config: Config
+    preprocess: Preprocess
+    dataset: str = ""
+    """Fingerprint of the dataset, so that its held-out fold is known again."""
+
+    def save(self, path: Path) -> None:
+        """Write as TOML, whole or not at all; ``None`` is written as an absent key."""
+        text = tomli_w.dumps(_without_none(dataclasses.asdict(self)))
+        partial = path.with_suffix(".partial")
+        partial.write_text(text)
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Run:
+        """Read what ``save`` wrote. Raises UserError where the file is missing or damaged."""
+        if not path.is_file():
+            raise UserError(f"{path.parent} is not a run: it has no {path.name}; name a folder that `covidjax train` made.")
+        return _build(cls, _read_toml(path), where=str(path))
+
+
+def load_config(file: Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Defaults, changed by a TOML file, changed by ``section.key=value`` overrides (values as in TOML, or bare text).
+
+    Raises:
+      UsageError: an unknown key, a value of the wrong kind, a file that is not TOML.
+    """
+    table: dict[str, Any] = _read_toml(file) if file else {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise UsageError(f"--set takes key=value, such as train.epochs=20, not {override!r}.")
+        *sections, name = key.strip().split(".")
+        target = table
+        for section in sections:
+            target = target.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise UsageError(f"{key.strip()} is no setting: {section} has no keys below it.")
+        target[name] = _value(text.strip())
+    config = _build(Config, table, where=str(file) if file else "--set")
+    _check(config)
+    return config
+
+
+def _check(config: Config) -> None:
+    train = config.train
+    for name, good, wanted in (
+        ("train.epochs", train.epochs >= 1, "at least 1"),
+        ("train.batch_size", train.batch_size >= 1, "at least 1"),
+        ("train.learning_rate", train.learning_rate > 0, "above 0"),
+        ("train.weight_decay", train.weight_decay >= 0, "at least 0"),
+        ("train.label_smoothing", 0 <= train.label_smoothing < 1, "at least 0 and below 1"),
+        ("data.test_fold", config.data.test_fold >= 0, "at least 0"),
+        ("augment.shift", 0 <= config.augment.shift < 1, "at least 0 and below 1"),
+        ("augment.zoom", config.augment.zoom >= 0, "at least 0"),
+        ("augment.contrast", config.augment.contrast >= 0, "at least 0"),
+        ("seed", 0 <= config.seed < 2**32, "from 0 to 4294967295"),
+    ):
+        if not good:
+            raise UsageError(f"{name} must be {wanted}.")
+
+
+def _without_none(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_none(value) if isinstance(value, Mapping) else value
+        for key, value in table.items()
+        if value is not None
+    }
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}); check its name.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}; mend or remove that line.") from error
+
+
+def _build(kind: type, table: Mapping[str, Any], *, where: str, prefix: str = "") -> Any:
+    """Make a dataclass from a TOML table, section by section, checking every key and every value's type."""
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for key, value in table.items():
+        name = prefix + key
+        if key not in hints:
+            close = difflib.get_close_matches(key, hints, n=1)
+            known = f"did you mean {prefix}{close[0]}?" if close else f"known here: {', '.join(prefix + h for h in hints)}."
+            raise UsageError(f"{where}: unknown key {name}; {known}")
+        hint = hints[key]
+        if dataclasses.is_dataclass(hint):
+            if not isinstance(value, Mapping):
+                raise UsageError(f"{where}: {name} is a section, not a value; set a key below it, such as {name}.…")
+            values[key] = _build(typing.cast(type, hint), value, where=where, prefix=f"{name}.")
+        else:
+            values[key] = _typed(hint, value, f"{where}: {name}")
+    return kind(**values)
+
+
+def _typed(hint: Any, value: Any, name: str) -> Any:
+    if isinstance(hint, types.UnionType):
+        hint = next(arm for arm in hint.__args__ if arm is not type(None))
+        if value in (None, "none"):
+            return None
+    if typing.get_origin(hint) is Literal:
+        if value not in hint.__args__ or isinstance(value, bool):
+            raise UsageError(f"{name} must be one of {', '.join(map(str, hint.__args__))}, not {value!r}.")
+        return value
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+            raise UsageError(f"{name} must be a list of names, not {value!r}.")
+        return tuple(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise UsageError(f"{name} must be of type {hint.__name__}, not {value!r}.")
+    return value

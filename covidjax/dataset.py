@@ -1,0 +1,198 @@
+"""The prepared dataset on disk: a TFDS builder folder of ArrayRecord files, one split a fold, beside a manifest.
+
+``tfds.builder_from_directory(path)`` opens it, with or without this package. TensorFlow is not needed to read or write.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+import covidjax
+from covidjax.config import Preprocess, UserError
+from covidjax.pipeline import Source
+
+FORMAT = 1
+NAME = "covidjax"
+MANIFEST = "manifest.json"
+
+
+class Record(NamedTuple):
+    """One film of a dataset."""
+
+    image: np.ndarray
+    """uint8 ``[S, S, 1]``."""
+    label: str
+    patient: str
+    source: str
+    name: bytes
+    """The file's name, in the file system's own bytes."""
+    sha256: str
+    """Of the original file."""
+    view: str = ""
+
+
+class Writer:
+    """Writes records fold by fold and keeps the counts that the manifest states."""
+
+    def __init__(self, folder: Path, preprocess: Preprocess, folds: int):
+        size = preprocess.image_size
+        features = tfds.features.FeaturesDict(
+            {
+                # Raw bytes: the default encoding of a Tensor feature reads ten times slower.
+                "image": tfds.features.Tensor(shape=(size, size, 1), dtype=np.uint8, encoding="bytes"),
+                "label": tfds.features.ClassLabel(names=list(preprocess.classes)),
+                **{key: tfds.features.Text() for key in ("patient", "source", "name", "sha256", "view")},
+            }
+        )
+        identity = tfds.core.DatasetIdentity(
+            name=NAME, version=tfds.core.Version(f"{FORMAT}.0.0"), data_dir=str(folder), module_name=""
+        )
+        info = tfds.core.DatasetInfo(builder=identity, features=features, description="Chest X-rays for covidjax.")
+        self._writer = tfds.core.SequentialWriter(info, max_examples_per_shard=10_000, file_format="array_record")
+        self._writer.initialize_splits([f"fold{fold}" for fold in range(folds)])
+        self._folder, self._preprocess, self._folds = folder, preprocess, folds
+        self._classes = {label: Counter() for label in preprocess.classes}
+        self._sources: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self._patients: set[str] = set()
+        self._hash = hashlib.sha256(repr((FORMAT, preprocess)).encode())
+
+    def add(self, fold: int, record: Record) -> None:
+        """Append a record to a fold."""
+        self._writer.add_examples({f"fold{fold}": [record._asdict()]})
+        self._classes[record.label][fold] += 1
+        self._sources[record.source][record.label] += 1
+        self._patients.add(record.patient)
+        self._hash.update(f"{fold} {record.label} {record.sha256}\n".encode())
+
+    def close(self, **facts: Any) -> dict[str, Any]:
+        """Finish the files and write the manifest; ``facts`` are added to it. Returns the manifest.
+
+        Raises:
+          UserError: a class of which no film could be read.
+        """
+        for label, counts in self._classes.items():
+            if not counts:
+                raise UserError(
+                    f"No film of class {label} could be read; see the reasons with `covidjax score` on its folder."
+                )
+        self._writer.close_all()
+        manifest = {
+            "format": FORMAT,
+            "covidjax": covidjax.__version__,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "fingerprint": self._hash.hexdigest(),
+            "image_size": self._preprocess.image_size,
+            "lungs": self._preprocess.lungs,
+            "classes": list(self._preprocess.classes),
+            "folds": self._folds,
+            "images": sum(counts.total() for counts in self._classes.values()),
+            "patients": len(self._patients),
+            "per_class": {label: counts.total() for label, counts in self._classes.items()},
+            "per_fold": {
+                f"fold{fold}": {label: counts[fold] for label, counts in self._classes.items()}
+                for fold in range(self._folds)
+            },
+            "per_source": {source: dict(counts) for source, counts in self._sources.items()},
+            **facts,
+        }
+        (self._folder / MANIFEST).write_text(json.dumps(manifest, indent=2))
+        return manifest
+
+
+@contextlib.contextmanager
+def writing(out: Path, preprocess: Preprocess, folds: int) -> Iterator[Writer]:
+    """A writer whose dataset appears at ``out`` whole, when the block ends well, or not at all.
+
+    Raises:
+      UserError: ``out`` exists already, or cannot be written.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out} exists already; remove it or name another folder.")
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        for stale in out.parent.glob(f".{out.name}.partial-*"):
+            if not Path("/proc", stale.name.rpartition("-")[2]).exists() or stale == partial:
+                shutil.rmtree(stale, ignore_errors=True)
+        partial.mkdir()
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror}); name a folder that you may write to.") from error
+    try:
+        yield Writer(partial, preprocess, folds)
+        partial.rename(out)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror}); free some space or name another folder.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+class Dataset:
+    """A prepared dataset, opened for reading.
+
+    Raises:
+      UserError: no dataset, one of another format, or a damaged one.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        if not path.exists():
+            raise UserError(f"{path} does not exist; make it with `covidjax prepare SOURCE --out {path}`.")
+        if not (path / MANIFEST).is_file():
+            raise UserError(f"{path} is no prepared dataset; make one of it with `covidjax prepare {path} --out NAME`.")
+        try:
+            self.manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text())
+            if self.manifest["format"] != FORMAT:
+                raise UserError(f"{path} was prepared by another version of covidjax; prepare it again.")
+            self.preprocess = Preprocess(
+                self.manifest["image_size"], self.manifest["lungs"], tuple(self.manifest["classes"])
+            )
+            self.folds: int = self.manifest["folds"]
+            self.fingerprint: str = self.manifest["fingerprint"]
+            self._builder: Any = tfds.builder_from_directory(path)
+            for fold in range(self.folds):
+                if len(self.source([fold])) != self.class_counts([fold]).sum():
+                    raise ValueError(f"fold{fold} does not hold the records that the manifest tells of")
+        except UserError:
+            raise
+        # The file formats' own readers raise whatever they like on a damaged file.
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{path} is damaged ({reason}); prepare it again.") from error
+
+    def source(self, folds: Sequence[int]) -> Source:
+        """Random access to the records of some folds, in the order of the folds."""
+        return self._builder.as_data_source(split="+".join(f"fold{fold}" for fold in folds))
+
+    def class_counts(self, folds: Sequence[int]) -> np.ndarray:
+        """Images of each class in some folds, int ``[classes]``."""
+        per_fold = [list(self.manifest["per_fold"][f"fold{fold}"].values()) for fold in folds]
+        return np.asarray(per_fold, int).sum(0)
+
+    def split(self, test_fold: int, val_fold: int | None = None) -> tuple[list[int], list[int], list[int]]:
+        """Folds to train on, to test on and to validate on.
+
+        Raises:
+          UserError: a fold that there is not, or one fold for both.
+        """
+        for name, fold in (("test", test_fold), ("validation", val_fold)):
+            if fold is not None and not 0 <= fold < self.folds:
+                raise UserError(f"{self.path} has no {name} fold {fold}; choose one from 0 to {self.folds - 1}.")
+        if test_fold == val_fold:
+            raise UserError(f"Fold {test_fold} cannot be both test and validation fold; choose another --val-fold.")
+        held_out = {test_fold, val_fold}
+        training = [fold for fold in range(self.folds) if fold not in held_out]
+        if not training:
+            raise UserError(f"{self.path} has only {self.folds} folds, so none is left to train on; prepare more.")
+        return training, [test_fold], [] if val_fold is None else [val_fold]

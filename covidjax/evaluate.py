@@ -1,0 +1,153 @@
+"""Logits of every example of a fold, and what they say about a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from jax.typing import DTypeLike
+
+from covidjax import checkpoint, device, metrics, pipeline
+from covidjax.augment import normalise
+from covidjax.config import Preprocess, Run, UserError
+from covidjax.dataset import Dataset
+from covidjax.models import Network, Weights
+from covidjax.prepare import sample_dataset
+
+Predict = Callable[[Weights, Any], Array]
+"""Weights and uint8 images ``[B, S, S, 1]`` → float32 logits ``[B, classes]``; jitted."""
+
+
+def make_predict(network: Network, channels: int) -> Predict:
+    """The jitted forward pass from pixels to logits."""
+
+    @jax.jit
+    def predict(weights: Weights, images: Array) -> Array:
+        return network.apply(weights, normalise(images, channels))[0]
+
+    return predict
+
+
+def logits_of(predict: Predict, weights: Weights, batches: Iterable[pipeline.Batch]) -> tuple[np.ndarray, np.ndarray]:
+    """Logits float32 ``[N, classes]`` and labels int32 ``[N]`` of every real example; padding is dropped."""
+    pending, labels = [], []
+    for batch in batches:
+        pending.append((predict(weights, batch.images), batch.real))
+        labels.append(batch.labels[: batch.real])
+    logits = [np.asarray(values)[:count] for values, count in pending]
+    return np.concatenate(logits), np.concatenate(labels)
+
+
+class HeldOut(NamedTuple):
+    """Loss and accuracy of held-out examples."""
+
+    loss: float
+    accuracy: float
+
+
+def summary(logits: np.ndarray, labels: np.ndarray) -> HeldOut:
+    """Mean cross-entropy and accuracy."""
+    loss = optax.softmax_cross_entropy_with_integer_labels(jnp.asarray(logits), jnp.asarray(labels)).mean()
+    return HeldOut(float(loss), float((logits.argmax(-1) == labels).mean()))
+
+
+def open_dataset(path: str | Path, preprocess: Preprocess | None = None) -> Dataset:
+    """A prepared dataset, or the built-in sample for ``sample``.
+
+    Args:
+      path: its folder, or ``sample``.
+      preprocess: what a run was trained with; the dataset must have been prepared in the same way.
+
+    Raises:
+      UserError: there is none, or it was prepared with other options.
+    """
+    size = preprocess.image_size if preprocess else Preprocess().image_size
+    dataset = sample_dataset(size) if str(path) == "sample" else Dataset(Path(path))
+    if preprocess and dataset.preprocess != preprocess:
+        raise UserError(
+            f"{path} was prepared with {_options(dataset.preprocess)}, but the run was trained on {_options(preprocess)}; "
+            "prepare the films again with the run's options."
+        )
+    return dataset
+
+
+def _options(preprocess: Preprocess) -> str:
+    return f"--image-size {preprocess.image_size} --lungs {preprocess.lungs} --classes {len(preprocess.classes)}"
+
+
+class Loaded(NamedTuple):
+    """A trained run, ready to predict."""
+
+    run: Run
+    kind: str
+    """``best``, chosen by the validation fold, or ``last``."""
+    step: int
+    weights: Weights
+    network: Network
+
+
+def load_run(path: Path, dtype: DTypeLike = jnp.float32) -> Loaded:
+    """Settings and weights of a run: its best checkpoint where a validation fold chose one, else its last.
+
+    Raises:
+      UserError: no run, or no usable checkpoint in it.
+    """
+    if not path.exists():
+        raise UserError(f"{path} does not exist; name a folder that `covidjax train` made, such as one under runs/.")
+    run = Run.load(path / "config.toml")
+    network = Network(run.config.model, run.preprocess, dtype)
+    kind = "best" if checkpoint.steps(path, "best") else "last"
+    saved = checkpoint.restore(path, kind, network.abstract())
+    return Loaded(run, kind, saved.step, saved.weights, network)
+
+
+def newest_run(root: Path = Path("runs")) -> Path | None:
+    """The run under ``root`` whose checkpoint is the newest, or None."""
+    runs = [path.parent for path in root.glob("*/config.toml") if checkpoint.steps(path.parent, "last")]
+    return max(runs, key=lambda path: (path / "checkpoints" / "last").stat().st_mtime, default=None)
+
+
+class Evaluation(NamedTuple):
+    """What ``evaluate`` found."""
+
+    metrics: metrics.Metrics
+    described: str
+    """Which examples, in words."""
+    synthetic: bool
+
+
+def evaluate(path: Path, data: str | None = None, *, batch_size: int = 32) -> Evaluation:
+    """Metrics of a run on examples it was not trained on.
+
+    Args:
+      path: the run.
+      data: a prepared dataset; all of it is used, unless it is the one the run was trained on: then the test fold.
+      batch_size: images at a time.
+
+    Raises:
+      UserError: no run, no dataset, or a dataset prepared with other options.
+    """
+    device.start()
+    loaded = load_run(path)
+    run = loaded.run
+    dataset = open_dataset(data or run.config.data.path, run.preprocess)
+    if dataset.fingerprint == run.dataset:
+        folds, described = [run.config.data.test_fold], f"test fold {run.config.data.test_fold} of {dataset.path}"
+    elif data is None:
+        raise UserError(
+            f"{run.config.data.path} is no longer the dataset that {path} was trained on, so its test fold is not "
+            "held out; name a dataset with --data."
+        )
+    else:
+        folds, described = list(range(dataset.folds)), f"all of {dataset.path}"
+    predict = make_predict(loaded.network, run.config.model.channels)
+    logits, labels = logits_of(predict, loaded.weights, pipeline.eval_batches(dataset.source(folds), batch_size))
+    found = metrics.measure(labels, logits.argmax(-1), run.preprocess.classes)
+    synthetic = "synthetic" in dataset.manifest["per_source"]
+    return Evaluation(found, described, synthetic)

@@ -1,0 +1,77 @@
+"""The networks by name, as pure functions of their weights.
+
+Flax NNX's own transformations walk the Python object graph at every call, which costs a network this small more than
+its layers do; so a network is split once here, and plain ``jax.jit`` does the rest.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+
+from covidjax.config import ModelConfig, Preprocess
+from covidjax.models.darkcovidnet import DarkCovidNet
+
+NETWORKS = {"darkcovidnet": DarkCovidNet}
+
+
+class Weights(NamedTuple):
+    """All arrays of a network, as nested dictionaries of float32 arrays."""
+
+    params: Any
+    batch_stats: Any
+
+
+class Network:
+    """A network without its weights.
+
+    Args:
+      model: which, and with how many input channels.
+      preprocess: image size and classes.
+      dtype: of convolutions and activations.
+    """
+
+    def __init__(self, model: ModelConfig, preprocess: Preprocess, dtype: DTypeLike = jnp.float32):
+        def make(seed: int | Array) -> nnx.Module:
+            kind = NETWORKS[model.name]
+            return kind(
+                preprocess.image_size, model.channels, len(preprocess.classes), dtype=dtype, rngs=nnx.Rngs(params=seed)
+            )
+
+        self._make = make
+        self._graph, self._params, self._stats = nnx.split(nnx.eval_shape(lambda: make(0)), nnx.Param, nnx.BatchStat)
+
+    def init(self, seed: int) -> Weights:
+        """Fresh weights, drawn as PyTorch draws them."""
+        _, params, stats = nnx.split(self._make(seed), nnx.Param, nnx.BatchStat)
+        return Weights(nnx.to_pure_dict(params), nnx.to_pure_dict(stats))
+
+    def abstract(self) -> Weights:
+        """Shapes and dtypes of the weights."""
+        return Weights(nnx.to_pure_dict(self._params), nnx.to_pure_dict(self._stats))
+
+    def apply(
+        self, weights: Weights, images: Array, *, train: bool = False
+    ) -> tuple[Array, dict[str, Array], dict[str, Any]]:
+        """Logits ``[B, classes]``, named maps and the new batch statistics for normalised images ``[B, S, S, C]``."""
+        params, stats = (
+            jax.tree.map(lambda variable, value: variable.replace(value), state, nnx.State(pure), is_leaf=_is_variable)
+            for state, pure in ((self._params, weights.params), (self._stats, weights.batch_stats))
+        )
+        model = nnx.merge(self._graph, params, stats, copy=True)
+        logits, maps = model(images, train=train)
+        return logits, maps, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+
+
+def _is_variable(leaf: object) -> bool:
+    return isinstance(leaf, nnx.Variable)
+
+
+def count_parameters(weights: Weights) -> int:
+    """Trainable numbers of a network; batch statistics are not among them."""
+    return sum(leaf.size for leaf in jax.tree.leaves(weights.params))

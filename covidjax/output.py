@@ -1,0 +1,114 @@
+"""Rows of scores to a file: CSV, JSON lines or Parquet, by the file's ending."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from covidjax.config import UserError
+from covidjax.score import Row
+
+ENDINGS = (".csv", ".jsonl", ".parquet")
+
+
+class RowWriter(Protocol):
+    """Takes rows one by one; what was written is kept even when the work breaks off."""
+
+    def write(self, row: Row) -> None: ...
+    def close(self) -> None: ...
+
+
+@contextlib.contextmanager
+def open_output(path: Path, classes: Sequence[str]) -> Iterator[RowWriter]:
+    """A writer for a file ending in ``.csv``, ``.jsonl`` or ``.parquet``; a file that is there is replaced.
+
+    Raises:
+      UserError: another ending, a place that cannot be written, Parquet without pyarrow.
+    """
+    kinds = {".csv": _Csv, ".jsonl": _JsonLines, ".parquet": _Parquet}
+    kind = kinds.get(path.suffix.lower())
+    if kind is None:
+        raise UserError(f"{path} has none of the endings {', '.join(ENDINGS)}, which choose the format; name it so.")
+    try:
+        writer = kind(path, classes)
+        try:
+            yield writer
+        finally:
+            writer.close()
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{path} cannot be written ({reason}); name a file in a folder that you may write to.") from error
+
+
+class _Csv:
+    def __init__(self, path: Path, classes: Sequence[str]):
+        # surrogateescape: a file name that is no UTF-8 comes out as the bytes it is.
+        self._file = path.open("w", newline="", encoding="utf-8", errors="surrogateescape")
+        columns = list(Row("", "", "", None, {}, "").cells(classes))
+        self._writer = csv.DictWriter(self._file, columns, lineterminator="\n")
+        self._writer.writeheader()
+        self._classes = classes
+
+    def write(self, row: Row) -> None:
+        self._writer.writerow({key: _rounded(value) for key, value in row.cells(self._classes).items()})
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _JsonLines:
+    def __init__(self, path: Path, classes: Sequence[str]):
+        self._file = path.open("w", encoding="utf-8")
+        self._classes = classes
+
+    def write(self, row: Row) -> None:
+        cells = {key: _rounded(value) for key, value in row.cells(self._classes).items()}
+        self._file.write(json.dumps(cells) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Parquet:
+    GROUP = 1024
+    """Rows held in memory before they are written as one row group."""
+
+    def __init__(self, path: Path, classes: Sequence[str]):
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ImportError:
+            raise UserError(f"{path} needs pyarrow; run `pip install 'covidjax[parquet]'` or write .csv.") from None
+        numbers = {"confidence", *(f"p_{name}" for name in classes)}
+        columns = Row("", "", "", None, {}, "").cells(classes)
+        self._schema = pyarrow.schema([(n, pyarrow.float32() if n in numbers else pyarrow.string()) for n in columns])
+        self._table = pyarrow.Table.from_pylist
+        self._writer = pyarrow.parquet.ParquetWriter(path, self._schema)
+        self._classes = classes
+        self._rows: list[dict[str, Any]] = []
+
+    def write(self, row: Row) -> None:
+        cells = row.cells(self._classes)
+        # Parquet's text is UTF-8: a name that is not stands with escapes.
+        cells["path"] = row.path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        self._rows.append(cells)
+        if len(self._rows) == self.GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._writer.write_table(self._table(self._rows, schema=self._schema))
+            self._rows.clear()
+
+    def close(self) -> None:
+        self._flush()
+        self._writer.close()
+
+
+def _rounded(value: Any) -> Any:
+    """Probabilities to six decimals: float32 has no more to tell."""
+    return round(value, 6) if isinstance(value, float) else value

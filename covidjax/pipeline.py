@@ -1,0 +1,120 @@
+"""Grain loaders: films from plain files, for ``prepare`` and ``score``, and batches from a prepared dataset.
+
+Pixels stay uint8 here; everything numeric happens on the device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import grain
+import numpy as np
+
+from covidjax import radiograph
+from covidjax.config import Preprocess, UserError
+
+
+class Film(NamedTuple):
+    """What became of one file."""
+
+    path: str
+    image: np.ndarray | None
+    """uint8 ``[S, S, 1]``, or None where the file could not be read."""
+    error: str
+    """Why not; empty for a film that was read."""
+    sha256: str
+    """Of the file's bytes, hexadecimal; empty where there were none."""
+    decode_seconds: float
+    """Reading, decoding and resizing, on the worker that did it."""
+
+
+class Batch(NamedTuple):
+    """A batch of constant size; ``real`` examples come first, the rest is padding."""
+
+    images: np.ndarray
+    """uint8 ``[B, S, S, 1]``."""
+    labels: np.ndarray
+    """int32 ``[B]``."""
+    real: int
+
+
+class Source(Protocol):
+    """Random access to the records of a prepared dataset."""
+
+    def __len__(self) -> int: ...
+    def __getitems__(self, rows: Sequence[int]) -> Sequence[dict[str, Any]]: ...
+
+
+def workers_or_default(workers: int | None) -> int:
+    """Threads that decode: one for each core this process may use, unless told otherwise."""
+    return workers or len(os.sched_getaffinity(0))
+
+
+def open_film(path: str | os.PathLike[str], preprocess: Preprocess) -> Film:
+    """Read a file as a model is to see it. Never raises for the file's faults: they are in ``error``."""
+    start = time.perf_counter()
+    image, error, digest = None, "", ""
+    try:
+        try:
+            with open(path, "rb") as file:
+                data = file.read()
+        except OSError as fault:
+            raise radiograph.RadiographError(f"cannot be opened: {fault.strerror}") from fault
+        digest = hashlib.sha256(data).hexdigest()
+        # Twice the final size: a JPEG decoded smaller than that would lose detail to the two resizings in a row.
+        gray = radiograph.read(data, at_least=2 * preprocess.image_size)
+        image = radiograph.resize(gray, preprocess.image_size)[..., None]
+    except radiograph.RadiographError as fault:
+        error = str(fault)
+    return Film(os.fspath(path), image, error, digest, time.perf_counter() - start)
+
+
+def films(paths: Sequence[str | os.PathLike[str]], preprocess: Preprocess, *, workers: int | None = None) -> Iterator[Film]:
+    """Every file in order, decoded by ``workers`` threads ahead of the reader; memory is bounded by the buffer."""
+    if not paths:
+        return iter(())
+    threads = workers_or_default(workers)
+    dataset = grain.MapDataset.source(paths).map(lambda path: open_film(path, preprocess))
+    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 32)))
+
+
+def order(count: int, batch_size: int, *, seed: int, epoch: int) -> np.ndarray:
+    """The rows of each step of an epoch, int32 ``[steps, batch]``: shuffled, the incomplete last batch left out."""
+    batch = min(batch_size, count)
+    shuffled = np.random.default_rng([seed, epoch]).permutation(count).astype(np.int32)
+    return shuffled[: count // batch * batch].reshape(-1, batch)
+
+
+def _stack(source: Source, rows: np.ndarray, size: int | None = None) -> Batch:
+    records = source.__getitems__(rows.tolist())
+    images = np.stack([record["image"] for record in records])
+    labels = np.asarray([record["label"] for record in records], np.int32)
+    if missing := (size or len(rows)) - len(rows):
+        images = np.concatenate([images, np.zeros((missing, *images.shape[1:]), np.uint8)])
+        labels = np.concatenate([labels, np.zeros(missing, np.int32)])
+    return Batch(images, labels, len(rows))
+
+
+def train_batches(source: Source, steps: np.ndarray) -> Iterator[Batch]:
+    """The batches whose rows ``order`` gave, read one ahead of the training step."""
+    dataset = grain.MapDataset.source(list(steps)).map(lambda rows: _stack(source, rows))
+    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
+
+
+def eval_batches(source: Source, batch_size: int) -> Iterator[Batch]:
+    """Every record once, in order; the last batch is padded to the common size."""
+    rows = np.arange(len(source))
+    batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    dataset = grain.MapDataset.source(batches).map(lambda rows: _stack(source, rows, batch_size))
+    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
+
+
+def load_all(source: Source) -> Batch:
+    """Every record at once, in order."""
+    if not len(source):
+        raise UserError("the chosen folds hold no image; prepare the dataset again with fewer folds.")
+    return _stack(source, np.arange(len(source)))

@@ -1,0 +1,103 @@
+"""One film: a file, or its bytes, to gray pixels.
+
+Whatever the file's colour mode, what comes back is one gray channel, 8 bits, upright. What cannot be read raises
+:class:`RadiographError`, whose message is the reason, ready to be shown in a table row.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from covidjax.config import UserError
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".tif", ".tiff", ".webp"})
+"""File endings that are taken for films when a folder is read; a file that is named itself may have any ending."""
+
+LARGEST = 200_000_000
+"""Most pixels that are decoded. The largest detectors give some 20 million; more is a mistake or a bomb."""
+
+SMALLEST = 32
+"""Least height and width in pixels in which a chest can be told at all."""
+
+# Pillow refuses twice this number of itself, before it allocates anything.
+Image.MAX_IMAGE_PIXELS = LARGEST // 2
+
+
+class RadiographError(UserError):
+    """A film that cannot be read; the message says why."""
+
+
+def read(source: str | os.PathLike[str] | bytes, *, at_least: int | None = None) -> np.ndarray:
+    """Decode a film to gray uint8 ``[height, width]``.
+
+    Args:
+      source: a path, or the file's bytes.
+      at_least: a side in pixels that suffices. A JPEG more than twice as large is decoded at a half, a quarter or an
+        eighth of its size, the smallest that still has this many pixels on its shorter side: several times faster.
+
+    Returns:
+      uint8 ``[height, width]``, larger is brighter in the file. 16-bit pixels are stretched linearly from their own
+      least to their own greatest value; transparent pixels become black; EXIF orientation is applied.
+
+    Raises:
+      RadiographError: missing, empty, truncated, not an image, below 32 pixels a side or above 200 megapixels.
+    """
+    if not isinstance(source, bytes):
+        try:
+            source = Path(source).read_bytes()
+        except IsADirectoryError:
+            raise RadiographError("this is a folder, not a film") from None
+        except FileNotFoundError:
+            raise RadiographError("no such file") from None
+        except OSError as error:
+            raise RadiographError(f"cannot be opened: {error.strerror}") from error
+    if not source:
+        raise RadiographError("the file is empty (0 bytes)")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # sizes between half and all of LARGEST, broken EXIF
+            with Image.open(io.BytesIO(source)) as image:
+                return _gray(image, at_least)
+    except Image.DecompressionBombError:
+        raise RadiographError(f"more than {LARGEST // 1_000_000} megapixels, which no film has") from None
+    except Image.UnidentifiedImageError:
+        raise RadiographError("not an image in a known format (PNG, JPEG, BMP, TIFF, WebP)") from None
+    except RadiographError:
+        raise
+    # A damaged file can raise nearly anything from a decoder; whatever it is, it is this file's own fault.
+    except Exception as error:
+        raise RadiographError(f"damaged: {' '.join(str(error).split()) or type(error).__name__}") from error
+
+
+def _gray(image: Image.Image, at_least: int | None) -> np.ndarray:
+    if min(image.size) < SMALLEST:
+        raise RadiographError(f"{image.width}×{image.height} pixels; a film has at least {SMALLEST}×{SMALLEST}")
+    if image.format == "JPEG" and at_least and image.mode in ("L", "RGB"):
+        image.draft("L", (at_least, at_least))
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I") or upright.mode == "F":
+        return _stretch(np.asarray(upright))
+    if "A" in upright.mode or "transparency" in upright.info:
+        upright = upright.convert("RGBA")
+        black = Image.new("RGBA", upright.size, (0, 0, 0, 255))
+        upright = Image.alpha_composite(black, upright)
+    return np.asarray(upright.convert("L"))
+
+
+def _stretch(pixels: np.ndarray) -> np.ndarray:
+    low, high = float(pixels.min()), float(pixels.max())
+    scale = 255 / (high - low) if high > low else 0.0
+    return np.rint((pixels.astype(np.float32) - low) * scale).astype(np.uint8)
+
+
+def resize(gray: np.ndarray, size: int) -> np.ndarray:
+    """Resize uint8 ``[height, width]`` to ``[size, size]``, bilinear with antialiasing; the aspect is not kept."""
+    if gray.shape == (size, size):
+        return gray
+    return np.asarray(Image.fromarray(gray).resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0))

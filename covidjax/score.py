@@ -1,0 +1,263 @@
+"""Scoring films: a trained classifier, and a stream of rows, one for every file."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from covidjax import device, pipeline, radiograph
+from covidjax.collections.folder import class_of
+from covidjax.config import Preprocess, Run, UserError
+from covidjax.evaluate import Loaded, load_run, make_predict
+from covidjax.models import Weights
+
+
+class Row(NamedTuple):
+    """What became of one file."""
+
+    path: str
+    status: str
+    """``ok`` or ``error``."""
+    prediction: str
+    """Class name; empty on an error."""
+    confidence: float | None
+    """Probability of the prediction."""
+    probabilities: dict[str, float]
+    """By class name; empty on an error."""
+    error: str
+    """The reason; empty where there is none."""
+
+    def cells(self, classes: Sequence[str]) -> dict[str, Any]:
+        """The output columns, ``path,status,prediction,confidence,p_<class>…,error``."""
+        return {
+            "path": self.path,
+            "status": self.status,
+            "prediction": self.prediction,
+            "confidence": self.confidence,
+            **{f"p_{name}": self.probabilities.get(name) for name in classes},
+            "error": self.error,
+        }
+
+
+class Timing:
+    """Seconds by stage of a scoring run. Decoding goes on beside the model, on several threads, whose times are added up;
+    so the stages do not add up to the wall time."""
+
+    def __init__(self) -> None:
+        self.decode = self.model = self.write = 0.0
+        self.files = self.films = 0
+        self._start = time.perf_counter()
+        self.wall = 0.0
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Counts the time of the block as writing."""
+        start = time.perf_counter()
+        yield
+        self.write += time.perf_counter() - start
+
+    def stop(self) -> None:
+        """Take the wall time."""
+        self.wall = time.perf_counter() - self._start
+
+    def stages(self) -> list[tuple[str, float, int]]:
+        """(stage, seconds, images)."""
+        return [
+            ("decode", self.decode, self.files),
+            ("model", self.model, self.films),
+            ("write", self.write, self.files),
+            ("wall", self.wall, self.files),
+        ]
+
+
+class Classifier:
+    """A trained run, ready to score films. Made by ``Classifier.load`` or ``covidjax.load``.
+
+    Attributes:
+      classes: class names, in the order of the probabilities.
+      run: settings and preprocessing of the run.
+    """
+
+    def __init__(self, loaded: Loaded):
+        self.run: Run = loaded.run
+        self.preprocess: Preprocess = loaded.run.preprocess
+        self.classes = self.preprocess.classes
+        self.checkpoint = f"{loaded.kind} checkpoint, step {loaded.step}"
+        self._weights: Weights = jax.device_put(loaded.weights)
+        self._predict = make_predict(loaded.network, loaded.run.config.model.channels)
+
+    @classmethod
+    def load(cls, run: str | os.PathLike[str], *, device: str = "auto") -> Classifier:
+        """Load a run.
+
+        Args:
+          run: its folder.
+          device: ``auto``, ``cpu`` or ``gpu``.
+
+        Raises:
+          UserError: no run, a damaged checkpoint, no such device.
+        """
+        return cls(_load_on(Path(run), device))
+
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        """uint8 ``[B, S, S, 1]``, preprocessed → float32 ``[B, classes]``, each row adding up to 1."""
+        return np.asarray(_softmax(self._predict(self._weights, images)))
+
+    def score(
+        self,
+        paths: Iterable[str | os.PathLike[str]],
+        *,
+        batch_size: int = 32,
+        workers: int | None = None,
+        timing: Timing | None = None,
+    ) -> Iterator[Row]:
+        """One row for every file, in order. Decoding runs ahead of the model on threads; memory is bounded.
+
+        Args:
+          paths: files; folders are not searched here, see ``find_films``.
+          batch_size: images in one call of the model; the last batch is padded, so one shape is compiled.
+          workers: decoding threads; one a core if None.
+          timing: filled in as the rows are taken.
+        """
+        timing = timing or Timing()
+        paths = list(paths)
+        batch_size = min(batch_size, 1 << max(len(paths) - 1, 0).bit_length())
+        size = self.preprocess.image_size
+        waiting: list[tuple[list[pipeline.Film], Any]] = []
+        for films in _grouped(pipeline.films(paths, self.preprocess, workers=workers), batch_size):
+            timing.files += len(films)
+            timing.decode += sum(film.decode_seconds for film in films)
+            images = [film.image for film in films if film.image is not None]
+            result = None
+            if images:
+                start = time.perf_counter()
+                batch = np.zeros((batch_size, size, size, 1), np.uint8)
+                batch[: len(images)] = images
+                result = _softmax(self._predict(self._weights, batch))
+                timing.model += time.perf_counter() - start
+                timing.films += len(images)
+            waiting.append((films, result))
+            # The rows of the batch before: its result was computed while this one was decoded.
+            if len(waiting) > 1:
+                yield from self._rows(*waiting.pop(0), timing)
+        for films, result in waiting:
+            yield from self._rows(films, result, timing)
+
+    def _rows(self, films: list[pipeline.Film], result: Any, timing: Timing) -> Iterator[Row]:
+        start = time.perf_counter()
+        values = iter(()) if result is None else iter(np.asarray(result).tolist())
+        timing.model += time.perf_counter() - start
+        for film in films:
+            if film.image is None:
+                yield Row(film.path, "error", "", None, {}, film.error)
+                continue
+            probabilities = dict(zip(self.classes, next(values), strict=True))
+            best = max(probabilities, key=probabilities.__getitem__)
+            yield Row(film.path, "ok", best, probabilities[best], probabilities, "")
+
+
+@jax.jit
+def _softmax(logits: jax.Array) -> jax.Array:
+    return jax.nn.softmax(logits)
+
+
+def _load_on(run: Path, name: str) -> Loaded:
+    where = device.start(name)
+    if not (run / "config.toml").is_file():
+        return load_run(run)  # says what is wrong
+    choice = Run.load(run / "config.toml").config.train.precision
+    return load_run(run, device.precision(choice, where)[0])
+
+
+def _grouped(films: Iterator[pipeline.Film], size: int) -> Iterator[list[pipeline.Film]]:
+    """Groups of up to ``size`` readable films; the unreadable ones between them travel along, so order is kept."""
+    group: list[pipeline.Film] = []
+    readable = 0
+    for film in films:
+        group.append(film)
+        readable += film.image is not None
+        # A long run of bad files must not pile up either.
+        if readable == size or len(group) == 4 * size:
+            yield group
+            group, readable = [], 0
+    if group:
+        yield group
+
+
+class Found(NamedTuple):
+    """What ``find_films`` found."""
+
+    paths: list[str]
+    passed_over: int
+    """Files in folders that are no images, by their ending."""
+
+
+def find_films(paths: Sequence[Path]) -> Found:
+    """All films below the given folders, sorted by name, and every other given path as it is, in the order given.
+
+    Raises:
+      UserError: nothing found.
+    """
+    found: list[str] = []
+    passed_over = 0
+    for path in paths:
+        if not path.is_dir():
+            found.append(os.fspath(path))
+            continue
+        for directory, subfolders, names in os.walk(path):
+            subfolders.sort()
+            films = [name for name in sorted(names) if Path(name).suffix.lower() in radiograph.SUFFIXES]
+            found.extend(os.path.join(directory, name) for name in films)
+            passed_over += len(names) - len(films)
+    if not found:
+        endings = ", ".join(sorted(radiograph.SUFFIXES))
+        raise UserError(f"There is no film in {', '.join(map(str, paths))}; files ending in {endings} are looked for.")
+    return Found(found, passed_over)
+
+
+Truth = Callable[[str], str | None]
+"""Path → class name, or None where it is not known."""
+
+
+def truth_from_folders(classes: Sequence[str]) -> Truth:
+    """The class of a film that lies in a folder named after one of the model's classes (``Covid-19``, ``NORMAL``, …)."""
+
+    def look_up(path: str) -> str | None:
+        label = class_of(Path(path).parent.name)
+        return label if label in classes else None
+
+    return look_up
+
+
+def truth_from_csv(file: Path, classes: Sequence[str]) -> Truth:
+    """Looks a film's class up in a table with the columns ``path`` and ``label``, by its path or by its file name alone.
+
+    Raises:
+      UserError: no such file or columns, a label that is none of the model's classes, one name with two labels.
+    """
+    labels: dict[str, str] = {}
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as handle:
+            reader = csv.DictReader(handle)
+            if not {"path", "label"} <= set(reader.fieldnames or ()):
+                raise UserError(f"{file} has no columns named path and label; give it that header.")
+            for row in reader:
+                label = class_of(row["label"] or "")
+                if label is None or label not in classes:
+                    raise UserError(
+                        f"{file}, line {reader.line_num}: {row['label']!r} is no class of the model; "
+                        f"use one of {', '.join(classes)}."
+                    )
+                if labels.setdefault(row["path"], label) != label:
+                    raise UserError(f"{file} gives {row['path']} two labels; remove one.")
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{file} cannot be read as CSV ({error}); check the file.") from error
+    return lambda path: labels.get(path) or labels.get(Path(path).name)

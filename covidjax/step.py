@@ -1,0 +1,130 @@
+"""One step of training: the state, the learning rate, the loss, the update. All of it runs on the device.
+
+The recipe is that of the paper's framework (fastai): Adam, one-cycle learning rate, cross-entropy. Every random draw
+follows from the seed and the step's number, and every sum from the state, so the same state goes on to the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from covidjax.augment import augment, normalise
+from covidjax.config import Config, TrainConfig
+from covidjax.models import Network, Weights
+
+_FIRST_SCALE, _SCALE_GROWTH_STEPS = 2.0**15, 1000
+
+
+class Scale(NamedTuple):
+    """Dynamic loss scaling for float16 (Micikevicius et al. 2018, section 3.2); constant 1 for other precisions."""
+
+    value: Array
+    good_steps: Array
+
+
+class Totals(NamedTuple):
+    """Sums over the epoch so far."""
+
+    loss: Array
+    correct: Array
+    images: Array
+
+
+class State(NamedTuple):
+    """All that changes in training; lives on the device and is donated to every step."""
+
+    step: Array
+    weights: Weights
+    optimizer: optax.OptState
+    scale: Scale
+    totals: Totals
+    bad_step: Array
+    """First step whose loss was not finite, or -1."""
+
+
+def learning_rate(config: TrainConfig, steps: int) -> optax.Schedule:
+    """Step → learning rate: constant, or one cycle (Smith 2018) with fastai's figures: from a 25th of the peak up to it
+    in the first 30 % of the steps and down to almost nothing, both along a cosine."""
+    if config.schedule == "constant":
+        return optax.constant_schedule(config.learning_rate)
+    return optax.cosine_onecycle_schedule(max(steps, 2), config.learning_rate, 0.3, 25.0, 1e5)
+
+
+def class_weights(config: TrainConfig, counts: np.ndarray) -> np.ndarray:
+    """Weight of each class in the loss, float32 ``[classes]``."""
+    if config.class_weights == "none":
+        return np.ones(len(counts), np.float32)
+    return (counts.sum() / (len(counts) * np.maximum(counts, 1))).astype(np.float32)
+
+
+def make_step(
+    config: Config, network: Network, optimizer: optax.GradientTransformation, weights_of_classes: np.ndarray, scaled: bool
+) -> Callable[[State, Array, Array], State]:
+    """One step of training, to be jitted: (state, uint8 images ``[B, S, S, 1]``, int32 labels ``[B]``) → state."""
+    key = jax.random.key(config.seed)
+    smoothing = config.train.label_smoothing
+
+    def step(state: State, images: Array, labels: Array) -> State:
+        seen = augment(jax.random.fold_in(key, state.step), images, config.augment)
+        inputs = normalise(seen, config.model.channels)
+
+        def loss_of(params: Any) -> tuple[Array, tuple[Array, Array, dict[str, Any]]]:
+            logits, _, stats = network.apply(Weights(params, state.weights.batch_stats), inputs, train=True)
+            targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
+            importance = jnp.asarray(weights_of_classes)[labels]
+            losses = optax.softmax_cross_entropy(logits, targets)
+            loss = jnp.sum(losses * importance) / jnp.sum(importance)
+            return loss * state.scale.value, (loss, logits, stats)
+
+        (_, (loss, logits, stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.weights.params)
+        grads = jax.tree.map(lambda g: g / state.scale.value, grads)
+        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.weights.params)
+        weights = Weights(optax.apply_updates(state.weights.params, updates), stats)
+        scale, bad = state.scale, ~jnp.isfinite(loss)
+        if scaled:
+            finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(grads)]))
+            # A step that overflowed is left out, with a smaller scale for the next; one that cannot be made
+            # smaller has diverged.
+            weights, optimizer_state = jax.tree.map(
+                lambda new, old: jnp.where(finite, new, old),
+                (weights, optimizer_state),
+                (state.weights, state.optimizer),
+            )
+            grow = finite & (scale.good_steps + 1 >= _SCALE_GROWTH_STEPS)
+            value = jnp.where(grow, scale.value * 2, jnp.where(finite, scale.value, scale.value / 2))
+            good_steps = jnp.where(finite & ~grow, scale.good_steps + 1, 0)
+            bad = ~finite & (value < 1)
+            scale = Scale(jnp.maximum(value, 1.0), good_steps)
+        totals = Totals(
+            state.totals.loss + loss * len(labels),
+            state.totals.correct + jnp.sum(jnp.argmax(logits, -1) == labels),
+            state.totals.images + len(labels),
+        )
+        bad_step = jnp.where((state.bad_step < 0) & bad, state.step, state.bad_step)
+        return State(state.step + 1, weights, optimizer_state, scale, totals, bad_step)
+
+    return step
+
+
+def zero_totals() -> Totals:
+    return Totals(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+
+def initial_state(weights: Weights, optimizer: optax.GradientTransformation, scaled: bool) -> State:
+    """The state before the first step."""
+    scale = Scale(jnp.float32(_FIRST_SCALE if scaled else 1.0), jnp.int32(0))
+    return State(jnp.int32(0), weights, optimizer.init(weights.params), scale, zero_totals(), jnp.int32(-1))
+
+
+def make_optimizer(config: TrainConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+    """Adam (Kingma and Ba 2015), or AdamW where there is weight decay (Loshchilov and Hutter 2019)."""
+    if config.weight_decay:
+        return optax.adamw(rate, weight_decay=config.weight_decay)
+    return optax.adam(rate)

@@ -1,0 +1,354 @@
+"""Training a network: data, model, state, loop, result; ``train`` reads from top to bottom.
+
+A run that was stopped anywhere goes on from its last checkpoint to the same bits as one that never was: the order of
+the images follows from the seed and the epoch, everything else from the state (see ``covidjax.step``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+import optax
+
+from covidjax import checkpoint, device, metrics, pipeline
+from covidjax.config import Config, Run, UserError
+from covidjax.dataset import Dataset
+from covidjax.evaluate import HeldOut, load_run, logits_of, make_predict, summary
+from covidjax.models import Network, count_parameters
+from covidjax.step import State, class_weights, initial_state, learning_rate, make_optimizer, make_step, zero_totals
+
+SCAN_STEPS = 512
+"""Steps that are one compiled scan on an accelerator, with no host work between them. On a CPU they are called one by
+one: XLA's CPU backend computes a convolution inside a loop with scalar code, forty times slower."""
+
+
+class Interrupted(UserError):
+    """Training was asked to stop and saved its state first."""
+
+
+class Progress(Protocol):
+    """Told how training goes on."""
+
+    def begin(self, device_name: str, images: int, steps: int, parameters: int, precision: str) -> None:
+        """Before the first step: what is trained on what."""
+
+    def step(self, epoch: int, step: int, loss: float, accuracy: float, images_per_second: float) -> None:
+        """After every call of the device, with the means of the epoch so far."""
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """After every epoch, with the line for ``metrics.jsonl``."""
+
+
+@dataclass
+class Timing:
+    """Seconds by stage, and images handled where that makes sense."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    images: dict[str, int] = field(default_factory=dict)
+
+    def add(self, stage: str, since: float, images: int = 0) -> None:
+        """Add the time since then to a stage."""
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - since
+        if images:
+            self.images[stage] = self.images.get(stage, 0) + images
+
+
+class Result(NamedTuple):
+    """What a finished run amounts to."""
+
+    metrics: metrics.Metrics
+    """On the test fold."""
+    checkpoint: str
+    """Which checkpoint was tested: ``last``, or ``best`` by the validation fold."""
+    history: list[dict[str, Any]]
+    """The lines of ``metrics.jsonl``."""
+    timing: Timing
+    """Of this call: what came before a resumption is not in it."""
+    parameters: int
+
+
+Steps = Callable[[State, np.ndarray], Iterator[tuple[State, int]]]
+"""Takes the state through the steps whose rows ``[steps, batch]`` are given; yields it, with the number of steps done,
+after every call of the device."""
+
+
+def train(
+    config: Config,
+    dataset: Dataset,
+    run: Path,
+    *,
+    resume: bool = False,
+    progress: Progress,
+    stop: Callable[[], bool] = lambda: False,
+) -> Result:
+    """Train a network on the training folds of a dataset and test it on its test fold.
+
+    Args:
+      config: all settings.
+      dataset: what to train on.
+      run: a folder for ``config.toml``, ``metrics.jsonl`` and ``checkpoints/``.
+      resume: go on from the run's last checkpoint; the settings must be those it was begun with.
+      progress: told how it goes on.
+      stop: asked after every call of the device; once it says so, the state is saved and Interrupted raised.
+
+    Raises:
+      Interrupted: by ``stop``.
+      UserError: diverged training, folds that there are not, a checkpoint that does not fit.
+    """
+    began = time.perf_counter()
+    timing = Timing()
+    settings = config.train
+    where = device.start()
+
+    # Data: which folds, how many steps.
+    training_folds, test_folds, val_folds = dataset.split(config.data.test_fold, config.data.val_fold)
+    source = dataset.source(training_folds)
+    held_out = {"test": dataset.source(test_folds)} | ({"val": dataset.source(val_folds)} if val_folds else {})
+    batch = min(settings.batch_size, len(source))
+    epoch_steps = len(source) // batch
+
+    # Model, optimizer, step.
+    dtype, scaled = device.precision(settings.precision, where)
+    network = Network(config.model, dataset.preprocess, dtype)
+    rate = learning_rate(settings, epoch_steps * settings.epochs)
+    optimizer = make_optimizer(settings, rate)
+    weights_of_classes = class_weights(settings, dataset.class_counts(training_folds))
+    step = make_step(config, network, optimizer, weights_of_classes, scaled)
+    predict = make_predict(network, config.model.channels)
+
+    # State: fresh, or from the last checkpoint.
+    run.mkdir(parents=True, exist_ok=True)
+    log = run / "metrics.jsonl"
+    best: list[float] | None = None
+    if resume and checkpoint.steps(run, "last"):
+        template = jax.eval_shape(lambda: initial_state(network.init(0), optimizer, scaled))
+        saved = checkpoint.restore(run, "last", template.weights, _without_weights(template))
+        state = State(weights=saved.weights, **saved.training)
+        best = saved.facts["best"]
+        _keep_epochs(log, saved.facts["epoch"])
+    else:
+        state = initial_state(network.init(config.seed), optimizer, scaled)
+        checkpoint.clear(run)
+        _keep_epochs(log, 0)
+        Run(config, dataset.preprocess, dataset.fingerprint).save(run / "config.toml")
+    done = int(state.step)
+    progress.begin(_name(where), len(source), epoch_steps, count_parameters(state.weights), np.dtype(dtype).name)
+
+    # The way from rows to steps: images on the device, in memory, or streamed.
+    size = len(source) * dataset.preprocess.image_size**2
+    in_memory = settings.cache == "device" or (settings.cache == "auto" and device.fits(size, where))
+    compiled = _compile_once(timing)
+    if not in_memory:
+        steps = _streamed(step, source, compiled)
+    else:
+        start = time.perf_counter()
+        data = pipeline.load_all(source)
+        timing.add("load", start, len(source))
+        steps = _one_by_one(step, data, compiled) if where.platform == "cpu" else _scanned(step, data, compiled)
+
+    last = checkpoint.Checkpoints(run, "last", keep=2)
+    chosen = checkpoint.Checkpoints(run, "best", keep=1) if val_folds else None
+
+    def save(state: State, epochs_done: int) -> None:
+        start = time.perf_counter()
+        last.save(int(state.step), state.weights, _without_weights(state), {"epoch": epochs_done, "best": best})
+        timing.add("checkpoint", start)
+
+    # Loop.
+    saved_at = time.perf_counter()
+    try:
+        for epoch in range(done // epoch_steps, settings.epochs):
+            rows = pipeline.order(len(source), batch, seed=config.seed, epoch=epoch)[done - epoch * epoch_steps :]
+            clock = _Stopwatch(timing, batch)
+            for new_state, count in steps(state, rows):
+                state, done = new_state, done + count
+                loss, accuracy = _means(state, rate)
+                clock.steps(count)
+                progress.step(epoch + 1, done - epoch * epoch_steps, loss, accuracy, clock.speed)
+                if stop() and done % epoch_steps:
+                    save(state, epoch)
+                    raise Interrupted(_stopped(run, done))
+            clock.done()
+
+            loss, accuracy = _means(state, rate)
+            record = {"epoch": epoch + 1, "step": done, "learning_rate": _float(rate(done - 1))}
+            record["train"] = {"loss": loss, "accuracy": accuracy}
+            start = time.perf_counter()
+            found = {
+                name: summary(*logits_of(predict, state.weights, pipeline.eval_batches(fold, settings.batch_size)))
+                for name, fold in held_out.items()
+            }
+            timing.add("evaluate", start, sum(map(len, held_out.values())))
+            record |= {name: value._asdict() for name, value in found.items()}
+            record["seconds"] = round(time.perf_counter() - began, 3)
+            record["images_per_second"] = round(clock.speed, 1)
+            _append(log, record)
+            progress.epoch(record)
+
+            state = state._replace(totals=zero_totals())
+            if chosen and (best is None or _merit(found["val"]) > tuple(best)):
+                best = list(_merit(found["val"]))
+                chosen.save(done, state.weights, _without_weights(state), {"epoch": epoch + 1, "best": best})
+                chosen.wait()  # before a state that knows of this best can be on disk
+            finished = epoch + 1 == settings.epochs
+            if finished or stop() or time.perf_counter() - saved_at >= settings.checkpoint_seconds:
+                save(state, epoch + 1)
+                saved_at = time.perf_counter()
+            if stop() and not finished:
+                raise Interrupted(_stopped(run, done))
+    finally:
+        start = time.perf_counter()
+        for checkpoints in filter(None, (last, chosen)):
+            checkpoints.close()
+        timing.add("checkpoint", start)
+
+    # Result: the checkpoint that `score` will use, on the test fold.
+    start = time.perf_counter()
+    loaded = load_run(run, dtype)
+    logits, labels = logits_of(predict, loaded.weights, pipeline.eval_batches(held_out["test"], settings.batch_size))
+    timing.add("evaluate", start, len(labels))
+    timing.add("wall", began)
+    history = [json.loads(line) for line in log.read_text().splitlines()]
+    measured = metrics.measure(labels, logits.argmax(-1), dataset.preprocess.classes)
+    return Result(measured, loaded.kind, history, timing, count_parameters(loaded.weights))
+
+
+class _Stopwatch:
+    """Times the steps of an epoch, without what compiling took in it."""
+
+    def __init__(self, timing: Timing, batch: int):
+        self._timing, self._batch, self._images = timing, batch, 0
+        self._start, self._compiled = time.perf_counter(), timing.seconds.get("compile", 0.0)
+        self.speed = 0.0
+
+    def steps(self, count: int) -> None:
+        self._images += count * self._batch
+        self.speed = self._images / max(self._seconds(), 1e-9)
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self._start - (self._timing.seconds.get("compile", 0.0) - self._compiled)
+
+    def done(self) -> None:
+        self._timing.add("train", time.perf_counter() - self._seconds(), self._images)
+
+
+Compiled = Callable[..., State]
+
+
+def _compile_once(timing: Timing) -> Callable[[Callable[..., State]], Compiled]:
+    """A ``jax.jit`` with donated state that times its compilations, one for each set of shapes."""
+
+    def wrap(function: Callable[..., State]) -> Compiled:
+        jitted = jax.jit(function, donate_argnums=0)
+        programs: dict[tuple[tuple[int, ...], ...], Compiled] = {}
+
+        def call(state: State, *arrays: Any) -> State:
+            shapes = tuple(array.shape for array in arrays)
+            if shapes not in programs:
+                start = time.perf_counter()
+                programs[shapes] = jitted.lower(state, *arrays).compile()
+                timing.add("compile", start)
+            return programs[shapes](state, *arrays)
+
+        return call
+
+    return wrap
+
+
+def _one_by_one(step: Compiled, data: pipeline.Batch, compiled: Callable[[Compiled], Compiled]) -> Steps:
+    call = compiled(step)
+
+    def steps(state: State, rows: np.ndarray) -> Iterator[tuple[State, int]]:
+        for row in rows:
+            state = call(state, data.images[row], data.labels[row])
+            yield state, 1
+
+    return steps
+
+
+def _scanned(step: Compiled, data: pipeline.Batch, compiled: Callable[[Compiled], Compiled]) -> Steps:
+    images, labels = jax.device_put(data.images), jax.device_put(data.labels)
+
+    def scan(state: State, images: jax.Array, labels: jax.Array, rows: jax.Array) -> State:
+        return jax.lax.scan(lambda s, row: (step(s, images[row], labels[row]), None), state, rows)[0]
+
+    call = compiled(scan)
+
+    def steps(state: State, rows: np.ndarray) -> Iterator[tuple[State, int]]:
+        for first in range(0, len(rows), SCAN_STEPS):
+            part = rows[first : first + SCAN_STEPS]
+            state = call(state, images, labels, part)
+            yield state, len(part)
+
+    return steps
+
+
+def _streamed(step: Compiled, source: pipeline.Source, compiled: Callable[[Compiled], Compiled]) -> Steps:
+    call = compiled(step)
+
+    def steps(state: State, rows: np.ndarray) -> Iterator[tuple[State, int]]:
+        for batch in pipeline.train_batches(source, rows):
+            state = call(state, batch.images, batch.labels)
+            yield state, 1
+
+    return steps
+
+
+def _without_weights(state: State) -> dict[str, Any]:
+    """The state without the weights, which have their own place in a checkpoint."""
+    return {name: value for name, value in state._asdict().items() if name != "weights"}
+
+
+def _means(state: State, rate: optax.Schedule) -> tuple[float, float]:
+    """Loss and accuracy of the epoch so far.
+
+    Raises:
+      UserError: the loss is no longer finite.
+    """
+    totals, bad = jax.device_get((state.totals, state.bad_step))
+    if bad >= 0:
+        raise UserError(
+            f"The loss became NaN or infinite at step {int(bad) + 1}, where the learning rate was "
+            f"{_float(rate(int(bad))):.3g}; train again with a smaller one, such as --set train.learning_rate=1e-3."
+        )
+    return float(totals.loss) / int(totals.images), int(totals.correct) / int(totals.images)
+
+
+def _float(value: Any) -> float:
+    return float(value)
+
+
+def _merit(found: HeldOut) -> tuple[float, float]:
+    """What the best checkpoint has most of: accuracy, and of two equal ones the smaller loss."""
+    return found.accuracy, -found.loss
+
+
+def _stopped(run: Path, step: int) -> str:
+    return f"Stopped, with everything saved at step {step}; go on with `covidjax train --resume --run {run}`."
+
+
+def _name(where: device.Device) -> str:
+    return f"CPU, {os.cpu_count()} cores" if where.platform == "cpu" else f"{where.device_kind} ({where.platform})"
+
+
+def _append(log: Path, record: dict[str, Any]) -> None:
+    with log.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _keep_epochs(log: Path, epochs: int) -> None:
+    """Drop the lines that were written after the checkpoint, or half written: those epochs come again."""
+    lines = log.read_text().splitlines() if log.exists() else []
+    partial = log.with_suffix(".partial")
+    partial.write_text("".join(f"{line}\n" for line in lines[:epochs]))
+    partial.replace(log)
