@@ -12,6 +12,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -157,13 +158,16 @@ def _check(config: Config) -> None:
     for name, good, wanted in (
         ("train.epochs", train.epochs >= 1, "at least 1"),
         ("train.batch_size", train.batch_size >= 1, "at least 1"),
-        ("train.learning_rate", train.learning_rate > 0, "above 0"),
-        ("train.weight_decay", train.weight_decay >= 0, "at least 0"),
+        ("train.learning_rate", 0 < train.learning_rate < inf, "above 0 and finite"),
+        ("train.weight_decay", 0 <= train.weight_decay < inf, "at least 0 and finite"),
+        ("train.checkpoint_seconds", train.checkpoint_seconds >= 0, "at least 0"),
         ("train.label_smoothing", 0 <= train.label_smoothing < 1, "at least 0 and below 1"),
         ("data.test_fold", config.data.test_fold >= 0, "at least 0"),
         ("augment.shift", 0 <= config.augment.shift < 1, "at least 0 and below 1"),
-        ("augment.zoom", config.augment.zoom >= 0, "at least 0"),
-        ("augment.contrast", config.augment.contrast >= 0, "at least 0"),
+        ("augment.rotation", 0 <= config.augment.rotation <= 180, "from 0 to 180"),
+        ("augment.zoom", 0 <= config.augment.zoom < inf, "at least 0 and finite"),
+        ("augment.brightness", 0 <= config.augment.brightness <= 1, "from 0 to 1"),
+        ("augment.contrast", 0 <= config.augment.contrast < inf, "at least 0 and finite"),
         ("seed", 0 <= config.seed < 2**32, "from 0 to 4294967295"),
     ):
         if not good:
@@ -211,6 +215,10 @@ def _build(kind: type, table: Mapping[str, Any], *, where: str, prefix: str = ""
             values[key] = _build(typing.cast(type, hint), value, where=where, prefix=f"{name}.")
         else:
             values[key] = _typed(hint, value, f"{where}: {name}")
+    required = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
+    for name in required:
+        if name not in values:
+            raise UsageError(f"{where} is damaged: it has no [{prefix}{name}]; put back the file as it was written.")
     return kind(**values)
 
 
@@ -220,7 +228,7 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
         if value in (None, "none"):
             return None
     if typing.get_origin(hint) is Literal:
-        if value not in hint.__args__ or isinstance(value, bool):
+        if value not in hint.__args__ or type(value) not in {type(arm) for arm in hint.__args__}:
             raise UsageError(f"{name} must be one of {', '.join(map(str, hint.__args__))}, not {value!r}.")
         return value
     if typing.get_origin(hint) is tuple:

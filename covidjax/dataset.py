@@ -20,12 +20,13 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 import covidjax
-from covidjax.config import Preprocess, UserError
+from covidjax.config import Preprocess, UsageError, UserError
 from covidjax.pipeline import Source
 
 FORMAT = 1
 NAME = "covidjax"
 MANIFEST = "manifest.json"
+TEXTS = ("patient", "source", "name", "sha256", "view")
 
 
 class Record(NamedTuple):
@@ -36,8 +37,8 @@ class Record(NamedTuple):
     label: str
     patient: str
     source: str
-    name: bytes
-    """The file's name, in the file system's own bytes."""
+    name: str
+    """The file's name."""
     sha256: str
     """Of the original file."""
     view: str = ""
@@ -53,7 +54,7 @@ class Writer:
                 # Raw bytes: the default encoding of a Tensor feature reads ten times slower.
                 "image": tfds.features.Tensor(shape=(size, size, 1), dtype=np.uint8, encoding="bytes"),
                 "label": tfds.features.ClassLabel(names=list(preprocess.classes)),
-                **{key: tfds.features.Text() for key in ("patient", "source", "name", "sha256", "view")},
+                **{key: tfds.features.Text() for key in TEXTS},
             }
         )
         identity = tfds.core.DatasetIdentity(
@@ -70,7 +71,9 @@ class Writer:
 
     def add(self, fold: int, record: Record) -> None:
         """Append a record to a fold."""
-        self._writer.add_examples({f"fold{fold}": [record._asdict()]})
+        # Names may hold bytes that are no UTF-8; they are stored as the file system has them.
+        texts = {key: os.fsencode(value) for key, value in record._asdict().items() if key in TEXTS}
+        self._writer.add_examples({f"fold{fold}": [{"image": record.image, "label": record.label, **texts}]})
         self._classes[record.label][fold] += 1
         self._sources[record.source][record.label] += 1
         self._patients.add(record.patient)
@@ -87,6 +90,9 @@ class Writer:
                 raise UserError(
                     f"No film of class {label} could be read; see the reasons with `covidjax score` on its folder."
                 )
+        for fold in range(self._folds):
+            if not any(counts[fold] for counts in self._classes.values()):
+                raise UserError(f"Of fold {fold} no film could be read; mend the files or use fewer --folds.")
         self._writer.close_all()
         manifest = {
             "format": FORMAT,
@@ -105,6 +111,7 @@ class Writer:
                 for fold in range(self._folds)
             },
             "per_source": {source: dict(counts) for source, counts in self._sources.items()},
+            "bytes": {path.name: path.stat().st_size for path in sorted(self._folder.iterdir())},
             **facts,
         }
         (self._folder / MANIFEST).write_text(json.dumps(manifest, indent=2))
@@ -118,6 +125,7 @@ def writing(out: Path, preprocess: Preprocess, folds: int) -> Iterator[Writer]:
     Raises:
       UserError: ``out`` exists already, or cannot be written.
     """
+    out = out.absolute()  # not resolved: a link stays what the user named
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} exists already; remove it or name another folder.")
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
@@ -148,7 +156,7 @@ class Dataset:
     def __init__(self, path: Path):
         self.path = path
         if not path.exists():
-            raise UserError(f"{path} does not exist; make it with `covidjax prepare SOURCE --out {path}`.")
+            raise UsageError(f"{path} does not exist; make it with `covidjax prepare SOURCE --out {path}`.")
         if not (path / MANIFEST).is_file():
             raise UserError(f"{path} is no prepared dataset; make one of it with `covidjax prepare {path} --out NAME`.")
         try:
@@ -161,6 +169,9 @@ class Dataset:
             self.folds: int = self.manifest["folds"]
             self.fingerprint: str = self.manifest["fingerprint"]
             self._builder: Any = tfds.builder_from_directory(path)
+            for name, size in self.manifest["bytes"].items():
+                if (path / name).stat().st_size != size:
+                    raise ValueError(f"{name} is not as long as it was written")
             for fold in range(self.folds):
                 if len(self.source([fold])) != self.class_counts([fold]).sum():
                     raise ValueError(f"fold{fold} does not hold the records that the manifest tells of")

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 from covidjax import checkpoint, device, metrics, pipeline
 from covidjax.augment import normalise
-from covidjax.config import Preprocess, Run, UserError
+from covidjax.config import Preprocess, Run, UsageError, UserError
 from covidjax.dataset import Dataset
 from covidjax.models import Network, Weights
 from covidjax.prepare import sample_dataset
@@ -99,7 +99,7 @@ def load_run(path: Path, dtype: DTypeLike = jnp.float32) -> Loaded:
       UserError: no run, or no usable checkpoint in it.
     """
     if not path.exists():
-        raise UserError(f"{path} does not exist; name a folder that `covidjax train` made, such as one under runs/.")
+        raise UsageError(f"{path} does not exist; name a folder that `covidjax train` made, such as one under runs/.")
     run = Run.load(path / "config.toml")
     network = Network(run.config.model, run.preprocess, dtype)
     kind = "best" if checkpoint.steps(path, "best") else "last"

@@ -33,15 +33,36 @@ def open_output(path: Path, classes: Sequence[str]) -> Iterator[RowWriter]:
     kind = kinds.get(path.suffix.lower())
     if kind is None:
         raise UserError(f"{path} has none of the endings {', '.join(ENDINGS)}, which choose the format; name it so.")
-    try:
+    with _telling(path):
         writer = kind(path, classes)
-        try:
-            yield writer
-        finally:
+    try:
+        yield _Told(path, writer)
+    finally:
+        with _telling(path):
             writer.close()
+
+
+@contextlib.contextmanager
+def _telling(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"{path} cannot be written ({reason}); name a file in a folder that you may write to.") from error
+
+
+class _Told:
+    """A writer whose faults name the file."""
+
+    def __init__(self, path: Path, writer: RowWriter):
+        self._path, self._writer = path, writer
+
+    def write(self, row: Row) -> None:
+        with _telling(self._path):
+            self._writer.write(row)
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 class _Csv:
@@ -50,11 +71,14 @@ class _Csv:
         self._file = path.open("w", newline="", encoding="utf-8", errors="surrogateescape")
         columns = list(Row("", "", "", None, {}, "").cells(classes))
         self._writer = csv.DictWriter(self._file, columns, lineterminator="\n")
+        self._quoting = csv.DictWriter(self._file, columns, lineterminator="\n", quoting=csv.QUOTE_ALL)
         self._writer.writeheader()
         self._classes = classes
 
     def write(self, row: Row) -> None:
-        self._writer.writerow({key: _rounded(value) for key, value in row.cells(self._classes).items()})
+        # The csv module quotes a line feed of itself, but not a carriage return.
+        writer = self._quoting if "\r" in row.path else self._writer
+        writer.writerow({key: _rounded(value) for key, value in row.cells(self._classes).items()})
 
     def close(self) -> None:
         self._file.close()

@@ -62,8 +62,8 @@ def open_film(path: str | os.PathLike[str], preprocess: Preprocess) -> Film:
         try:
             with open(path, "rb") as file:
                 data = file.read()
-        except OSError as fault:
-            raise radiograph.RadiographError(f"cannot be opened: {fault.strerror}") from fault
+        except (OSError, ValueError) as fault:
+            raise radiograph.unopened(fault) from fault
         digest = hashlib.sha256(data).hexdigest()
         # Twice the final size: a JPEG decoded smaller than that would lose detail to the two resizings in a row.
         gray = radiograph.read(data, at_least=2 * preprocess.image_size)
@@ -90,7 +90,12 @@ def order(count: int, batch_size: int, *, seed: int, epoch: int) -> np.ndarray:
 
 
 def _stack(source: Source, rows: np.ndarray, size: int | None = None) -> Batch:
-    records = source.__getitems__(rows.tolist())
+    try:
+        records = source.__getitems__(rows.tolist())
+    # The file format's reader answers damaged bytes with errors of many kinds.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"A record of the dataset cannot be read ({reason}); prepare it again.") from error
     images = np.stack([record["image"] for record in records])
     labels = np.asarray([record["label"] for record in records], np.int32)
     if missing := (size or len(rows)) - len(rows):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -71,7 +70,7 @@ def prepare(
         for root, name in zip(sources, _source_names(sources), strict=True)
     ]
     examples = _chosen(read, options)
-    labels = np.asarray([classes.index(example.label) for example in examples])
+    labels = np.asarray([classes.index(example.label) for example in examples], int)
     for label, count in zip(classes, np.bincount(labels, minlength=len(classes)), strict=True):
         if not count:
             raise UserError(f"There is no film of class {label}; add a source that has some, or prepare other --classes.")
@@ -85,8 +84,7 @@ def prepare(
             if film.image is None:
                 skipped.append({"path": str(example.path), "source": example.source, "reason": film.error})
             else:
-                name = os.fsencode(example.path.name)
-                view = example.view
+                name, view = example.path.name, example.view
                 writer.add(fold, Record(film.image, example.label, patient, example.source, name, film.sha256, view))
             if progress:
                 progress(done, len(examples))
@@ -106,25 +104,29 @@ def sample_dataset(
     size: int = Preprocess().image_size, images: int = SAMPLE_IMAGES, *, seed: int = 0, progress: Progress | None = None
 ) -> Dataset:
     """The built-in dataset of synthetic films, drawn once into the user's cache folder and opened from there."""
-    options = Options(Preprocess(image_size=size), seed=seed)
     version = hashlib.sha256(Path(phantom.__file__).read_bytes()).hexdigest()[:8]  # another drawing, another dataset
     out = Path(platformdirs.user_cache_dir("covidjax"), "sample", f"{images}x{size}-seed{seed}-{version}")
     if not out.exists():
-        films = list(phantom.sample(images, seed=seed, size=size))
-        labels = np.asarray([film.label for film in films])
-        patients = [film.patient for film in films]
-        folds = assign_folds(labels, patients, CLASSES, folds=options.folds, seed=seed)
-        with writing(out, options.preprocess, options.folds) as writer:
-            for index, (film, fold) in enumerate(zip(films, folds, strict=True)):
-                digest = hashlib.sha256(film.image.tobytes()).hexdigest()
-                name = f"{film.patient}-{index}".encode()
-                writer.add(
-                    fold, Record(film.image[..., None], CLASSES[film.label], film.patient, "synthetic", name, digest)
-                )
-                if progress:
-                    progress(index + 1, images)
-            writer.close(options=dataclasses.asdict(options), sources=[], left_out={}, skipped=[], identical_files=0)
+        try:
+            _draw_sample(out, Options(Preprocess(image_size=size), seed=seed), images, progress)
+        except UserError:
+            if not out.exists():  # else another process drew it in the meantime
+                raise
     return Dataset(out)
+
+
+def _draw_sample(out: Path, options: Options, images: int, progress: Progress | None) -> None:
+    films = list(phantom.sample(images, seed=options.seed, size=options.preprocess.image_size))
+    labels = np.asarray([film.label for film in films])
+    folds = assign_folds(labels, [film.patient for film in films], CLASSES, folds=options.folds, seed=options.seed)
+    with writing(out, options.preprocess, options.folds) as writer:
+        for index, (film, fold) in enumerate(zip(films, folds, strict=True)):
+            digest = hashlib.sha256(film.image.tobytes()).hexdigest()
+            label, name = CLASSES[film.label], f"{film.patient}-{index}"
+            writer.add(fold, Record(film.image[..., None], label, film.patient, "synthetic", name, digest))
+            if progress:
+                progress(index + 1, images)
+        writer.close(options=dataclasses.asdict(options), sources=[], left_out={}, skipped=[], identical_files=0)
 
 
 def patients_of(examples: Sequence[Example]) -> tuple[list[str], int]:
@@ -185,6 +187,8 @@ def assign_folds(
     Raises:
       UserError: a class with fewer patients (or films) than folds.
     """
+    if folds < 2:
+        raise UserError(f"A dataset needs at least 2 folds, one to train on and one to test on, not {folds}.")
     for index, name in enumerate(classes):
         mine = np.flatnonzero(labels == index)
         count, what = (

@@ -51,12 +51,8 @@ def read(source: str | os.PathLike[str] | bytes, *, at_least: int | None = None)
     if not isinstance(source, bytes):
         try:
             source = Path(source).read_bytes()
-        except IsADirectoryError:
-            raise RadiographError("this is a folder, not a film") from None
-        except FileNotFoundError:
-            raise RadiographError("no such file") from None
-        except OSError as error:
-            raise RadiographError(f"cannot be opened: {error.strerror}") from error
+        except (OSError, ValueError) as error:
+            raise unopened(error) from error
     if not source:
         raise RadiographError("the file is empty (0 bytes)")
     try:
@@ -73,6 +69,16 @@ def read(source: str | os.PathLike[str] | bytes, *, at_least: int | None = None)
     # A damaged file can raise nearly anything from a decoder; whatever it is, it is this file's own fault.
     except Exception as error:
         raise RadiographError(f"damaged: {' '.join(str(error).split()) or type(error).__name__}") from error
+
+
+def unopened(error: OSError | ValueError) -> RadiographError:
+    """Why a file could not be opened, in the words of this module."""
+    if isinstance(error, IsADirectoryError):
+        return RadiographError("this is a folder, not a film")
+    if isinstance(error, FileNotFoundError):
+        return RadiographError("no such file")
+    reason = error.strerror if isinstance(error, OSError) else error  # ValueError: a NUL in the name
+    return RadiographError(f"cannot be opened: {reason}")
 
 
 def _gray(image: Image.Image, at_least: int | None) -> np.ndarray:

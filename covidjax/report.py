@@ -9,59 +9,70 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from covidjax.metrics import Metrics
 
 SYNTHETIC = "Synthetic sample: these figures say nothing about patients."
+WIDE = 1000
+"""Columns where there is no terminal: tables are as wide as what they hold, and nothing is wrapped."""
 TRAINED_ON_SYNTHETIC = "Trained on the synthetic sample: these figures say nothing about patients."
 
 
-def metrics_table(found: Metrics, title: str) -> Table:
+def metrics_table(found: Metrics, title: str) -> Group:
     """Precision, recall and F1 of each class, their means, and the accuracy with its interval below."""
-    low, high = found.interval
-    caption = f"accuracy {found.accuracy:.3f} (95 % interval {low:.3f}–{high:.3f}, {found.macro.support} images)"
-    table = Table(title=title, caption=caption, caption_justify="left")
+    table = Table()
     table.add_column("class")
     for name in ("precision", "recall", "F1", "images"):
         table.add_column(name, justify="right")
     for name, row in (*found.per_class.items(), ("macro mean", found.macro)):
         table.add_row(name, f"{row.precision:.3f}", f"{row.recall:.3f}", f"{row.f1:.3f}", str(row.support))
-    return table
+    low, high = found.interval
+    below = f"accuracy {found.accuracy:.3f} (95 % interval {low:.3f}–{high:.3f}, {found.macro.support} images)"
+    return titled(title, table, below)
 
 
-def confusion_table(found: Metrics) -> Table:
+def confusion_table(found: Metrics) -> Group:
     """Rows are true classes, columns predicted ones."""
-    table = Table(title="Confusion matrix")
+    table = Table()
     table.add_column("true ╲ predicted")
     for name in found.classes:
         table.add_column(name, justify="right")
     for name, row in zip(found.classes, found.confusion, strict=True):
         table.add_row(name, *map(str, row))
-    return table
+    return titled("Confusion matrix", table)
 
 
-def timing_table(stages: Iterable[tuple[str, float, int]], caption: str = "") -> Table:
+def timing_table(stages: Iterable[tuple[str, float, int]], below: str = "") -> Group:
     """Seconds and, where images were handled, images per second of each stage."""
-    table = Table(title="Timing", caption=caption or None, caption_justify="left")
+    table = Table()
     for name in ("stage", "seconds", "images/s"):
         table.add_column(name, justify="left" if name == "stage" else "right")
     for name, seconds, images in stages:
         table.add_row(name, f"{seconds:.2f}", f"{images / seconds:,.1f}" if images and seconds else "")
-    return table
+    return titled("Timing", table, below)
 
 
-def plain(tables: Iterable[Table], width: int = 100) -> str:
+def titled(title: str, table: Table, below: str = "") -> Group:
+    """A table between two lines of text, which a table's own title and caption would wrap to its width."""
+    lines = [Text(text) for text in (title, below) if text]
+    return Group(lines[0], table, *lines[1:], "")
+
+
+def plain(parts: Iterable[RenderableType]) -> str:
     """Tables as text, for a file."""
     text = io.StringIO()
-    console = Console(width=width, file=text)
-    for table in tables:
-        console.print(table)
+    console = Console(width=WIDE, file=text)
+    for part in parts:
+        console.print(part)
     return text.getvalue()
 
 
-def write(folder: Path, found: Metrics, history: Sequence[dict[str, Any]], tables: Iterable[Table], note: str) -> None:
+def write(
+    folder: Path, found: Metrics, history: Sequence[dict[str, Any]], tables: Iterable[RenderableType], note: str
+) -> None:
     """Write ``report/`` of a run: tables as text, metrics as JSON, curves and confusion matrix as PNG.
 
     Args:

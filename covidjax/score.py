@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +13,7 @@ import jax
 import numpy as np
 
 from covidjax import device, pipeline, radiograph
+from covidjax.collections.base import read_table
 from covidjax.collections.folder import class_of
 from covidjax.config import Preprocess, Run, UserError
 from covidjax.evaluate import Loaded, load_run, make_predict
@@ -244,20 +244,11 @@ def truth_from_csv(file: Path, classes: Sequence[str]) -> Truth:
       UserError: no such file or columns, a label that is none of the model's classes, one name with two labels.
     """
     labels: dict[str, str] = {}
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as handle:
-            reader = csv.DictReader(handle)
-            if not {"path", "label"} <= set(reader.fieldnames or ()):
-                raise UserError(f"{file} has no columns named path and label; give it that header.")
-            for row in reader:
-                label = class_of(row["label"] or "")
-                if label is None or label not in classes:
-                    raise UserError(
-                        f"{file}, line {reader.line_num}: {row['label']!r} is no class of the model; "
-                        f"use one of {', '.join(classes)}."
-                    )
-                if labels.setdefault(row["path"], label) != label:
-                    raise UserError(f"{file} gives {row['path']} two labels; remove one.")
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{file} cannot be read as CSV ({error}); check the file.") from error
+    for number, row in enumerate(read_table(file, "path", "label"), 2):
+        label = class_of(row["label"])
+        if label is None or label not in classes:
+            known = ", ".join(classes)
+            raise UserError(f"{file}, row {number}: {row['label']!r} is no class of the model; use one of {known}.")
+        if labels.setdefault(row["path"], label) != label:
+            raise UserError(f"{file} gives {row['path']} two labels; remove one.")
     return lambda path: labels.get(path) or labels.get(Path(path).name)

@@ -125,7 +125,10 @@ def train(
     predict = make_predict(network, config.model.channels)
 
     # State: fresh, or from the last checkpoint.
-    run.mkdir(parents=True, exist_ok=True)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{run} cannot be written ({error.strerror}); name a folder that you may write to.") from error
     log = run / "metrics.jsonl"
     best: list[float] | None = None
     if resume and checkpoint.steps(run, "last"):

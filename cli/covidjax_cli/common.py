@@ -13,7 +13,7 @@ import click
 
 if TYPE_CHECKING:
     from rich.progress import Progress
-    from rich.table import Table
+    from rich.console import RenderableType
 
 PLAIN_SECONDS = 10.0
 """Between two lines of progress where there is no terminal."""
@@ -24,13 +24,15 @@ def say(text: str) -> None:
     click.echo(text, err=True)
 
 
-def show(tables: Iterable[Table]) -> None:
-    """Tables on stdout; as wide as the terminal, or wide enough for anything where there is none."""
+def show(parts: Iterable[RenderableType]) -> None:
+    """Tables and lines on stdout; as wide as the terminal, or as what they hold where there is none."""
     from rich.console import Console
 
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-    for table in tables:
-        console.print(table)
+    from covidjax.report import WIDE
+
+    console = Console(width=None if sys.stdout.isatty() else WIDE, highlight=False)
+    for part in parts:
+        console.print(part)
 
 
 def printable(path: str) -> str:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from covidjax.config import CLASSES, Preprocess, UsageError
+from covidjax.config import CLASSES, Preprocess
 from covidjax_cli import common
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import RenderableType
 
 
 @click.command(
@@ -60,10 +60,6 @@ def prepare(
     Every SOURCE is a folder with one subfolder of images for each class, or a published collection; several are merged
     into one dataset. A file that cannot be read is listed, with its reason, and stops nothing.
     """
-    for source in sources:
-        if not source.is_dir():
-            what = "is a file" if source.exists() else "does not exist"
-            raise UsageError(f"{source} {what}; name a folder that holds one subfolder of films for each class.")
     from covidjax.prepare import Options
     from covidjax.prepare import prepare as run
 
@@ -85,32 +81,34 @@ def prepare(
     )
 
 
-def _tables(manifest: dict[str, Any]) -> list[Table]:
+def _tables(manifest: dict[str, Any]) -> list[RenderableType]:
     from rich.table import Table
 
-    counts = Table(title="Images")
+    from covidjax import report
+
+    counts = Table()
     counts.add_column("")
     for name in (*manifest["classes"], "all"):
         counts.add_column(name, justify="right")
     for name, row in (*manifest["per_source"].items(), *manifest["per_fold"].items(), ("all", manifest["per_class"])):
         cells = [row.get(label, 0) for label in manifest["classes"]]
         counts.add_row(name, *map(str, cells), str(sum(cells)), end_section=name == list(manifest["per_source"])[-1])
-    tables = [counts]
+    tables = [report.titled("Images", counts)]
     reasons = [(source, reason, count) for source, found in manifest["left_out"].items() for reason, count in found.items()]
     if reasons:
-        left_out = Table(title="Left out")
+        left_out = Table()
         for name in ("source", "reason", "files"):
             left_out.add_column(name, justify="right" if name == "files" else "left")
         for source, reason, count in reasons:
             left_out.add_row(source, reason, str(count))
-        tables.append(left_out)
+        tables.append(report.titled("Left out", left_out))
     if manifest["skipped"]:
         shown = manifest["skipped"][:20]
         more = len(manifest["skipped"]) - len(shown)
-        skipped = Table(title="Could not be read", caption=f"and {more} more, in manifest.json" if more else None)
+        skipped = Table()
         skipped.add_column("file", overflow="fold")
         skipped.add_column("reason")
         for entry in shown:
             skipped.add_row(common.printable(entry["path"]), entry["reason"])
-        tables.append(skipped)
+        tables.append(report.titled("Could not be read", skipped, f"and {more} more, in manifest.json" if more else ""))
     return tables

@@ -12,7 +12,7 @@ from covidjax.config import UsageError, UserError
 from covidjax_cli import common
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import RenderableType
 
     from covidjax.metrics import Metrics
     from covidjax.score import Row
@@ -125,7 +125,7 @@ def score(
 
 def _tables(
     shown: list[Row], errors: list[Row], total: int, timing: Any, measured: Metrics | None, note: str
-) -> list[Table]:
+) -> list[RenderableType]:
     from rich.table import Table
 
     from covidjax import report
@@ -133,16 +133,16 @@ def _tables(
     tables = []
     if shown or errors:
         rows = shown or errors
-        title = "Films" if shown else "Could not be read"
         more = total - len(shown) if shown else 0
-        table = Table(title=title, caption=f"and {more} more" if more else None)
+        table = Table()
         table.add_column("path", overflow="fold")
         for name in ("prediction", "confidence", "error"):
             table.add_column(name, justify="right" if name == "confidence" else "left")
         for row in rows:
             confidence = "" if row.confidence is None else f"{row.confidence:.3f}"
             table.add_row(common.printable(row.path), row.prediction, confidence, row.error)
-        tables.append(table)
+        title = "Films" if shown else "Could not be read"
+        tables.append(report.titled(title, table, f"and {more} more" if more else ""))
     threads = "decode: all threads added up; it goes on beside the model"
     tables.append(report.timing_table(timing.stages(), threads))
     if measured:

@@ -7,7 +7,7 @@ from pathlib import Path
 from covidjax.collections.base import Collection, Example
 from covidjax.collections.folder import OZTURK, RADIOGRAPHY, class_folders, read_folder, read_ozturk, read_radiography
 from covidjax.collections.ieee8023 import read_ieee8023
-from covidjax.config import UserError
+from covidjax.config import UsageError, UserError
 
 __all__ = ["LAYOUTS", "Collection", "Example", "detect", "read"]
 
@@ -46,8 +46,13 @@ def read(root: Path, layout: str = "auto", *, source: str | None = None) -> Coll
       source: the name its films carry; the folder's name if None.
 
     Raises:
-      UserError: the folder is empty or laid out otherwise, or a class folder has no film.
+      UserError: no such folder or layout, the folder is empty or laid out otherwise, or a class folder has no film.
     """
+    if not root.is_dir():
+        what = "is a file" if root.exists() else "does not exist"
+        raise UsageError(f"{root} {what}; name a folder that holds one subfolder of films for each class.")
+    if layout != "auto" and layout not in LAYOUTS:
+        raise UsageError(f"There is no layout {layout!r}; choose one of auto, {', '.join(LAYOUTS)}.")
     layout = detect(root) if layout == "auto" else layout
     needed = {"ozturk": set(OZTURK), "radiography": set(RADIOGRAPHY), "ieee8023": {"metadata.csv", "images"}}
     missing = sorted(name for name in needed.get(layout, ()) if not (root / name).exists())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from covidjax.config import UserError
 from covidjax.radiograph import SUFFIXES
 
 
@@ -43,6 +45,23 @@ class Collection:
     """Class folders that hold no film."""
 
 
+def read_table(path: Path, *columns: str) -> list[dict[str, str]]:
+    """The rows of a CSV file that has at least these columns; what a row lacks is empty.
+
+    Raises:
+      UserError: it cannot be read as text in UTF-8, or a column is missing.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # -sig: spreadsheets put a byte order mark first
+            reader = csv.DictReader(file, restval="")
+            missing = sorted(set(columns) - set(reader.fieldnames or ()))
+            if missing:
+                raise UserError(f"{path} has no column {', '.join(missing)}; give it that header.")
+            return list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read as CSV in UTF-8 ({error}); mend the file.") from error
+
+
 def films(folder: Path, left_out: Counter[str]) -> list[Path]:
     """Every film below a folder, sorted; other files are counted into ``left_out``."""
     found = []
@@ -62,7 +81,7 @@ def films(folder: Path, left_out: Counter[str]) -> list[Path]:
 _SERIES_END = re.compile(
     r"([-_.\s]*(?:\b|(?<=[-_\d]))("
     r"pa|ap|l|lat|left|right|supine|frontal|day[-_]?\d+|\d+[-_](?:hours?|days?)|admission|discharge|initial|follow[-_]?up"
-    r"|g\d+|gr\d+(?:_lrg)?|fig[-_]?\d+[a-z]?|f\d+[a-z]?|figure[-_]?\d+[a-z]?|[a-z]\d?|lrg|jumbo|html|\d_\d"
+    r"|g\d+|gr\d+(?:_lrg)?|fig[-_]?\d+[a-z]?|f\d+[a-z]?|figure[-_]?\d+[a-z]?|[a-z]\d?|lrg|jumbo|html|(?<!\d)\d_\d"
     r"))+$"
 )
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from pathlib import Path
 
-from covidjax.collections.base import Collection, Example, film_of, films, patient_of
+from covidjax.collections.base import Collection, Example, film_of, films, patient_of, read_table
 
 OZTURK = {"Covid-19": "COVID-19", "No_findings": "No-Findings", "Pneumonia": "Pneumonia"}
 """github muhammedtalo/COVID-19 (Ozturk et al. 2020): COVID-19 films of ieee8023, the rest of NIH ChestX-ray8."""
@@ -52,18 +51,18 @@ def read_folder(root: Path, source: str) -> Collection:
             collection.left_out["beside the class folders, so of no class"] += 1
     for folder, label in folders.items():
         for path in _films_of(folder, collection):
-            patient = patient_of(path.name)
-            if patient.startswith("series:"):
-                # Two people's folders both hold a 1.png; only published names mean the same film everywhere.
-                patient = f"file:{source}/{path.relative_to(root).with_suffix('')}"
-            collection.examples.append(Example(path, label, patient, source))
+            collection.examples.append(_own(path, label, collection))
     return collection
 
 
 def read_ozturk(root: Path, source: str) -> Collection:
     """Ozturk's set: NIH names carry the patient; COVID-19 names are those of ieee8023."""
     collection = Collection(root, "ozturk", source)
-    _read_classes(collection, OZTURK)
+    for folder, label in OZTURK.items():
+        for path in _films_of(root / folder, collection):
+            published = label == "COVID-19"  # elsewhere only NIH's names tell anything
+            example = _published(path, path.name, label, collection) if published else _own(path, label, collection)
+            collection.examples.append(example)
     return collection
 
 
@@ -71,19 +70,28 @@ def read_radiography(root: Path, source: str) -> Collection:
     """The Radiography Database: its files are numbered, and ``origin.csv`` (``file``, ``origin_file``), where there is
     one, tells which published film each was; without it every file stands for itself."""
     collection = Collection(root, "radiography", source)
-    origins = {}
-    if (root / "origin.csv").is_file():
-        with (root / "origin.csv").open(newline="", encoding="utf-8") as file:
-            origins = {row["file"]: row["origin_file"] for row in csv.DictReader(file)}
-    _read_classes(collection, RADIOGRAPHY, origins)
+    table = root / "origin.csv"
+    rows = read_table(table, "file", "origin_file") if table.is_file() else []
+    origins = {row["file"]: row["origin_file"] for row in rows}
+    for folder, label in RADIOGRAPHY.items():
+        for path in _films_of(root / folder, collection):
+            origin = origins.get(path.name)
+            example = _published(path, origin, label, collection) if origin else _own(path, label, collection)
+            collection.examples.append(example)
     return collection
 
 
-def _read_classes(collection: Collection, classes: dict[str, str], origins: dict[str, str] | None = None) -> None:
-    for folder, label in classes.items():
-        for path in _films_of(collection.root / folder, collection):
-            name = (origins or {}).get(path.name, path.name)
-            collection.examples.append(Example(path, label, patient_of(name), collection.source, film=film_of(name)))
+def _published(path: Path, name: str, label: str, collection: Collection) -> Example:
+    """A film that was published under ``name``, which means the same film in every collection."""
+    return Example(path, label, patient_of(name), collection.source, film=film_of(name))
+
+
+def _own(path: Path, label: str, collection: Collection) -> Example:
+    """Any other film. Two people's folders both hold a 1.png, so unless the name tells a patient, it is one of its own."""
+    if not patient_of(path.name).startswith("series:"):
+        return _published(path, path.name, label, collection)
+    patient = f"file:{collection.source}/{path.relative_to(collection.root).with_suffix('')}"
+    return Example(path, label, patient, collection.source)
 
 
 def _films_of(folder: Path, collection: Collection) -> list[Path]:

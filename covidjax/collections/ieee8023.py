@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
-from covidjax.collections.base import Collection, Example, film_of, films
-from covidjax.config import UserError
+from covidjax.collections.base import Collection, Example, film_of, films, read_table
 
 VIEWS = ("PA", "AP", "AP Supine")
 """Frontal projections; lateral films and CT slices are left out."""
@@ -44,25 +42,19 @@ def read_ieee8023(root: Path, source: str) -> Collection:
     collection = Collection(root, "ieee8023", source)
     left_out = collection.left_out
     files = {path.name: path for path in films(root / "images", left_out)}
-    with (root / "metadata.csv").open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        missing = {"patientid", "finding", "view", "modality", "filename"} - set(reader.fieldnames or ())
-        if missing:
-            columns = ", ".join(sorted(missing))
-            raise UserError(f"{root / 'metadata.csv'} has no column {columns}; take the file of the original collection.")
-        for row in reader:
-            path = files.pop(row["filename"], None)
-            label = class_of_finding(row["finding"])
-            if path is None:
-                left_out["named in metadata.csv but not in images/"] += 1
-            elif row["modality"] != "X-ray":
-                left_out[f"modality {row['modality'] or 'not stated'}"] += 1
-            elif row["view"] not in VIEWS:
-                left_out[f"view {row['view']}" if row["view"] else "view not stated"] += 1
-            elif label is None:
-                left_out[f"finding {row['finding'] or 'not stated'}"] += 1
-            else:
-                patient = f"ieee8023:{row['patientid']}"
-                collection.examples.append(Example(path, label, patient, source, row["view"], film_of(path.name)))
+    for row in read_table(root / "metadata.csv", "patientid", "finding", "view", "modality", "filename"):
+        path = files.pop(row["filename"], None)
+        label = class_of_finding(row["finding"])
+        if path is None:
+            left_out["named in metadata.csv but not in images/"] += 1
+        elif row["modality"] != "X-ray":
+            left_out[f"modality {row['modality'] or 'not stated'}"] += 1
+        elif row["view"] not in VIEWS:
+            left_out[f"view {row['view']}" if row["view"] else "view not stated"] += 1
+        elif label is None:
+            left_out[f"finding {row['finding'] or 'not stated'}"] += 1
+        else:
+            patient = f"ieee8023:{row['patientid']}"
+            collection.examples.append(Example(path, label, patient, source, row["view"], film_of(path.name)))
     left_out["in images/ but not in metadata.csv"] += len(files)
     return collection

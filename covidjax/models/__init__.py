@@ -37,19 +37,31 @@ class Network:
     """
 
     def __init__(self, model: ModelConfig, preprocess: Preprocess, dtype: DTypeLike = jnp.float32):
-        def make(seed: int | Array) -> nnx.Module:
+        def make(key: Array) -> nnx.Module:
             kind = NETWORKS[model.name]
             return kind(
-                preprocess.image_size, model.channels, len(preprocess.classes), dtype=dtype, rngs=nnx.Rngs(params=seed)
+                preprocess.image_size, model.channels, len(preprocess.classes), dtype=dtype, rngs=nnx.Rngs(params=key)
             )
 
         self._make = make
-        self._graph, self._params, self._stats = nnx.split(nnx.eval_shape(lambda: make(0)), nnx.Param, nnx.BatchStat)
+        self._graph, self._params, self._stats = nnx.split(
+            nnx.eval_shape(lambda: make(jax.random.key(0, impl="rbg"))), nnx.Param, nnx.BatchStat
+        )
 
     def init(self, seed: int) -> Weights:
-        """Fresh weights, drawn as PyTorch draws them."""
-        _, params, stats = nnx.split(self._make(seed), nnx.Param, nnx.BatchStat)
-        return Weights(nnx.to_pure_dict(params), nnx.to_pure_dict(stats))
+        """Fresh weights, drawn as PyTorch draws them; the same on every platform.
+
+        Drawn in one program, on the CPU, by the generator that compiles fastest: JAX's default one costs this network
+        five seconds of compilation, and this one's numbers depend on the platform.
+        """
+
+        @jax.jit
+        def draw(key: Array) -> Weights:
+            _, params, stats = nnx.split(self._make(key), nnx.Param, nnx.BatchStat)
+            return Weights(nnx.to_pure_dict(params), nnx.to_pure_dict(stats))
+
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            return draw(jax.random.key(seed, impl="rbg"))
 
     def abstract(self) -> Weights:
         """Shapes and dtypes of the weights."""

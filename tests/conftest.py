@@ -1,0 +1,66 @@
+"""What several test files share: synthetic films, a dataset prepared from them, and the way to the real ones."""
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from covidjax import phantom
+
+
+@pytest.fixture(scope="session")
+def films(tmp_path_factory):
+    """A folder with one subfolder a class and ten PNG files of 64 × 64 pixels, of five patients, in each."""
+    folder = tmp_path_factory.mktemp("collection") / "films"
+    phantom.main([str(folder), "--images", "30", "--size", "64"])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prepared(films, tmp_path_factory):
+    """A dataset of 32 × 32 pixels in three folds, made from `films`."""
+    from covidjax.config import Preprocess  # here: they take seconds to import, and not every test wants them
+    from covidjax.prepare import Options, prepare
+
+    out = tmp_path_factory.mktemp("dataset") / "prepared"
+    prepare([films], out, Options(Preprocess(image_size=32), folds=3))
+    return out
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """The folder of real films beside the checkout."""
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"real films are wanted in {folder}, which is missing")
+    return folder
+
+
+@pytest.fixture
+def write_films():
+    """A function that writes small films of noise, no two alike, under the given names below a folder."""
+    number = itertools.count()
+
+    def write(folder, *names):
+        for name in names:
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            noise = np.random.default_rng(next(number)).integers(0, 256, (40, 40), np.uint8)
+            Image.fromarray(noise).save(path)
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def edit_manifest():
+    """A function that changes keys of a dataset's manifest."""
+
+    def edit(dataset, **changes):
+        file = dataset / "manifest.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+    return edit

@@ -1,0 +1,170 @@
+"""Changes to training images: what each setting does, and that it does no more."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from covidjax import phantom
+from covidjax.augment import _warp, augment, normalise
+from covidjax.config import AugmentConfig
+
+OFF = AugmentConfig(flip=False, rotation=0, shift=0, zoom=0, brightness=0, contrast=0)
+IMAGES = np.stack([phantom.draw(index, size=32).image for index in range(8)])[..., None]
+
+
+def only(**setting):
+    return dataclasses.replace(OFF, **setting)
+
+
+def augmented(config, images=IMAGES, seed=0):
+    result = augment(jax.random.key(seed), jnp.asarray(images), config)
+    assert result.dtype == jnp.float32
+    assert result.shape == images.shape
+    return np.asarray(result)
+
+
+def warped(image, *, angle=0.0, scale=1.0, shift=(0.0, 0.0)):
+    return np.asarray(_warp(jnp.asarray(image), jnp.asarray(angle), jnp.asarray(scale), jnp.asarray(shift)))
+
+
+def point(row, column, size=9):
+    image = np.zeros((size, size), np.float32)
+    image[row, column] = 100
+    return image
+
+
+def test_all_off_changes_nothing():
+    np.testing.assert_array_equal(augmented(OFF), IMAGES)
+
+
+def test_flip_mirrors_some_images_left_to_right_and_leaves_the_others():
+    images = np.repeat(IMAGES, 4, axis=0)
+    found = augmented(only(flip=True), images)
+    same = (found == images).all((1, 2, 3))
+    mirrored = (found == images[:, :, ::-1]).all((1, 2, 3))
+    assert (same ^ mirrored).all()
+    assert 4 < same.sum() < 28
+
+
+def test_output_stays_in_range_and_finite_whatever_is_asked():
+    wild = AugmentConfig(flip=True, rotation=180, shift=0.9, zoom=3, brightness=2, contrast=5)
+    for images in (IMAGES, np.zeros_like(IMAGES), np.full_like(IMAGES, 255)):
+        found = augmented(wild, images)
+        assert np.isfinite(found).all()
+        assert found.min() >= 0
+        assert found.max() <= 255
+
+
+@pytest.mark.parametrize("name", ["rotation", "shift", "zoom", "brightness", "contrast"])
+def test_each_setting_changes_every_image_by_a_draw_of_its_own(name):
+    images = np.repeat(IMAGES[:1], 6, axis=0)
+    found = augmented(only(**{name: getattr(AugmentConfig(), name)}), images)
+    assert not any((image == images[0]).all() for image in found)
+    assert len({image.tobytes() for image in found}) == 6
+
+
+def test_same_key_same_images_and_another_key_others():
+    first = augmented(AugmentConfig())
+    np.testing.assert_array_equal(first, augmented(AugmentConfig()))
+    assert (first != augmented(AugmentConfig(), seed=1)).any((1, 2, 3)).all()
+
+
+def test_compiled_it_gives_the_same():
+    compiled = jax.jit(augment, static_argnums=2)(jax.random.key(0), jnp.asarray(IMAGES), AugmentConfig())
+    np.testing.assert_allclose(compiled, augmented(AugmentConfig()), atol=0.05)
+
+
+def test_one_setting_does_not_shift_the_draws_of_another():
+    mirrored = augmented(only(flip=True))
+    both = augmented(only(flip=True, brightness=1e-6))
+    np.testing.assert_allclose(both, mirrored, atol=1e-3)
+
+
+def test_warp_by_nothing_is_exact():
+    for size in (9, 32):
+        image = np.random.default_rng(0).integers(0, 256, (size, size)).astype(np.float32)
+        np.testing.assert_array_equal(warped(image), image)
+
+
+def test_warp_shifts_content_down_and_right():
+    np.testing.assert_array_equal(warped(point(4, 4), shift=(2.0, 1.0)), point(6, 5))
+    np.testing.assert_array_equal(warped(point(4, 4), shift=(-1.0, -3.0)), point(3, 1))
+
+
+def test_warp_by_half_a_pixel_averages_neighbours():
+    found = warped(point(4, 4), shift=(0.0, 0.5))
+    assert found[4, 4] == found[4, 5] == 50
+    assert found.sum() == 100
+
+
+def test_warp_repeats_the_edge_outside_the_film():
+    ramp = np.tile(np.arange(8, dtype=np.float32), (8, 1))
+    np.testing.assert_array_equal(warped(ramp, shift=(0.0, 3.0))[0], [0, 0, 0, 0, 1, 2, 3, 4])
+    np.testing.assert_array_equal(warped(ramp, shift=(0.0, -3.0))[0], [3, 4, 5, 6, 7, 7, 7, 7])
+
+
+@pytest.mark.parametrize(("turn", "quarter"), [(np.pi / 2, {1, 3}), (np.pi, {2})])
+def test_warp_rotates_about_the_centre(turn, quarter):
+    image = np.random.default_rng(0).integers(0, 256, (8, 8)).astype(np.float32)
+    found = warped(image, angle=turn)
+    assert any(np.allclose(found, np.rot90(image, times), atol=0.01) for times in quarter)
+
+
+def test_warp_scales_about_the_centre():
+    enlarged = warped(point(4, 6), scale=2.0)
+    assert np.unravel_index(enlarged.argmax(), enlarged.shape) == (4, 8)  # twice as far from the middle
+    assert enlarged.sum() > point(4, 6).sum()
+    shrunk = warped(point(4, 8), scale=0.5)
+    assert np.unravel_index(shrunk.argmax(), shrunk.shape) == (4, 6)
+
+
+def test_rotation_stays_within_its_greatest_angle():
+    line = np.zeros((33, 33, 1), np.uint8)
+    line[16] = 200
+    found = augmented(only(rotation=10), np.repeat(line[None], 64, axis=0))[..., 0]
+    rise = np.abs(found[:, :, 28].argmax(1) - 16)  # 12 columns from the middle: 12 · tan 10° is 2.1
+    assert rise.max() == 2
+    assert len(set(found[:, :, 28].argmax(1).tolist())) > 2  # both ways
+
+
+def test_shift_stays_within_its_share_of_the_side():
+    image = np.zeros((33, 33, 1), np.uint8)
+    image[16, 16] = 200
+    found = augmented(only(shift=0.1), np.repeat(image[None], 64, axis=0))[..., 0]
+    rows, columns = np.unravel_index(found.reshape(64, -1).argmax(1), (33, 33))
+    assert 2 <= np.abs(rows - 16).max() <= 3
+    assert 2 <= np.abs(columns - 16).max() <= 3
+    assert (rows != columns).any()
+
+
+def test_brightness_adds_one_number_to_all_pixels():
+    middle = np.full((64, 4, 4, 1), 100, np.uint8)
+    found = augmented(only(brightness=0.1), middle)
+    added = found[:, 0, 0, 0] - 100
+    np.testing.assert_array_equal(found, (100 + added)[:, None, None, None] * np.ones((1, 4, 4, 1), np.float32))
+    assert -25.5 <= added.min() < -15
+    assert 15 < added.max() <= 25.5
+
+
+def test_contrast_stretches_about_the_middle_gray():
+    images = np.full((64, 1, 2, 1), 0, np.uint8)
+    images[:, 0, 0], images[:, 0, 1] = 27, 227
+    found = augmented(only(contrast=0.25), images)[:, 0, :, 0]
+    factor = (found[:, 1] - found[:, 0]) / 200
+    assert 1 / 1.25 - 1e-4 <= factor.min() < 0.87
+    assert 1.15 < factor.max() <= 1.25 + 1e-4
+    np.testing.assert_allclose(found.mean(1), 127.5 + (127 - 127.5) * factor, rtol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_normalise_takes_black_to_minus_two_and_white_to_two(channels, dtype):
+    images = np.asarray([0, 51, 255], dtype).reshape(3, 1, 1, 1)
+    found = np.asarray(normalise(jnp.asarray(images), channels))
+    assert found.shape == (3, 1, 1, channels)
+    assert found.dtype == np.float32
+    for channel in range(channels):
+        np.testing.assert_allclose(found[:, 0, 0, channel], [-2.0, -1.2, 2.0], rtol=1e-6)

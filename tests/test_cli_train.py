@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import refused, run, start
+from PIL import Image
+from test_train import assert_same_bits, saved, without_times
+
+from covidjax import checkpoint
+
+TINY = ("--set", "train.batch_size=4", "--set", "train.checkpoint_seconds=0")
+
+
+@pytest.fixture(scope="module")
+def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    result = run("train", "--model", "darkcovidnet", "--data", prepared, "--epochs", 2, "--run", out, *TINY)
+    assert result.exit_code == 0, result.output
+    for text in (
+        "precision",
+        "recall",
+        "F1",
+        "Confusion matrix",
+        "Timing",
+        "compile",
+        "train",
+        "evaluate",
+        "95 % interval",
+    ):
+        assert text in result.stdout
+    assert "epoch 2/2: train loss" in result.stderr
+    return out
+
+
+def test_run_folder_holds_config_metrics_checkpoints_and_report(trained: Path, prepared: Path):
+    config = (trained / "config.toml").read_text()
+    assert f'path = "{prepared}"' in config
+    assert "epochs = 2" in config
+    assert "image_size = 32" in config
+    assert len((trained / "metrics.jsonl").read_text().splitlines()) == 2
+    assert checkpoint.steps(trained, "last")
+    for name in ("curves.png", "confusion_matrix.png"):
+        with Image.open(trained / "report" / name) as picture:
+            assert min(picture.size) > 400
+            assert len(np.unique(np.asarray(picture.convert("L")))) > 20
+    assert "macro mean" in (trained / "report" / "tables.txt").read_text()
+    assert json.loads((trained / "report" / "metrics.json").read_text())["macro"]["support"] > 0
+
+
+def test_train_json(prepared: Path, tmp_path: Path):
+    result = run("train", "--data", prepared, "--epochs", 1, "--run", tmp_path / "run", "--json", *TINY)
+    found = json.loads(result.stdout)
+    assert found["parameters"] > 1_000_000
+    assert len(found["history"]) == 1
+    assert found["note"] == ""
+    assert set(found["seconds"]) >= {"compile", "load", "train", "evaluate", "wall"}
+
+
+def test_sample_is_said_to_be_synthetic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from covidjax import evaluate, prepare
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(evaluate, "sample_dataset", lambda size: prepare.sample_dataset(32, 60))
+    result = run("train", "--epochs", 1, "--run", tmp_path / "run", *TINY)
+    assert result.exit_code == 0, result.output
+    first, *_ = result.stderr.splitlines()
+    assert "No --data given" in first
+    assert "synthetic" in first
+    assert "say nothing about patients" in result.stdout
+    assert "say nothing about patients" in (tmp_path / "run" / "report" / "tables.txt").read_text()
+    result = run("evaluate", tmp_path / "run")
+    assert "say nothing about patients" in result.stdout
+
+
+def test_evaluate_repeats_the_test_fold_and_takes_all_of_another_dataset(trained: Path, prepared: Path, tmp_path: Path):
+    from covidjax.config import Preprocess
+    from covidjax.prepare import Options, prepare
+
+    result = run("evaluate", trained, "--json")
+    found = json.loads(result.stdout)
+    report = json.loads((trained / "report" / "metrics.json").read_text())
+    assert found["metrics"] == {key: report[key] for key in found["metrics"]}
+    assert "test fold 0" in found["data"]
+    # The same films in other folds: another dataset, all of which is used.
+    films = Path(json.loads((prepared / "manifest.json").read_text())["sources"][0]["path"])
+    prepare([films], tmp_path / "other", Options(Preprocess(image_size=32), folds=2, seed=9))
+    found = json.loads(run("evaluate", trained, "--data", tmp_path / "other", "--json").stdout)
+    assert found["metrics"]["macro"]["support"] == 30
+    assert found["data"] == f"all of {tmp_path / 'other'}"
+    shown = run("evaluate", trained).stdout
+    assert "macro mean" in shown
+    assert "Confusion matrix" in shown
+
+
+def test_finished_run_resumes_to_its_result(trained: Path):
+    before = saved(trained)
+    result = run("train", "--resume", "--run", trained)
+    assert result.exit_code == 0, result.output
+    assert "macro mean" in result.stdout
+    assert_same_bits(before, saved(trained))
+
+
+def test_config_file_and_overrides_reach_the_run(prepared: Path, tmp_path: Path):
+    (tmp_path / "mine.toml").write_text('seed = 7\n[train]\nepochs = 9\nschedule = "constant"\n')
+    words = ("--data", prepared, "--config", tmp_path / "mine.toml", "--epochs", 1, "--run", tmp_path / "run", *TINY)
+    assert run("train", *words).exit_code == 0
+    config = (tmp_path / "run" / "config.toml").read_text()
+    for line in ("seed = 7", "epochs = 1", 'schedule = "constant"', "batch_size = 4"):
+        assert line in config
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_save_first_and_resume_goes_on_to_the_same_bits(trained: Path, prepared: Path, tmp_path: Path, number: int):
+    words = ("train", "--data", prepared, "--run", "run", *TINY)
+    process = start(*words, "--epochs", 2000, cwd=tmp_path)
+    log = tmp_path / "run" / "metrics.jsonl"
+    wait_for(lambda: log.exists() and log.read_text().count("\n") >= 1, process)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1, errors
+    assert "Error: Stopped, with everything saved at step" in errors
+    assert "Traceback" not in errors
+    step = checkpoint.steps(tmp_path / "run", "last")[-1]
+    assert f"at step {step};" in errors
+
+
+def kill_and_resume(prepared: Path, folder: Path, kills: int, epochs: int, seed: int) -> None:
+    """Kill a training again and again at random moments, each time going on with --resume, until it ends by itself."""
+    chance = random.Random(seed)
+    words = ("train", "--data", prepared, "--run", "run", "--epochs", epochs, *TINY)
+    started = time.monotonic()
+    process = start(*words, cwd=folder)
+    wait_for(lambda: (folder / "run" / "config.toml").exists(), process)
+    span = 2 * (time.monotonic() - started)
+    process.kill()
+    process.communicate()
+    for _ in range(kills - 1):
+        process = start("train", "--resume", "--run", "run", cwd=folder)
+        time.sleep(chance.uniform(0, span))
+        process.kill()
+        process.communicate()
+    process = start("train", "--resume", "--run", "run", cwd=folder)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+
+
+def compare_killed(prepared: Path, folder: Path, kills: int, epochs: int, seed: int) -> None:
+    whole = folder / "whole"
+    assert run("train", "--data", prepared, "--run", whole, "--epochs", epochs, *TINY).exit_code == 0
+    kill_and_resume(prepared, folder, kills, epochs, seed)
+    assert_same_bits(saved(whole), saved(folder / "run"))
+    assert without_times(whole / "metrics.jsonl") == without_times(folder / "run" / "metrics.jsonl")
+    report = [json.loads((each / "report" / "metrics.json").read_text()) for each in (whole, folder / "run")]
+    assert report[0] == report[1]
+
+
+def test_killed_training_resumes_to_the_same_bits(prepared: Path, tmp_path: Path):
+    compare_killed(prepared, tmp_path, kills=2, epochs=6, seed=0)
+
+
+@pytest.mark.slow
+def test_training_killed_ten_times_resumes_to_the_same_bits(prepared: Path, tmp_path: Path):
+    compare_killed(prepared, tmp_path, kills=10, epochs=40, seed=1)
+
+
+def wait_for(condition, process, seconds: float = 90.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "part"),
+    [
+        (("--data", "nowhere"), 2, "nowhere does not exist; make it with `covidjax prepare SOURCE --out nowhere`"),
+        (("--set", "train.epoch=3"), 2, "unknown key train.epoch; did you mean train.epochs?"),
+        (("--set", "epochs"), 2, "--set takes key=value"),
+        (("--set", "train.epochs=many"), 2, "train.epochs must be of type int, not 'many'"),
+        (("--config", "nowhere.toml"), 2, "nowhere.toml cannot be read"),
+        (("--test-fold", "3"), 1, "has no test fold 3; choose one from 0 to 2"),
+        (("--test-fold", "1", "--val-fold", "1"), 1, "cannot be both test and validation fold"),
+    ],
+)
+def test_wrong_settings(prepared: Path, tmp_path: Path, words: tuple[str, ...], code: int, part: str):
+    data = () if "--data" in words else ("--data", prepared)
+    assert part in refused("train", *data, "--run", tmp_path / "run", *words, code=code)
+
+
+def test_unknown_key_in_a_config_file(tmp_path: Path):
+    file = tmp_path / "mine.toml"
+    file.write_text("[train]\nlerning_rate = 1\n")
+    message = refused("train", "--config", file, code=2)
+    assert message == f"{file}: unknown key train.lerning_rate; did you mean train.learning_rate?"
+
+
+def test_run_folder_in_use(trained: Path, prepared: Path):
+    message = refused("train", "--data", prepared, "--run", trained, code=1)
+    assert message == f"{trained} holds a run already; go on with --resume, or name another folder with --run."
+
+
+def test_resume_with_other_settings(trained: Path):
+    message = refused("train", "--resume", "--run", trained, "--epochs", 50, code=2)
+    assert "was begun with other settings" in message
+
+
+def test_resume_with_nothing_to_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert "no run under runs/ to resume" in refused("train", "--resume", code=1)
+    assert "no run under runs/" in refused("evaluate", code=1)
+
+
+def test_resume_on_a_changed_dataset(trained: Path, prepared: Path, tmp_path: Path):
+    from covidjax.config import Preprocess
+    from covidjax.prepare import Options, prepare
+
+    films = Path(json.loads((prepared / "manifest.json").read_text())["sources"][0]["path"])
+    prepare([films], tmp_path / "data", Options(Preprocess(image_size=32), folds=3, seed=5))
+    shutil.copytree(trained, tmp_path / "run")
+    config = tmp_path / "run" / "config.toml"
+    config.write_text(config.read_text().replace(str(prepared), str(tmp_path / "data")))
+    assert "is not the dataset that" in refused("train", "--resume", "--run", tmp_path / "run", code=1)
+    assert "is no longer the dataset that" in refused("evaluate", tmp_path / "run", code=1)
+
+
+def test_dataset_prepared_with_other_options(trained: Path, prepared: Path, tmp_path: Path):
+    from covidjax.config import Preprocess
+    from covidjax.prepare import Options, prepare
+
+    films = Path(json.loads((prepared / "manifest.json").read_text())["sources"][0]["path"])
+    prepare([films], tmp_path / "data", Options(Preprocess(image_size=40), folds=3))
+    message = refused("evaluate", trained, "--data", tmp_path / "data", code=1)
+    assert "was prepared with --image-size 40" in message
+    assert "trained on --image-size 32" in message
+
+
+def test_raw_folder_instead_of_a_dataset(tmp_path: Path):
+    assert "is no prepared dataset; make one of it with `covidjax prepare" in refused("train", "--data", tmp_path, code=1)
+
+
+def test_run_folder_that_cannot_be_written(prepared: Path, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    message = refused("train", "--data", prepared, "--run", tmp_path / "file" / "run", code=1)
+    assert "cannot be written" in message
+
+
+def test_diverged_training(prepared: Path, tmp_path: Path):
+    words = ("--set", "train.learning_rate=1e30", "--set", "train.schedule=constant", "--epochs", 3)
+    message = refused("train", "--data", prepared, "--run", tmp_path / "run", *words, code=1)
+    assert "NaN or infinite at step" in message
+    assert "learning rate was 1e+30" in message

@@ -1,0 +1,82 @@
+"""Figures of the literature, checked against values worked out by hand."""
+
+import json
+
+import pytest
+
+from covidjax.metrics import ClassMetrics, measure
+
+CLASSES = ("COVID-19", "No-Findings", "Pneumonia")
+CONFUSION = [[8, 1, 1], [0, 15, 5], [2, 4, 14]]
+
+
+def pairs(confusion):
+    """Labels and predictions that give a confusion matrix."""
+    cells = [(t, p) for t, row in enumerate(confusion) for p, count in enumerate(row) for _ in range(count)]
+    return zip(*cells, strict=True)
+
+
+def test_three_classes_by_hand():
+    labels, predictions = pairs(CONFUSION)
+    result = measure(labels, predictions, CLASSES)
+    assert result.confusion == CONFUSION
+    assert result.classes == CLASSES
+    assert list(result.per_class) == list(CLASSES)
+    for name, precision, recall, f1, support in (
+        ("COVID-19", 8 / 10, 8 / 10, 0.8, 10),
+        ("No-Findings", 15 / 20, 15 / 20, 0.75, 20),
+        ("Pneumonia", 14 / 20, 14 / 20, 0.7, 20),
+    ):
+        found = result.per_class[name]
+        assert (found.precision, found.recall, found.f1) == pytest.approx((precision, recall, f1))
+        assert found.support == support
+    assert (result.macro.precision, result.macro.recall, result.macro.f1) == pytest.approx((0.75, 0.75, 0.75))
+    assert result.macro.support == 50
+    assert result.accuracy == pytest.approx(37 / 50)
+
+
+def test_precision_goes_by_predictions_and_recall_by_labels():
+    result = measure([0, 0, 0, 0, 1], [0, 1, 1, 1, 1], ("a", "b"))
+    assert result.confusion == [[1, 3], [0, 1]]
+    assert result.per_class["a"] == ClassMetrics(1.0, 0.25, pytest.approx(0.4), 4)  # pyright: ignore[reportArgumentType]
+    assert result.per_class["b"] == ClassMetrics(0.25, 1.0, pytest.approx(0.4), 1)  # pyright: ignore[reportArgumentType]
+    assert result.macro.recall == pytest.approx(0.625)
+    assert result.accuracy == pytest.approx(0.4)
+
+
+def test_class_that_is_neither_there_nor_predicted_counts_zero():
+    result = measure([0, 0, 1], [0, 1, 1], CLASSES)
+    assert result.per_class["Pneumonia"] == ClassMetrics(0.0, 0.0, 0.0, 0)
+    assert result.confusion == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
+    assert result.macro.precision == pytest.approx((1 + 0.5 + 0) / 3)
+
+
+@pytest.mark.parametrize(
+    ("right", "total", "low", "high"),
+    [
+        # (p + z²/2n ± z·√(p(1-p)/n + z²/4n²)) / (1 + z²/n) with z = 1.96
+        (45, 50, 0.7864, 0.9565),
+        (50, 50, 0.9286, 1.0),
+        (0, 50, 0.0, 0.0714),
+        (1, 2, 0.0945, 0.9055),
+    ],
+)
+def test_wilson_interval_by_hand(right, total, low, high):
+    result = measure([0] * total, [0] * right + [1] * (total - right), CLASSES)
+    assert result.accuracy == pytest.approx(right / total)
+    assert result.interval == pytest.approx((low, high), abs=1e-4)
+
+
+def test_no_examples_are_refused():
+    with pytest.raises(ValueError, match="no examples"):
+        measure([], [], CLASSES)
+
+
+def test_result_goes_into_json_and_holds_plain_numbers():
+    labels, predictions = pairs(CONFUSION)
+    result = measure(labels, predictions, CLASSES)
+    table = json.loads(json.dumps(result.as_dict()))
+    assert table["per_class"]["COVID-19"]["support"] == 10
+    assert table["confusion"] == CONFUSION
+    assert table["accuracy"] == pytest.approx(0.74)
+    assert len(table["interval"]) == 2

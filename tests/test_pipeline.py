@@ -1,0 +1,174 @@
+"""Loaders: films from plain files in order, batches of a dataset, and the order of an epoch."""
+
+import threading
+import time
+from hashlib import sha256
+
+import numpy as np
+import pytest
+
+from covidjax import pipeline, radiograph
+from covidjax.config import Preprocess, UserError
+from covidjax.dataset import Dataset
+
+SMALL = Preprocess(image_size=32)
+
+
+class Numbered:
+    """A source whose record i shows i in every pixel and has label i % 3."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitems__(self, rows):
+        assert all(0 <= row < self.count for row in rows)
+        return [{"image": np.full((2, 2, 1), row, np.uint8), "label": row % 3} for row in rows]
+
+
+def shown(batch):
+    assert batch.images.dtype == np.uint8
+    assert batch.labels.dtype == np.int32
+    return batch.images[:, 0, 0, 0].tolist()
+
+
+@pytest.mark.parametrize("workers", [1, 4, None])
+def test_films_come_in_order_with_errors_in_their_place(films, tmp_path, workers):
+    text = tmp_path / "text.png"
+    text.write_text("no image")
+    good = sorted(films.glob("*/*.png"))
+    paths = [good[5], tmp_path / "missing.png", good[0], text, str(good[9]), tmp_path, good[0]]
+    found = list(pipeline.films(paths, SMALL, workers=workers))
+    assert [film.path for film in found] == [str(path) for path in paths]
+    assert [film.error for film in found] == [
+        "",
+        "no such file",
+        "",
+        "not an image in a known format (PNG, JPEG, BMP, TIFF, WebP)",
+        "",
+        "this is a folder, not a film",
+        "",
+    ]
+    for row, path in ((0, good[5]), (2, good[0]), (4, good[9]), (6, good[0])):
+        np.testing.assert_array_equal(found[row].image, radiograph.resize(radiograph.read(path), 32)[..., None])
+        assert found[row].sha256 == sha256(path.read_bytes()).hexdigest()
+    assert [film.image is None for film in found] == [False, True, False, True, False, True, False]
+    assert [film.sha256 for film in found][1::2] == ["", sha256(b"no image").hexdigest(), ""]
+    assert all(film.decode_seconds > 0 for film in found)
+
+
+def test_film_is_what_radiograph_makes_of_it(films):
+    path = next(films.glob("Pneumonia/*.png"))
+    film = pipeline.open_film(path, Preprocess(image_size=48))
+    assert film.image is not None
+    assert film.image.shape == (48, 48, 1)
+    np.testing.assert_array_equal(film.image[..., 0], radiograph.resize(radiograph.read(path), 48))
+
+
+def test_large_jpeg_is_not_decoded_below_twice_the_final_size(monkeypatch, write_films, tmp_path):
+    asked = []
+    read = radiograph.read
+    monkeypatch.setattr(radiograph, "read", lambda data, *, at_least: asked.append(at_least) or read(data))
+    write_films(tmp_path, "a.jpg")
+    pipeline.open_film(tmp_path / "a.jpg", SMALL)
+    assert asked == [64]
+
+
+def test_no_paths_give_no_films():
+    assert list(pipeline.films([], SMALL)) == []
+
+
+def test_films_are_not_all_read_ahead(monkeypatch):
+    opened, lock = [], threading.Lock()
+
+    def open_film(path, preprocess):
+        with lock:
+            opened.append(path)
+        return pipeline.Film(path, None, "", "", 0.0)
+
+    monkeypatch.setattr(pipeline, "open_film", open_film)
+    paths = [str(number) for number in range(1000)]
+    stream = pipeline.films(paths, SMALL, workers=2)
+    assert next(stream).path == "0"
+    time.sleep(0.3)  # long enough to have read them all
+    assert len(opened) < 100
+    assert [film.path for film in stream] == paths[1:]
+    assert sorted(opened, key=int) == paths
+
+
+def test_workers_left_out_are_as_many_as_the_cores():
+    assert pipeline.workers_or_default(3) == 3
+    assert pipeline.workers_or_default(None) >= 1
+
+
+@pytest.mark.parametrize(("count", "batch_size", "steps"), [(10, 3, 3), (12, 3, 4), (5, 32, 1), (7, 7, 1), (8, 7, 1)])
+def test_order_is_a_permutation_without_the_incomplete_batch(count, batch_size, steps):
+    rows = pipeline.order(count, batch_size, seed=0, epoch=0)
+    assert rows.shape == (steps, min(batch_size, count))
+    assert rows.dtype == np.int32
+    assert len(set(rows.ravel().tolist())) == rows.size
+    assert set(rows.ravel().tolist()) <= set(range(count))
+
+
+def test_order_differs_by_epoch_and_seed_and_is_the_same_again():
+    first = pipeline.order(100, 10, seed=0, epoch=0).tolist()
+    assert first == pipeline.order(100, 10, seed=0, epoch=0).tolist()
+    others = [pipeline.order(100, 10, seed=seed, epoch=epoch).tolist() for seed, epoch in ((0, 1), (1, 0), (1, 1))]
+    assert all(first != other for other in others)
+    assert others[0] != others[1]
+
+
+def test_rows_left_out_of_an_epoch_change_with_the_epoch():
+    left_out = {tuple(set(range(10)) - set(pipeline.order(10, 3, seed=0, epoch=epoch).ravel())) for epoch in range(20)}
+    assert len(left_out) > 3
+
+
+def test_train_batches_are_the_rows_that_order_gave():
+    steps = pipeline.order(20, 6, seed=4, epoch=2)
+    batches = list(pipeline.train_batches(Numbered(20), steps))
+    assert [shown(batch) for batch in batches] == steps.tolist()
+    assert [batch.labels.tolist() for batch in batches] == (steps % 3).tolist()
+    assert [batch.real for batch in batches] == [6, 6, 6]
+
+
+def test_train_batches_of_a_dataset_equal_direct_indexing(prepared):
+    source = Dataset(prepared).source([0, 2])
+    everything = pipeline.load_all(source)
+    steps = pipeline.order(len(source), 4, seed=0, epoch=0)
+    batches = list(pipeline.train_batches(source, steps))
+    assert len(batches) == len(steps)
+    for batch, rows in zip(batches, steps, strict=True):
+        np.testing.assert_array_equal(batch.images, everything.images[rows])
+        np.testing.assert_array_equal(batch.labels, everything.labels[rows])
+
+
+def test_eval_batches_hold_every_record_once_and_pad_the_last():
+    batches = list(pipeline.eval_batches(Numbered(7), 3))
+    assert [shown(batch) for batch in batches] == [[0, 1, 2], [3, 4, 5], [6, 0, 0]]
+    assert [batch.labels.tolist() for batch in batches] == [[0, 1, 2], [0, 1, 2], [0, 0, 0]]
+    assert [batch.real for batch in batches] == [3, 3, 1]
+
+
+@pytest.mark.parametrize(("count", "batch_size", "real"), [(6, 3, [3, 3]), (2, 5, [2]), (0, 5, [])])
+def test_eval_batches_have_one_size(count, batch_size, real):
+    batches = list(pipeline.eval_batches(Numbered(count), batch_size))
+    assert [batch.real for batch in batches] == real
+    assert {batch.images.shape for batch in batches} <= {(batch_size, 2, 2, 1)}
+
+
+def test_load_all_gives_every_record_in_order(prepared):
+    batch = pipeline.load_all(Numbered(5))
+    assert shown(batch) == [0, 1, 2, 3, 4]
+    assert batch.labels.tolist() == [0, 1, 2, 0, 1]
+    assert batch.real == 5
+    dataset = Dataset(prepared)
+    real = pipeline.load_all(dataset.source([0, 1, 2]))
+    assert real.images.shape == (30, 32, 32, 1)
+    assert np.bincount(real.labels).tolist() == [10, 10, 10]
+
+
+def test_load_all_of_nothing_is_a_user_error():
+    with pytest.raises(UserError, match="the chosen folds hold no image"):
+        pipeline.load_all(Numbered(0))

@@ -1,0 +1,271 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from covidjax import checkpoint, pipeline, train
+from covidjax.config import CLASSES, Config, ModelConfig, Preprocess, TrainConfig, UserError, load_config
+from covidjax.dataset import Dataset
+from covidjax.models import Network, Weights
+from covidjax.step import class_weights, initial_state, learning_rate, make_step
+
+
+class Silent:
+    """Progress that only remembers, and asks to stop after some steps."""
+
+    def __init__(self, stop_after: int | None = None):
+        self.steps, self.stop_after = 0, stop_after
+        self.records: list[dict[str, Any]] = []
+
+    def begin(self, device_name: str, images: int, steps: int, parameters: int, precision: str) -> None:
+        self.began = (images, steps, parameters, precision)
+
+    def step(self, epoch: int, step: int, loss: float, accuracy: float, images_per_second: float) -> None:
+        self.steps += 1
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        self.records.append(record)
+
+    def stop(self) -> bool:
+        return self.stop_after is not None and self.steps >= self.stop_after
+
+
+def run_training(
+    dataset: Dataset, run: Path, *settings: str, resume: bool = False, stop_after: int | None = None
+) -> tuple[train.Result, Silent]:
+    config = load_config(None, ["train.epochs=2", "train.batch_size=4", "train.checkpoint_seconds=0", *settings])
+    progress = Silent(stop_after)
+    result = train.train(config, dataset, run, resume=resume, progress=progress, stop=progress.stop)
+    return result, progress
+
+
+@pytest.fixture(scope="module")
+def dataset(prepared: Path) -> Dataset:
+    return Dataset(prepared)
+
+
+@pytest.fixture(scope="module")
+def finished(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("finished") / "run"
+    run_training(dataset, run)
+    return run
+
+
+def saved(run: Path, kind: str = "last") -> checkpoint.Saved:
+    network = Network(ModelConfig(), Preprocess(image_size=32))
+    state = jax.eval_shape(lambda: initial_state(network.init(0), optax.adam(optax.constant_schedule(1.0)), False))
+    return checkpoint.restore(run, kind, state.weights, train._without_weights(state))
+
+
+def assert_same_bits(first: checkpoint.Saved, second: checkpoint.Saved) -> None:
+    assert first.step == second.step
+    a, b = (jax.tree.leaves((each.weights, each.training)) for each in (first, second))
+    assert len(a) == len(b) > 50
+    for x, y in zip(a, b, strict=True):
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+def without_times(log: Path) -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    return [{k: v for k, v in record.items() if k not in ("seconds", "images_per_second")} for record in records]
+
+
+def test_one_cycle_rises_to_the_peak_and_falls():
+    rate = learning_rate(TrainConfig(learning_rate=3e-3), 100)
+    assert float(np.asarray(rate(0))) == pytest.approx(3e-3 / 25, rel=1e-4)
+    assert float(np.asarray(rate(30))) == pytest.approx(3e-3, rel=1e-4)
+    assert float(np.asarray(rate(65))) == pytest.approx(1.5e-3, rel=0.05)
+    assert float(np.asarray(rate(100))) < 1e-6
+    constant = learning_rate(TrainConfig(learning_rate=3e-3, schedule="constant"), 100)
+    assert float(np.asarray(constant(0))) == float(np.asarray(constant(99))) == pytest.approx(3e-3)
+
+
+def test_class_weights():
+    counts = np.array([100, 400, 500])
+    assert class_weights(TrainConfig(), counts).tolist() == [1, 1, 1]
+    balanced = class_weights(TrainConfig(class_weights="balanced"), counts)
+    np.testing.assert_allclose(balanced, [1000 / 300, 1000 / 1200, 1000 / 1500], rtol=1e-6)
+
+
+def one_step(config: Config, weights_of_classes: np.ndarray, dtype=jnp.float32, scale: float | None = None):
+    network = Network(config.model, Preprocess(image_size=32), dtype)
+    optimizer = optax.sgd(0.1)
+    scaled = scale is not None
+    state = initial_state(network.init(0), optimizer, scaled)
+    if scale is not None:
+        state = state._replace(scale=state.scale._replace(value=jnp.float32(scale)))
+    images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 1), np.uint8)
+    labels = np.array([0, 0, 0, 0, 0, 1, 1, 2], np.int32)
+    step = jax.jit(make_step(config, network, optimizer, weights_of_classes, scaled))
+    return network, state, step(state, images, labels), images, labels
+
+
+def no_augmentation(*settings: str) -> Config:
+    off = ("flip=false", "rotation=0", "shift=0", "zoom=0", "brightness=0", "contrast=0")
+    return load_config(None, [*(f"augment.{each}" for each in off), *settings])
+
+
+def test_loss_is_weighted_and_smoothed_cross_entropy():
+    config = no_augmentation("train.label_smoothing=0.1")
+    importance = np.array([0.5, 1.0, 3.0], np.float32)
+    network, before, after, images, labels = one_step(config, importance)
+    inputs = (images.astype(np.float32) / 255 - 0.5) / 0.25
+    logits = np.asarray(network.apply(before.weights, jnp.asarray(inputs), train=True)[0], np.float64)
+    log_probabilities = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    targets = np.eye(3)[labels] * 0.9 + 0.1 / 3
+    losses = -(targets * log_probabilities).sum(1)
+    expected = (losses * importance[labels]).sum() / importance[labels].sum()
+    assert float(after.totals.loss) / 8 == pytest.approx(expected, rel=1e-5)
+    assert int(after.totals.correct) == (logits.argmax(1) == labels).sum()
+    assert int(after.totals.images) == 8
+    assert int(after.step) == 1
+
+
+def test_overflowing_step_is_left_out_and_the_scale_halved():
+    config = no_augmentation()
+    ones = np.ones(3, np.float32)
+    _, before, after, *_ = one_step(config, ones, jnp.float16, scale=2.0**40)
+    unchanged = jax.tree.map(lambda a, b: bool((a == b).all()), before.weights, after.weights)
+    assert all(jax.tree.leaves(unchanged))
+    assert float(after.scale.value) == 2.0**39
+    assert int(after.bad_step) == -1
+    _, before, after, *_ = one_step(config, ones, jnp.float16, scale=128.0)
+    assert float(after.scale.value) == 128.0
+    assert not np.array_equal(before.weights.params["dense"]["kernel"], after.weights.params["dense"]["kernel"])
+
+
+def test_scaled_float16_step_is_the_float32_step():
+    config = no_augmentation()
+    ones = np.ones(3, np.float32)
+    _, start, exact, *_ = one_step(config, ones)
+    _, _, half, *_ = one_step(config, ones, jnp.float16, scale=1024.0)
+
+    def moved(state: Any) -> np.ndarray:
+        return np.asarray(state.weights.params["dense"]["kernel"] - start.weights.params["dense"]["kernel"])
+
+    assert np.linalg.norm(moved(half) - moved(exact)) / np.linalg.norm(moved(exact)) < 0.05
+
+
+def test_result_and_files(dataset: Dataset, finished: Path):
+    found = saved(finished)
+    folds = dataset.split(0)
+    images = int(dataset.class_counts(folds[0]).sum())
+    steps = 2 * (images // 4)
+    assert found.step == steps
+    records = without_times(finished / "metrics.jsonl")
+    assert [record["epoch"] for record in records] == [1, 2]
+    assert set(records[0]) == {"epoch", "step", "learning_rate", "train", "test"}
+    assert (finished / "config.toml").is_file()
+
+
+def test_it_learns(dataset: Dataset, tmp_path: Path):
+    # Learning the training images by heart needs working gradients, statistics and schedule all together.
+    settings = ["train.epochs=25", "train.batch_size=8", "augment.rotation=0", "augment.shift=0", "augment.zoom=0"]
+    result, progress = run_training(dataset, tmp_path / "run", *settings, "train.checkpoint_seconds=1000")
+    assert progress.records[-1]["train"]["accuracy"] >= 0.9
+    assert progress.records[-1]["train"]["loss"] < 0.5 * progress.records[0]["train"]["loss"]
+    assert result.timing.seconds.keys() >= {"load", "compile", "train", "evaluate", "checkpoint", "wall"}
+
+
+def test_streaming_gives_the_same_bits(dataset: Dataset, finished: Path, tmp_path: Path):
+    run_training(dataset, tmp_path / "run", "train.cache=stream")
+    assert_same_bits(saved(finished), saved(tmp_path / "run"))
+    assert without_times(finished / "metrics.jsonl") == without_times(tmp_path / "run" / "metrics.jsonl")
+
+
+def test_scan_over_steps_gives_the_same_result(dataset: Dataset, finished: Path, tmp_path: Path, monkeypatch):
+    # The accelerators' way, taken on the CPU: the same sums in another program, so equal within rounding.
+    monkeypatch.setattr(train, "_one_by_one", train._scanned)
+    monkeypatch.setattr(train, "SCAN_STEPS", 3)
+    _, progress = run_training(
+        dataset, tmp_path / "run", "train.epochs=1", "train.schedule=constant", "train.learning_rate=1e-4"
+    )
+    scanned = progress.records
+    assert progress.steps == -(-progress.began[1] // 3)
+    monkeypatch.undo()
+    _, progress = run_training(
+        dataset, tmp_path / "other", "train.epochs=1", "train.schedule=constant", "train.learning_rate=1e-4"
+    )
+    assert progress.steps == progress.began[1]
+    assert scanned[0]["train"]["loss"] == pytest.approx(progress.records[0]["train"]["loss"], rel=1e-3)
+    assert scanned[0]["test"]["loss"] == pytest.approx(progress.records[0]["test"]["loss"], rel=1e-2)
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_stopped_anywhere_resumes_to_the_same_bits(dataset: Dataset, finished: Path, tmp_path: Path, steps: int):
+    run = tmp_path / "run"
+    with pytest.raises(train.Interrupted, match="--resume --run"):
+        run_training(dataset, run, stop_after=steps)
+    assert checkpoint.steps(run, "last")[-1] == steps
+    run_training(dataset, run, resume=True)
+    assert_same_bits(saved(finished), saved(run))
+    assert without_times(finished / "metrics.jsonl") == without_times(run / "metrics.jsonl")
+
+
+def test_half_written_log_lines_come_again(dataset: Dataset, finished: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    with pytest.raises(train.Interrupted):
+        run_training(dataset, run, stop_after=1)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 1, "st')
+    run_training(dataset, run, resume=True)
+    assert without_times(finished / "metrics.jsonl") == without_times(run / "metrics.jsonl")
+
+
+def test_other_seed_other_bits(dataset: Dataset, finished: Path, tmp_path: Path):
+    run_training(dataset, tmp_path / "run", "seed=1")
+    kernels = [saved(run).weights.params["stem1"]["conv"]["kernel"] for run in (finished, tmp_path / "run")]
+    assert not np.array_equal(*kernels)
+
+
+def test_validation_fold_chooses_the_best(dataset: Dataset, tmp_path: Path):
+    run = tmp_path / "run"
+    settings = ["data.val_fold=1", "train.epochs=5", "train.learning_rate=0.02"]
+    result, progress = run_training(dataset, run, *settings)
+    folds = dataset.split(0, 1)
+    assert folds == ([2], [0], [1])
+    assert progress.began[0] == dataset.class_counts([2]).sum()
+    merits = [(record["val"]["accuracy"], -record["val"]["loss"]) for record in progress.records]
+    best = progress.records[merits.index(max(merits))]
+    assert saved(run, "best").step == best["step"]
+    assert result.checkpoint == "best"
+    assert result.metrics.accuracy == pytest.approx(best["test"]["accuracy"])
+    resumed, _ = run_training(dataset, run, *settings, resume=True)
+    assert resumed.metrics == result.metrics
+
+
+def test_divergence_names_step_and_learning_rate(dataset: Dataset, tmp_path: Path):
+    with pytest.raises(UserError, match=r"NaN or infinite at step \d+, where the learning rate was 1e\+30; train again"):
+        run_training(dataset, tmp_path / "run", "train.learning_rate=1e30", "train.schedule=constant")
+
+
+def test_batch_larger_than_the_dataset(dataset: Dataset, tmp_path: Path):
+    _, progress = run_training(dataset, tmp_path / "run", "train.batch_size=1000", "train.epochs=1")
+    assert progress.began[1] == 1
+
+
+def test_checkpoint_of_other_shapes_is_refused(finished: Path):
+    other = Network(ModelConfig(), Preprocess(image_size=64, classes=CLASSES[:2])).abstract()
+    with pytest.raises(UserError, match="of another network"):
+        checkpoint.restore(finished, "last", other)
+
+
+def test_predictions_ignore_padding(dataset: Dataset, finished: Path):
+    from covidjax.evaluate import load_run, logits_of, make_predict
+
+    loaded = load_run(finished)
+    predict = make_predict(loaded.network, 1)
+    source = dataset.source([0])
+    weights = Weights(*loaded.weights)
+    whole, labels = logits_of(predict, weights, pipeline.eval_batches(source, len(source)))
+    parts, same = logits_of(predict, weights, pipeline.eval_batches(source, 4))
+    assert labels.tolist() == same.tolist()
+    assert len(whole) == len(source)
+    np.testing.assert_allclose(whole, parts, rtol=1e-4, atol=1e-5)
