@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 from click.testing import CliRunner, Result
-
 from covidjax_cli.main import main
 
 COMMAND = [sys.executable, "-c", "from covidjax_cli.main import main; main()"]

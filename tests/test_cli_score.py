@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,7 +68,7 @@ def test_scores_are_those_of_evaluate(trained: Path, films: Path, prepared: Path
     found = json.loads(run("score", films, "--checkpoint", trained, "--json").stdout)
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder_from_directory(prepared)
+    builder: Any = tfds.builder_from_directory(prepared)
     records = [record for fold in range(3) for record in builder.as_data_source(split=f"fold{fold}")]
     classifier = covidjax.load(trained)
     images = np.stack([record["image"] for record in records])

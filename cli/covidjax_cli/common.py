@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
     from rich.console import RenderableType
+    from rich.progress import Progress
 
 PLAIN_SECONDS = 10.0
 """Between two lines of progress where there is no terminal."""

@@ -93,7 +93,7 @@ def _tables(manifest: dict[str, Any]) -> list[RenderableType]:
     for name, row in (*manifest["per_source"].items(), *manifest["per_fold"].items(), ("all", manifest["per_class"])):
         cells = [row.get(label, 0) for label in manifest["classes"]]
         counts.add_row(name, *map(str, cells), str(sum(cells)), end_section=name == list(manifest["per_source"])[-1])
-    tables = [report.titled("Images", counts)]
+    tables: list[RenderableType] = [report.titled("Images", counts)]
     reasons = [(source, reason, count) for source, found in manifest["left_out"].items() for reason, count in found.items()]
     if reasons:
         left_out = Table()

@@ -102,8 +102,8 @@ def series(name: str) -> str:
 def patient_of(name: str) -> str:
     """The patient that a published file name tells.
 
-    NIH ChestX-ray8 ``<patient>_<number>``, Kermany ``person<number>_…`` and ``IM-<number>-…``; any other name stands
-    for the series of films it belongs to.
+    NIH ChestX-ray8 ``<patient>_<number>``, Kermany ``person<number>_…`` and ``IM-<number>-…``, the phantoms of
+    this package; any other name stands for the series of films it belongs to.
     """
     if match := re.match(r"(\d{8})_\d{3}\b", name):
         return f"nih:{match[1]}"
@@ -111,6 +111,8 @@ def patient_of(name: str) -> str:
         return f"kermany:{match[1]}"
     if match := re.match(r"((?:NORMAL2-)?IM-\d+)-\d+", name):
         return f"kermany:{match[1]}"
+    if match := re.match(r"(phantom-\d+-\d+)-\d+", name):
+        return match[1]
     return f"series:{series(name)}"
 
 
