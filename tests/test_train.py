@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -94,63 +95,65 @@ def test_class_weights():
     np.testing.assert_allclose(balanced, [1000 / 300, 1000 / 1200, 1000 / 1500], rtol=1e-6)
 
 
-def one_step(config: Config, weights_of_classes: np.ndarray, dtype=jnp.float32, scale: float | None = None):
-    network = Network(config.model, Preprocess(image_size=32), dtype)
-    optimizer = optax.sgd(0.1)
-    scaled = scale is not None
-    state = initial_state(network.init(0), optimizer, scaled)
-    if scale is not None:
-        state = state._replace(scale=state.scale._replace(value=jnp.float32(scale)))
-    images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 1), np.uint8)
-    labels = np.array([0, 0, 0, 0, 0, 1, 1, 2], np.int32)
-    step = jax.jit(make_step(config, network, optimizer, weights_of_classes, scaled))
-    return network, state, step(state, images, labels), images, labels
-
-
 def no_augmentation(*settings: str) -> Config:
     off = ("flip=false", "rotation=0", "shift=0", "zoom=0", "brightness=0", "contrast=0")
     return load_config(None, [*(f"augment.{each}" for each in off), *settings])
 
 
+IMAGES = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 1), np.uint8)
+LABELS = np.array([0, 0, 0, 0, 0, 1, 1, 2], np.int32)
+
+
+class OneStep:
+    """A compiled step without augmentation, and the state before it."""
+
+    def __init__(self, importance: tuple[float, ...] = (1, 1, 1), dtype: Any = jnp.float32, *settings: str):
+        config = no_augmentation(*settings)
+        scaled = dtype == jnp.float16
+        self.network = Network(config.model, Preprocess(image_size=32), dtype)
+        optimizer = optax.sgd(0.1)
+        self.before = initial_state(self.network.init(0), optimizer, scaled)
+        self._step = jax.jit(make_step(config, self.network, optimizer, np.asarray(importance, np.float32), scaled))
+
+    def after(self, scale: float = 1.0) -> Any:
+        state = self.before._replace(scale=self.before.scale._replace(value=jnp.float32(scale)))
+        return self._step(state, IMAGES, LABELS)
+
+
+def dense_of(state: Any) -> np.ndarray:
+    return np.asarray(state.weights.params["dense"]["kernel"])
+
+
 def test_loss_is_weighted_and_smoothed_cross_entropy():
-    config = no_augmentation("train.label_smoothing=0.1")
-    importance = np.array([0.5, 1.0, 3.0], np.float32)
-    network, before, after, images, labels = one_step(config, importance)
-    inputs = (images.astype(np.float32) / 255 - 0.5) / 0.25
-    logits = np.asarray(network.apply(before.weights, jnp.asarray(inputs), train=True)[0], np.float64)
+    importance = np.array([0.5, 1.0, 3.0])
+    step = OneStep(tuple(importance), jnp.float32, "train.label_smoothing=0.1")
+    after = step.after()
+    inputs = jnp.asarray((IMAGES.astype(np.float32) / 255 - 0.5) / 0.25)
+    apply = jax.jit(functools.partial(step.network.apply, train=True))
+    logits = np.asarray(apply(step.before.weights, inputs)[0], np.float64)
     log_probabilities = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    targets = np.eye(3)[labels] * 0.9 + 0.1 / 3
+    targets = np.eye(3)[LABELS] * 0.9 + 0.1 / 3
     losses = -(targets * log_probabilities).sum(1)
-    expected = (losses * importance[labels]).sum() / importance[labels].sum()
+    expected = (losses * importance[LABELS]).sum() / importance[LABELS].sum()
     assert float(after.totals.loss) / 8 == pytest.approx(expected, rel=1e-5)
-    assert int(after.totals.correct) == (logits.argmax(1) == labels).sum()
+    assert int(after.totals.correct) == (logits.argmax(1) == LABELS).sum()
     assert int(after.totals.images) == 8
     assert int(after.step) == 1
 
 
-def test_overflowing_step_is_left_out_and_the_scale_halved():
-    config = no_augmentation()
-    ones = np.ones(3, np.float32)
-    _, before, after, *_ = one_step(config, ones, jnp.float16, scale=2.0**40)
-    unchanged = jax.tree.map(lambda a, b: bool((a == b).all()), before.weights, after.weights)
-    assert all(jax.tree.leaves(unchanged))
-    assert float(after.scale.value) == 2.0**39
-    assert int(after.bad_step) == -1
-    _, before, after, *_ = one_step(config, ones, jnp.float16, scale=128.0)
-    assert float(after.scale.value) == 128.0
-    assert not np.array_equal(before.weights.params["dense"]["kernel"], after.weights.params["dense"]["kernel"])
-
-
-def test_scaled_float16_step_is_the_float32_step():
-    config = no_augmentation()
-    ones = np.ones(3, np.float32)
-    _, start, exact, *_ = one_step(config, ones)
-    _, _, half, *_ = one_step(config, ones, jnp.float16, scale=1024.0)
-
-    def moved(state: Any) -> np.ndarray:
-        return np.asarray(state.weights.params["dense"]["kernel"] - start.weights.params["dense"]["kernel"])
-
-    assert np.linalg.norm(moved(half) - moved(exact)) / np.linalg.norm(moved(exact)) < 0.05
+def test_scaled_float16_step():
+    """An overflowing step is left out and the scale halved; one that does not overflow is the float32 step."""
+    half = OneStep((1, 1, 1), jnp.float16)
+    overflowed = half.after(scale=2.0**40)
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), half.before.weights, overflowed.weights)
+    assert all(jax.tree.leaves(same))
+    assert float(overflowed.scale.value) == 2.0**39
+    assert int(overflowed.bad_step) == -1
+    good = half.after(scale=1024.0)
+    assert float(good.scale.value) == 1024.0
+    exact = OneStep()
+    moved = [dense_of(state) - dense_of(exact.before) for state in (good, exact.after())]
+    assert np.linalg.norm(moved[0] - moved[1]) / np.linalg.norm(moved[1]) < 0.05
 
 
 def test_result_and_files(dataset: Dataset, finished: Path):
@@ -180,6 +183,7 @@ def test_streaming_gives_the_same_bits(dataset: Dataset, finished: Path, tmp_pat
     assert without_times(finished / "metrics.jsonl") == without_times(tmp_path / "run" / "metrics.jsonl")
 
 
+@pytest.mark.slow
 def test_scan_over_steps_gives_the_same_result(dataset: Dataset, finished: Path, tmp_path: Path, monkeypatch):
     # The accelerators' way, taken on the CPU: the same sums in another program, so equal within rounding.
     monkeypatch.setattr(train, "_one_by_one", train._scanned)
@@ -219,6 +223,7 @@ def test_half_written_log_lines_come_again(dataset: Dataset, finished: Path, tmp
     assert without_times(finished / "metrics.jsonl") == without_times(run / "metrics.jsonl")
 
 
+@pytest.mark.slow
 def test_other_seed_other_bits(dataset: Dataset, finished: Path, tmp_path: Path):
     run_training(dataset, tmp_path / "run", "seed=1")
     kernels = [saved(run).weights.params["stem1"]["conv"]["kernel"] for run in (finished, tmp_path / "run")]
@@ -246,6 +251,7 @@ def test_divergence_names_step_and_learning_rate(dataset: Dataset, tmp_path: Pat
         run_training(dataset, tmp_path / "run", "train.learning_rate=1e30", "train.schedule=constant")
 
 
+@pytest.mark.slow
 def test_batch_larger_than_the_dataset(dataset: Dataset, tmp_path: Path):
     _, progress = run_training(dataset, tmp_path / "run", "train.batch_size=1000", "train.epochs=1")
     assert progress.began[1] == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,14 +135,23 @@ def _tables(
     if shown or errors:
         rows = shown or errors
         more = total - len(shown) if shown else 0
+        # Paths without what they share: the files' own names are what tells them apart.
+        parents = [str(Path(row.path).parent) for row in rows]
+        alike = len({Path(parent).is_absolute() for parent in parents}) == 1
+        base = os.path.commonpath(parents) if alike else ""
         table = Table()
         table.add_column("path", overflow="fold")
         for name in ("prediction", "confidence", "error"):
             table.add_column(name, justify="right" if name == "confidence" else "left")
         for row in rows:
             confidence = "" if row.confidence is None else f"{row.confidence:.3f}"
-            table.add_row(common.printable(row.path), row.prediction, confidence, row.error)
-        title = "Films" if shown else "Could not be read"
+            table.add_row(
+                common.printable(os.path.relpath(row.path, base) if base else row.path),
+                row.prediction,
+                confidence,
+                row.error,
+            )
+        title = ("Films" if shown else "Could not be read") + (f" in {common.printable(base)}" if base else "")
         tables.append(report.titled(title, table, f"and {more} more" if more else ""))
     threads = "decode: all threads added up; it goes on beside the model"
     tables.append(report.timing_table(timing.stages(), threads))
