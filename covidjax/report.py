@@ -111,7 +111,7 @@ def _curves(path: Path, history: Sequence[dict[str, Any]], note: str) -> None:
         axis.set(xlabel="epoch", ylabel="cross-entropy" if quantity == "loss" else quantity, title=quantity.capitalize())
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
-        axis.legend()
+        axis.legend(framealpha=0.5)
     axes[1].set_ylim(0, 1.02)
     figure.suptitle(note, fontsize=9)
     figure.savefig(path)

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import pytest
+
+from covidjax import device
+
+
+class Fake:
+    """A device as jax describes it."""
+
+    device_kind = "fake"
+
+    def __init__(self, platform: str, compute_capability: str | None = None, memory: int | None = None):
+        self.platform = platform
+        if compute_capability:
+            self.compute_capability = compute_capability
+        self._memory = memory
+
+    def memory_stats(self) -> dict[str, int] | None:
+        return None if self._memory is None else {"bytes_limit": self._memory}
+
+
+@pytest.mark.parametrize(
+    ("where", "dtype", "scaled"),
+    [
+        (Fake("cpu"), jnp.float32, False),
+        (Fake("gpu", "6.1"), jnp.float32, False),
+        (Fake("gpu", "7.0"), jnp.float16, True),  # V100
+        (Fake("gpu", "7.5"), jnp.float16, True),  # T4
+        (Fake("gpu", "8.0"), jnp.bfloat16, False),  # A100
+        (Fake("gpu", "9.0"), jnp.bfloat16, False),  # H100
+        (Fake("gpu", "12.0"), jnp.bfloat16, False),
+    ],
+)
+def test_automatic_precision(where: Fake, dtype: Any, scaled: bool):
+    assert device.precision("auto", where) == (dtype, scaled)
+
+
+def test_precision_that_was_asked_for():
+    assert device.precision("float16", Fake("cpu")) == (jnp.float16, True)
+    assert device.precision("float32", Fake("gpu", "9.0")) == (jnp.float32, False)
+
+
+def test_images_fit_in_a_quarter_of_the_memory():
+    card = Fake("gpu", "7.0", memory=16 * 2**30)
+    assert device.fits(4 * 2**30, card)
+    assert not device.fits(4 * 2**30 + 1, card)
+    assert device.fits(1, Fake("cpu"))
+    assert not device.fits(2**60, Fake("cpu"))
