@@ -7,11 +7,12 @@ temporary folder and renames it, so a checkpoint is there whole or not at all. N
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
-import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,25 +52,46 @@ class Checkpoints:
 
     def save(self, step: int, weights: Any, training: Any, facts: dict[str, Any]) -> None:
         """Start saving; the arrays are copied before this returns, so their buffers may be reused. A step that is
-        there already is left as it is: a resumed run comes by it with the same bits."""
+        there already is left as it is: a resumed run comes by it with the same bits.
+
+        Raises:
+          UserError: it, or the one before it, could not be written.
+        """
         self.wait()
         if step in self._manager.all_steps():
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                weights=ocp.args.StandardSave(weights),
-                training=ocp.args.StandardSave(training),
-                facts=ocp.args.JsonSave(facts),
-            ),
-        )
+        with self._telling():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    weights=ocp.args.StandardSave(weights),
+                    training=ocp.args.StandardSave(training),
+                    facts=ocp.args.JsonSave(facts),
+                ),
+            )
 
     def wait(self) -> None:
-        """Until everything begun is on disk."""
-        self._manager.wait_until_finished()
-        for step in self._manager.all_steps():
-            if not (self._folder / str(step) / _SEAL).exists():
-                _seal(self._folder / str(step))
+        """Until everything begun is on disk.
+
+        Raises:
+          UserError: it could not be written.
+        """
+        with self._telling():
+            self._manager.wait_until_finished()
+            for step in self._manager.all_steps():
+                if not (self._folder / str(step) / _SEAL).exists():
+                    _seal(self._folder / str(step))
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
+        # A full disk surfaces as whatever the storage library makes of it.
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{self._folder} cannot be written ({reason}); free some space, then go on with --resume."
+            ) from error
 
     def close(self) -> None:
         """Wait, and let go of the folder."""
@@ -125,7 +147,14 @@ def restore(run: Path, kind: str, weights: Any, training: Any = None) -> Saved:
                         f"The checkpoint {folder / str(step)} is of another network than {run / 'config.toml'} says; "
                         "restore the run's own files, or train again."
                     )
-            items = {item: ocp.args.StandardRestore(tree) for item, tree in expected.items()}
+            # Onto this process's device, whatever the one was that trained: a GPU's run is scored on a CPU.
+            here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+            items = {
+                item: ocp.args.StandardRestore(
+                    jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), tree)
+                )
+                for item, tree in expected.items()
+            }
             loaded = manager.restore(step, args=ocp.args.Composite(**items, facts=ocp.args.JsonRestore()))
     except UserError:
         raise
@@ -133,11 +162,6 @@ def restore(run: Path, kind: str, weights: Any, training: Any = None) -> Saved:
     except Exception as error:
         raise damaged from error
     return Saved(step, loaded["weights"], loaded.get("training"), loaded["facts"])
-
-
-def clear(run: Path) -> None:
-    """Remove all checkpoints of a run."""
-    shutil.rmtree(run / "checkpoints", ignore_errors=True)
 
 
 def _shapes(tree: Any) -> list[tuple[int, ...]]:

@@ -130,24 +130,30 @@ class Run:
         return _build(cls, _read_toml(path), where=str(path))
 
 
-def load_config(file: Path | None = None, overrides: Sequence[str] = ()) -> Config:
-    """Defaults, changed by a TOML file, changed by ``section.key=value`` overrides (values as in TOML, or bare text).
+def load_config(
+    file: Path | None = None, overrides: Sequence[str] = (), values: Mapping[str, Any] = types.MappingProxyType({})
+) -> Config:
+    """Defaults, changed by a TOML file, changed by ``section.key=value`` overrides (values as in TOML, or bare text),
+    changed by values for ``section.key`` names.
 
     Raises:
       UsageError: an unknown key, a value of the wrong kind, a file that is not TOML.
     """
     table: dict[str, Any] = _read_toml(file) if file else {}
+    changes: list[tuple[str, Any]] = []
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
             raise UsageError(f"--set takes key=value, such as train.epochs=20, not {override!r}.")
-        *sections, name = key.strip().split(".")
+        changes.append((key.strip(), _value(text.strip())))
+    for key, value in (*changes, *values.items()):
+        *sections, name = key.split(".")
         target = table
         for section in sections:
             target = target.setdefault(section, {})
             if not isinstance(target, dict):
-                raise UsageError(f"{key.strip()} is no setting: {section} has no keys below it.")
-        target[name] = _value(text.strip())
+                raise UsageError(f"{key} is no setting: {section} has no keys below it.")
+        target[name] = value
     config = _build(Config, table, where=str(file) if file else "--set")
     _check(config)
     return config
@@ -218,7 +224,7 @@ def _build(kind: type, table: Mapping[str, Any], *, where: str, prefix: str = ""
     required = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
     for name in required:
         if name not in values:
-            raise UsageError(f"{where} is damaged: it has no [{prefix}{name}]; put back the file as it was written.")
+            raise UserError(f"{where} is damaged: it has no [{prefix}{name}]; put back the file as it was written.")
     return kind(**values)
 
 

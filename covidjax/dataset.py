@@ -126,6 +126,10 @@ def writing(out: Path, preprocess: Preprocess, folds: int) -> Iterator[Writer]:
       UserError: ``out`` exists already, or cannot be written.
     """
     out = out.absolute()  # not resolved: a link stays what the user named
+    try:
+        str(out).encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{os.fsencode(out)!r} cannot be a dataset: its name is not UTF-8; choose another.") from None
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} exists already; remove it or name another folder.")
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
@@ -158,7 +162,7 @@ class Dataset:
         if not path.exists():
             raise UsageError(f"{path} does not exist; make it with `covidjax prepare SOURCE --out {path}`.")
         if not (path / MANIFEST).is_file():
-            raise UserError(f"{path} is no prepared dataset; make one of it with `covidjax prepare {path} --out NAME`.")
+            raise UsageError(f"{path} is no prepared dataset; make one of it with `covidjax prepare {path} --out NAME`.")
         try:
             self.manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text())
             if self.manifest["format"] != FORMAT:
@@ -199,9 +203,9 @@ class Dataset:
         """
         for name, fold in (("test", test_fold), ("validation", val_fold)):
             if fold is not None and not 0 <= fold < self.folds:
-                raise UserError(f"{self.path} has no {name} fold {fold}; choose one from 0 to {self.folds - 1}.")
+                raise UsageError(f"{self.path} has no {name} fold {fold}; choose one from 0 to {self.folds - 1}.")
         if test_fold == val_fold:
-            raise UserError(f"Fold {test_fold} cannot be both test and validation fold; choose another --val-fold.")
+            raise UsageError(f"Fold {test_fold} cannot be both test and validation fold; choose another --val-fold.")
         held_out = {test_fold, val_fold}
         training = [fold for fold in range(self.folds) if fold not in held_out]
         if not training:

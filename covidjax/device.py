@@ -55,7 +55,8 @@ def precision(choice: str, device: Device) -> tuple[DTypeLike, bool]:
     on Volta and Turing, which have tensor cores for float16 alone.
     """
     if choice == "auto":
-        capability = float(getattr(device, "compute_capability", 0) or 0)
+        stated = str(getattr(device, "compute_capability", ""))
+        capability = float(stated) if stated.replace(".", "", 1).isdigit() else 0.0  # AMD's are names
         choice = "float32" if device.platform != "gpu" or capability < 7 else "float16" if capability < 8 else "bfloat16"
     return _DTYPES[choice], choice == "float16"
 

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
-from jax.typing import DTypeLike
 
 from covidjax import checkpoint, device, metrics, pipeline
 from covidjax.augment import normalise
@@ -19,6 +18,8 @@ from covidjax.config import Preprocess, Run, UsageError, UserError
 from covidjax.dataset import Dataset
 from covidjax.models import Network, Weights
 from covidjax.prepare import sample_dataset
+
+SEEN = "seen.txt"
 
 Predict = Callable[[Weights, Any], Array]
 """Weights and uint8 images ``[B, S, S, 1]`` → float32 logits ``[B, classes]``; jitted."""
@@ -92,15 +93,17 @@ class Loaded(NamedTuple):
     network: Network
 
 
-def load_run(path: Path, dtype: DTypeLike = jnp.float32) -> Loaded:
-    """Settings and weights of a run: its best checkpoint where a validation fold chose one, else its last.
+def load_run(path: Path, device_name: str = "auto") -> Loaded:
+    """Settings and weights of a run: its best checkpoint where a validation fold chose one, else its last. The network
+    computes in the precision that the run's settings give on this device.
 
     Raises:
-      UserError: no run, or no usable checkpoint in it.
+      UserError: no run, no usable checkpoint in it, or no such device.
     """
     if not path.exists():
         raise UsageError(f"{path} does not exist; name a folder that `covidjax train` made, such as one under runs/.")
     run = Run.load(path / "config.toml")
+    dtype, _ = device.precision(run.config.train.precision, device.start(device_name))
     network = Network(run.config.model, run.preprocess, dtype)
     kind = "best" if checkpoint.steps(path, "best") else "last"
     saved = checkpoint.restore(path, kind, network.abstract())
@@ -127,16 +130,18 @@ def evaluate(path: Path, data: str | None = None, *, batch_size: int = 32) -> Ev
 
     Args:
       path: the run.
-      data: a prepared dataset; all of it is used, unless it is the one the run was trained on: then the test fold.
+      data: a prepared dataset, of which all is used that the run was not trained on: of its own one the test fold, of
+        another one every film but those that it has in common with the training and validation folds, by content or by
+        published patient number.
       batch_size: images at a time.
 
     Raises:
-      UserError: no run, no dataset, or a dataset prepared with other options.
+      UserError: no run, no dataset, a dataset prepared with other options, or one of which nothing is held out.
     """
-    device.start()
     loaded = load_run(path)
     run = loaded.run
     dataset = open_dataset(data or run.config.data.path, run.preprocess)
+    rows = None
     if dataset.fingerprint == run.dataset:
         folds, described = [run.config.data.test_fold], f"test fold {run.config.data.test_fold} of {dataset.path}"
     elif data is None:
@@ -145,9 +150,30 @@ def evaluate(path: Path, data: str | None = None, *, batch_size: int = 32) -> Ev
             "held out; name a dataset with --data."
         )
     else:
-        folds, described = list(range(dataset.folds)), f"all of {dataset.path}"
+        folds = list(range(dataset.folds))
+        known = read_seen(path)
+        identities = pipeline.identities(dataset.source(folds))
+        rows = np.asarray([row for row, keys in enumerate(identities) if not known & set(keys)], int)
+        left_out = len(identities) - len(rows)
+        described = f"{dataset.path}, without {left_out} films of the run's training" if left_out else f"all of {data}"
+        if not len(rows):
+            raise UserError(f"The run was trained on every film of {data}, or on their patients; name another dataset.")
     predict = make_predict(loaded.network, run.config.model.channels)
-    logits, labels = logits_of(predict, loaded.weights, pipeline.eval_batches(dataset.source(folds), batch_size))
+    batches = pipeline.eval_batches(dataset.source(folds), batch_size, rows)
+    logits, labels = logits_of(predict, loaded.weights, batches)
     found = metrics.measure(labels, logits.argmax(-1), run.preprocess.classes)
-    synthetic = "synthetic" in dataset.manifest["per_source"]
-    return Evaluation(found, described, synthetic)
+    return Evaluation(found, described, "synthetic" in dataset.manifest["per_source"])
+
+
+def write_seen(path: Path, source: pipeline.Source) -> None:
+    """Note in a run what its films can be known by again: ``seen.txt``, one key a line."""
+    keys = sorted({key for keys in pipeline.identities(source) for key in keys})
+    (path / SEEN).write_text("".join(f"{key}\n" for key in keys), errors="surrogateescape")
+
+
+def read_seen(path: Path) -> set[str]:
+    """What ``write_seen`` noted."""
+    file = path / SEEN
+    if not file.is_file():
+        raise UserError(f"{path} has no {SEEN}, which tells what it was trained on; evaluate it on its own test fold.")
+    return set(file.read_text(errors="surrogateescape").splitlines())

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from covidjax.config import UserError
+from covidjax.config import UsageError, UserError
 from covidjax.score import Row
 
 ENDINGS = (".csv", ".jsonl", ".parquet")
@@ -22,6 +22,12 @@ class RowWriter(Protocol):
     def close(self) -> None: ...
 
 
+def check_ending(path: Path) -> None:
+    """Raises UsageError where a file's ending names no format."""
+    if path.suffix.lower() not in ENDINGS:
+        raise UsageError(f"{path} has none of the endings {', '.join(ENDINGS)}, which choose the format; name it so.")
+
+
 @contextlib.contextmanager
 def open_output(path: Path, classes: Sequence[str]) -> Iterator[RowWriter]:
     """A writer for a file ending in ``.csv``, ``.jsonl`` or ``.parquet``; a file that is there is replaced.
@@ -30,11 +36,9 @@ def open_output(path: Path, classes: Sequence[str]) -> Iterator[RowWriter]:
       UserError: another ending, a place that cannot be written, Parquet without pyarrow.
     """
     kinds = {".csv": _Csv, ".jsonl": _JsonLines, ".parquet": _Parquet}
-    kind = kinds.get(path.suffix.lower())
-    if kind is None:
-        raise UserError(f"{path} has none of the endings {', '.join(ENDINGS)}, which choose the format; name it so.")
+    check_ending(path)
     with _telling(path):
-        writer = kind(path, classes)
+        writer = kinds[path.suffix.lower()](path, classes)
     try:
         yield _Told(path, writer)
     finally:

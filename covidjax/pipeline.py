@@ -59,11 +59,7 @@ def open_film(path: str | os.PathLike[str], preprocess: Preprocess) -> Film:
     start = time.perf_counter()
     image, error, digest = None, "", ""
     try:
-        try:
-            with open(path, "rb") as file:
-                data = file.read()
-        except (OSError, ValueError) as fault:
-            raise radiograph.unopened(fault) from fault
+        data = radiograph.read_bytes(path)
         digest = hashlib.sha256(data).hexdigest()
         # Twice the final size: a JPEG decoded smaller than that would lose detail to the two resizings in a row.
         gray = radiograph.read(data, at_least=2 * preprocess.image_size)
@@ -110,9 +106,21 @@ def train_batches(source: Source, steps: np.ndarray) -> Iterator[Batch]:
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
 
 
-def eval_batches(source: Source, batch_size: int) -> Iterator[Batch]:
-    """Every record once, in order; the last batch is padded to the common size."""
-    rows = np.arange(len(source))
+def identities(source: Source) -> list[tuple[str, ...]]:
+    """For every record what its film can be known by in another dataset: the file's digest and, where it means anything
+    outside its own dataset, the patient."""
+    found = []
+    for start in range(0, len(source), 256):
+        for record in source.__getitems__(range(start, min(start + 256, len(source)))):
+            patient, digest = os.fsdecode(record["patient"]), os.fsdecode(record["sha256"])
+            found.append((digest,) if patient.startswith("file:") else (digest, patient))
+    return found
+
+
+def eval_batches(source: Source, batch_size: int, rows: np.ndarray | None = None) -> Iterator[Batch]:
+    """Every record (or those of the given rows) once, in order; the last batch is padded to the common size."""
+    rows = np.arange(len(source)) if rows is None else rows
+    batch_size = min(batch_size, max(len(rows), 1))
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
     dataset = grain.MapDataset.source(batches).map(lambda rows: _stack(source, rows, batch_size))
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))

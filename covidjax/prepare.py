@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,10 +17,10 @@ import scipy.sparse
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from covidjax import collections, phantom, pipeline
+from covidjax import collections, dataset, phantom, pipeline
 from covidjax.collections import Collection, Example
 from covidjax.config import CLASSES, Preprocess, UserError
-from covidjax.dataset import Dataset, Record, writing
+from covidjax.dataset import Record, writing
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) as work goes on."""
@@ -97,22 +98,29 @@ def prepare(
             left_out={collection.source: dict(+collection.left_out) for collection in read},
             skipped=skipped,
             identical_files=identical,
+            notes=[f"{collection.source}: {note}" for collection in read for note in collection.notes],
         )
 
 
 def sample_dataset(
     size: int = Preprocess().image_size, images: int = SAMPLE_IMAGES, *, seed: int = 0, progress: Progress | None = None
-) -> Dataset:
+) -> dataset.Dataset:
     """The built-in dataset of synthetic films, drawn once into the user's cache folder and opened from there."""
-    version = hashlib.sha256(Path(phantom.__file__).read_bytes()).hexdigest()[:8]  # another drawing, another dataset
+    # Another drawing or another format on disk is another dataset.
+    code = b"".join(Path(file).read_bytes() for file in (phantom.__file__, dataset.__file__, __file__))
+    version = hashlib.sha256(code).hexdigest()[:8]
     out = Path(platformdirs.user_cache_dir("covidjax"), "sample", f"{images}x{size}-seed{seed}-{version}")
-    if not out.exists():
+    if out.exists():
         try:
-            _draw_sample(out, Options(Preprocess(image_size=size), seed=seed), images, progress)
+            return dataset.Dataset(out)
         except UserError:
-            if not out.exists():  # else another process drew it in the meantime
-                raise
-    return Dataset(out)
+            shutil.rmtree(out, ignore_errors=True)  # damaged; nobody but this function can mend it
+    try:
+        _draw_sample(out, Options(Preprocess(image_size=size), seed=seed), images, progress)
+    except UserError as error:
+        if not out.exists():  # else another process drew it in the meantime
+            raise UserError(f"The sample could not be drawn: {error} XDG_CACHE_HOME names the cache folder.") from error
+    return dataset.Dataset(out)
 
 
 def _draw_sample(out: Path, options: Options, images: int, progress: Progress | None) -> None:
@@ -126,7 +134,7 @@ def _draw_sample(out: Path, options: Options, images: int, progress: Progress | 
             writer.add(fold, Record(film.image[..., None], label, film.patient, "synthetic", name, digest))
             if progress:
                 progress(index + 1, images)
-        writer.close(options=dataclasses.asdict(options), sources=[], left_out={}, skipped=[], identical_files=0)
+        writer.close(options=dataclasses.asdict(options), sources=[], left_out={}, skipped=[], identical_files=0, notes=[])
 
 
 def patients_of(examples: Sequence[Example]) -> tuple[list[str], int]:

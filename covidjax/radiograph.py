@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import warnings
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -24,6 +24,16 @@ LARGEST = 200_000_000
 
 SMALLEST = 32
 """Least height and width in pixels in which a chest can be told at all."""
+
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
+"""What is decoded, whatever a file is called: not every format that Pillow knows, some of which call other programs."""
+
+LONGEST = 2**30
+"""Most bytes of a file."""
+
+# What Pillow warns of, sizes between half and all of LARGEST and broken EXIF, is no news to the reader of a table. Set
+# once and not around each film: the warnings module is not made for several threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 # Pillow refuses twice this number of itself, before it allocates anything.
 Image.MAX_IMAGE_PIXELS = LARGEST // 2
@@ -49,17 +59,12 @@ def read(source: str | os.PathLike[str] | bytes, *, at_least: int | None = None)
       RadiographError: missing, empty, truncated, not an image, below 32 pixels a side or above 200 megapixels.
     """
     if not isinstance(source, bytes):
-        try:
-            source = Path(source).read_bytes()
-        except (OSError, ValueError) as error:
-            raise unopened(error) from error
+        source = read_bytes(source)
     if not source:
         raise RadiographError("the file is empty (0 bytes)")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # sizes between half and all of LARGEST, broken EXIF
-            with Image.open(io.BytesIO(source)) as image:
-                return _gray(image, at_least)
+        with Image.open(io.BytesIO(source), formats=FORMATS) as image:
+            return _gray(image, at_least)
     except Image.DecompressionBombError:
         raise RadiographError(f"more than {LARGEST // 1_000_000} megapixels, which no film has") from None
     except Image.UnidentifiedImageError:
@@ -71,14 +76,28 @@ def read(source: str | os.PathLike[str] | bytes, *, at_least: int | None = None)
         raise RadiographError(f"damaged: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
-def unopened(error: OSError | ValueError) -> RadiographError:
-    """Why a file could not be opened, in the words of this module."""
-    if isinstance(error, IsADirectoryError):
-        return RadiographError("this is a folder, not a film")
-    if isinstance(error, FileNotFoundError):
-        return RadiographError("no such file")
-    reason = error.strerror if isinstance(error, OSError) else error  # ValueError: a NUL in the name
-    return RadiographError(f"cannot be opened: {reason}")
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """The contents of a regular file.
+
+    Raises:
+      RadiographError: missing, a folder, a pipe or device, too long.
+    """
+    try:
+        # Non-blocking, since opening a pipe that nobody writes to would wait for ever.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise RadiographError("not a regular file")
+            if status.st_size > LONGEST:
+                raise RadiographError(f"longer than {LONGEST // 2**30} GiB, which no film is")
+            return file.read()
+    except IsADirectoryError:
+        raise RadiographError("this is a folder, not a film") from None
+    except FileNotFoundError:
+        raise RadiographError("no such file") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error  # ValueError: a NUL in the name
+        raise RadiographError(f"cannot be opened: {reason}") from error
 
 
 def _gray(image: Image.Image, at_least: int | None) -> np.ndarray:
@@ -98,6 +117,8 @@ def _gray(image: Image.Image, at_least: int | None) -> np.ndarray:
 
 def _stretch(pixels: np.ndarray) -> np.ndarray:
     low, high = float(pixels.min()), float(pixels.max())
+    if not np.isfinite([low, high]).all():
+        raise RadiographError("has pixels that are no numbers")
     scale = 255 / (high - low) if high > low else 0.0
     return np.rint((pixels.astype(np.float32) - low) * scale).astype(np.uint8)
 

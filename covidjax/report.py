@@ -23,12 +23,12 @@ TRAINED_ON_SYNTHETIC = "Trained on the synthetic sample: these figures say nothi
 
 def metrics_table(found: Metrics, title: str) -> Group:
     """Precision, recall and F1 of each class, their means, and the accuracy with its interval below."""
-    table = Table()
-    table.add_column("class")
-    for name in ("precision", "recall", "F1", "images"):
-        table.add_column(name, justify="right")
-    for name, row in (*found.per_class.items(), ("macro mean", found.macro)):
-        table.add_row(name, f"{row.precision:.3f}", f"{row.recall:.3f}", f"{row.f1:.3f}", str(row.support))
+    numbers = ("precision", "recall", "F1", "images")
+    rows = [
+        (name, f"{row.precision:.3f}", f"{row.recall:.3f}", f"{row.f1:.3f}", row.support)
+        for name, row in (*found.per_class.items(), ("macro mean", found.macro))
+    ]
+    table = rows_table(("class", *numbers), rows, right=numbers)
     low, high = found.interval
     below = f"accuracy {found.accuracy:.3f} (95 % interval {low:.3f}–{high:.3f}, {found.macro.support} images)"
     return titled(title, table, below)
@@ -36,28 +36,45 @@ def metrics_table(found: Metrics, title: str) -> Group:
 
 def confusion_table(found: Metrics) -> Group:
     """Rows are true classes, columns predicted ones."""
-    table = Table()
-    table.add_column("true ╲ predicted")
-    for name in found.classes:
-        table.add_column(name, justify="right")
-    for name, row in zip(found.classes, found.confusion, strict=True):
-        table.add_row(name, *map(str, row))
+    rows = [(name, *row) for name, row in zip(found.classes, found.confusion, strict=True)]
+    table = rows_table(("true ╲ predicted", *found.classes), rows, right=found.classes)
     return titled("Confusion matrix", table)
 
 
 def timing_table(stages: Iterable[tuple[str, float, int]], below: str = "") -> Group:
     """Seconds and, where images were handled, images per second of each stage."""
+    rows = [
+        (name, f"{seconds:.2f}", f"{images / seconds:,.1f}" if images and seconds else "")
+        for name, seconds, images in stages
+    ]
+    numbers = ("seconds", "images/s")
+    return titled("Timing", rows_table(("stage", *numbers), rows, right=numbers), below)
+
+
+def rows_table(columns: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str] = ()) -> Table:
+    """A table of plain text: nothing in a cell is taken for markup, and bytes of a name that are no UTF-8 are escaped.
+
+    Args:
+      columns: headings; the first column's text is folded where it is too long.
+      rows: cells, shown by ``str``.
+      right: columns that are aligned to the right.
+    """
     table = Table()
-    for name in ("stage", "seconds", "images/s"):
-        table.add_column(name, justify="left" if name == "stage" else "right")
-    for name, seconds, images in stages:
-        table.add_row(name, f"{seconds:.2f}", f"{images / seconds:,.1f}" if images and seconds else "")
-    return titled("Timing", table, below)
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="right" if name in right else "left", overflow="ellipsis" if number else "fold")
+    for row in rows:
+        table.add_row(*(Text(printable(str(cell))) for cell in row))
+    return table
+
+
+def printable(text: str) -> str:
+    """Text that any terminal takes: bytes of a file's name that are no UTF-8 stand as escapes."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def titled(title: str, table: Table, below: str = "") -> Group:
     """A table between two lines of text, which a table's own title and caption would wrap to its width."""
-    lines = [Text(text) for text in (title, below) if text]
+    lines = [Text(printable(text)) for text in (title, below) if text]
     return Group(lines[0], table, *lines[1:], "")
 
 

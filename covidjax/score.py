@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,12 +13,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from covidjax import device, pipeline, radiograph
-from covidjax.collections.base import read_table
+from covidjax import pipeline
+from covidjax.collections.base import read_table, walk
 from covidjax.collections.folder import class_of
 from covidjax.config import Preprocess, Run, UserError
 from covidjax.evaluate import Loaded, load_run, make_predict
 from covidjax.models import Weights
+from covidjax.radiograph import SUFFIXES
 
 
 class Row(NamedTuple):
@@ -105,7 +107,7 @@ class Classifier:
         Raises:
           UserError: no run, a damaged checkpoint, no such device.
         """
-        return cls(_load_on(Path(run), device))
+        return cls(load_run(Path(run), device))
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """uint8 ``[B, S, S, 1]``, preprocessed → float32 ``[B, classes]``, each row adding up to 1."""
@@ -122,11 +124,15 @@ class Classifier:
         """One row for every file, in order. Decoding runs ahead of the model on threads; memory is bounded.
 
         Args:
-          paths: files; folders are not searched here, see ``find_films``.
+          paths: files, or a single one; folders are not searched here, see ``find_films``.
           batch_size: images in one call of the model; the last batch is padded, so one shape is compiled.
           workers: decoding threads; one a core if None.
           timing: filled in as the rows are taken.
         """
+        if isinstance(paths, str | os.PathLike):
+            paths = [paths]
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
         timing = timing or Timing()
         paths = list(paths)
         batch_size = min(batch_size, 1 << max(len(paths) - 1, 0).bit_length())
@@ -160,6 +166,9 @@ class Classifier:
                 yield Row(film.path, "error", "", None, {}, film.error)
                 continue
             probabilities = dict(zip(self.classes, next(values), strict=True))
+            if not all(map(math.isfinite, probabilities.values())):
+                yield Row(film.path, "error", "", None, {}, "the model gave no number: its weights are not finite")
+                continue
             best = max(probabilities, key=probabilities.__getitem__)
             yield Row(film.path, "ok", best, probabilities[best], probabilities, "")
 
@@ -167,14 +176,6 @@ class Classifier:
 @jax.jit
 def _softmax(logits: jax.Array) -> jax.Array:
     return jax.nn.softmax(logits)
-
-
-def _load_on(run: Path, name: str) -> Loaded:
-    where = device.start(name)
-    if not (run / "config.toml").is_file():
-        return load_run(run)  # says what is wrong
-    choice = Run.load(run / "config.toml").config.train.precision
-    return load_run(run, device.precision(choice, where)[0])
 
 
 def _grouped(films: Iterator[pipeline.Film], size: int) -> Iterator[list[pipeline.Film]]:
@@ -212,13 +213,11 @@ def find_films(paths: Sequence[Path]) -> Found:
         if not path.is_dir():
             found.append(os.fspath(path))
             continue
-        for directory, subfolders, names in os.walk(path):
-            subfolders.sort()
-            films = [name for name in sorted(names) if Path(name).suffix.lower() in radiograph.SUFFIXES]
-            found.extend(os.path.join(directory, name) for name in films)
-            passed_over += len(names) - len(films)
+        films, others = walk(path)
+        found.extend(map(os.fspath, films))
+        passed_over += others
     if not found:
-        endings = ", ".join(sorted(radiograph.SUFFIXES))
+        endings = ", ".join(sorted(SUFFIXES))
         raise UserError(f"There is no film in {', '.join(map(str, paths))}; files ending in {endings} are looked for.")
     return Found(found, passed_over)
 
@@ -227,12 +226,11 @@ Truth = Callable[[str], str | None]
 """Path → class name, or None where it is not known."""
 
 
-def truth_from_folders(classes: Sequence[str]) -> Truth:
-    """The class of a film that lies in a folder named after one of the model's classes (``Covid-19``, ``NORMAL``, …)."""
+def truth_from_folders() -> Truth:
+    """The class that the nearest folder above a film is named after (``Covid-19``, ``NORMAL``, …), if any is."""
 
     def look_up(path: str) -> str | None:
-        label = class_of(Path(path).parent.name)
-        return label if label in classes else None
+        return next((label for folder in Path(path).parents if (label := class_of(folder.name))), None)
 
     return look_up
 
@@ -251,4 +249,5 @@ def truth_from_csv(file: Path, classes: Sequence[str]) -> Truth:
             raise UserError(f"{file}, row {number}: {row['label']!r} is no class of the model; use one of {known}.")
         if labels.setdefault(row["path"], label) != label:
             raise UserError(f"{file} gives {row['path']} two labels; remove one.")
-    return lambda path: labels.get(path) or labels.get(Path(path).name)
+    labels = {os.path.normpath(path): label for path, label in labels.items()}
+    return lambda path: labels.get(os.path.normpath(path)) or labels.get(Path(path).name)

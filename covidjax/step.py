@@ -1,6 +1,6 @@
 """One step of training: the state, the learning rate, the loss, the update. All of it runs on the device.
 
-The recipe is that of the paper's framework (fastai): Adam, one-cycle learning rate, cross-entropy. Every random draw
+The recipe is near that of the paper's framework (fastai): Adam, one-cycle learning rate, cross-entropy. Every random draw
 follows from the seed and the step's number, and every sum from the state, so the same state goes on to the same bits.
 """
 
@@ -19,7 +19,7 @@ from covidjax.augment import augment, normalise
 from covidjax.config import Config, TrainConfig
 from covidjax.models import Network, Weights
 
-_FIRST_SCALE, _SCALE_GROWTH_STEPS = 2.0**15, 1000
+_FIRST_SCALE, _LARGEST_SCALE, _SCALE_GROWTH_STEPS = 2.0**15, 2.0**24, 1000
 
 
 class Scale(NamedTuple):
@@ -50,11 +50,12 @@ class State(NamedTuple):
 
 
 def learning_rate(config: TrainConfig, steps: int) -> optax.Schedule:
-    """Step → learning rate: constant, or one cycle (Smith 2018) with fastai's figures: from a 25th of the peak up to it
-    in the first 30 % of the steps and down to almost nothing, both along a cosine."""
+    """Step → learning rate: constant, or one cycle (Smith 2018) in the shape that fastai gives it: from a 25th of the peak
+    up to it in the first 30 % of the steps, then down to a 250,000th of it, both along a cosine. Adam's momentum, which
+    fastai moves the other way, stays as it is."""
     if config.schedule == "constant":
         return optax.constant_schedule(config.learning_rate)
-    return optax.cosine_onecycle_schedule(max(steps, 2), config.learning_rate, 0.3, 25.0, 1e5)
+    return optax.cosine_onecycle_schedule(max(steps, 2), config.learning_rate, 0.3, 25.0, 1e4)
 
 
 def class_weights(config: TrainConfig, counts: np.ndarray) -> np.ndarray:
@@ -101,9 +102,9 @@ def make_step(
             value = jnp.where(grow, scale.value * 2, jnp.where(finite, scale.value, scale.value / 2))
             good_steps = jnp.where(finite & ~grow, scale.good_steps + 1, 0)
             bad = ~finite & (value < 1)
-            scale = Scale(jnp.maximum(value, 1.0), good_steps)
+            scale = Scale(jnp.clip(value, 1.0, _LARGEST_SCALE), good_steps)
         totals = Totals(
-            state.totals.loss + loss * len(labels),
+            state.totals.loss + jnp.where(jnp.isfinite(loss), loss, 0.0) * len(labels),
             state.totals.correct + jnp.sum(jnp.argmax(logits, -1) == labels),
             state.totals.images + len(labels),
         )

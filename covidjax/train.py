@@ -6,22 +6,23 @@ the images follows from the seed and the epoch, everything else from the state (
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 import optax
 
 from covidjax import checkpoint, device, metrics, pipeline
-from covidjax.config import Config, Run, UserError
+from covidjax.config import Config, Run, UsageError, UserError
 from covidjax.dataset import Dataset
-from covidjax.evaluate import HeldOut, load_run, logits_of, make_predict, summary
+from covidjax.evaluate import HeldOut, load_run, logits_of, make_predict, summary, write_seen
 from covidjax.models import Network, count_parameters
 from covidjax.step import State, class_weights, initial_state, learning_rate, make_optimizer, make_step, zero_totals
 
@@ -37,8 +38,8 @@ class Interrupted(UserError):
 class Progress(Protocol):
     """Told how training goes on."""
 
-    def begin(self, device_name: str, images: int, steps: int, parameters: int, precision: str) -> None:
-        """Before the first step: what is trained on what."""
+    def begin(self, what: str, steps: int) -> None:
+        """Before the first step: what is trained on what, in words, and how many steps an epoch has."""
 
     def step(self, epoch: int, step: int, loss: float, accuracy: float, images_per_second: float) -> None:
         """After every call of the device, with the means of the epoch so far."""
@@ -106,10 +107,18 @@ def train(
     began = time.perf_counter()
     timing = Timing()
     settings = config.train
+    training_folds, test_folds, val_folds = dataset.split(config.data.test_fold, config.data.val_fold)
+
+    # The run's folder, before anything that takes long: whatever happens from here on, --resume goes on.
+    if resume:
+        Run.load(run / "config.toml")  # says so where there is nothing to resume
+    else:
+        _new_folder(run)
+        Run(config, dataset.preprocess, dataset.fingerprint).save(run / "config.toml")
+    lock = _lock(run)
     where = device.start()
 
-    # Data: which folds, how many steps.
-    training_folds, test_folds, val_folds = dataset.split(config.data.test_fold, config.data.val_fold)
+    # Data: how many steps.
     source = dataset.source(training_folds)
     held_out = {"test": dataset.source(test_folds)} | ({"val": dataset.source(val_folds)} if val_folds else {})
     batch = min(settings.batch_size, len(source))
@@ -125,13 +134,9 @@ def train(
     predict = make_predict(network, config.model.channels)
 
     # State: fresh, or from the last checkpoint.
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{run} cannot be written ({error.strerror}); name a folder that you may write to.") from error
     log = run / "metrics.jsonl"
     best: list[float] | None = None
-    if resume and checkpoint.steps(run, "last"):
+    if checkpoint.steps(run, "last"):
         template = jax.eval_shape(lambda: initial_state(network.init(0), optimizer, scaled))
         saved = checkpoint.restore(run, "last", template.weights, _without_weights(template))
         state = State(weights=saved.weights, **saved.training)
@@ -139,11 +144,11 @@ def train(
         _keep_epochs(log, saved.facts["epoch"])
     else:
         state = initial_state(network.init(config.seed), optimizer, scaled)
-        checkpoint.clear(run)
         _keep_epochs(log, 0)
-        Run(config, dataset.preprocess, dataset.fingerprint).save(run / "config.toml")
+        write_seen(run, dataset.source([*training_folds, *val_folds]))
     done = int(state.step)
-    progress.begin(_name(where), len(source), epoch_steps, count_parameters(state.weights), np.dtype(dtype).name)
+    what = f"{len(source)} training images, {epoch_steps} steps an epoch, {count_parameters(state.weights):,} parameters"
+    progress.begin(f"{_name(where)}, {np.dtype(dtype).name}; {what}; starting at step {done + 1}.", epoch_steps)
 
     # The way from rows to steps: images on the device, in memory, or streamed.
     size = len(source) * dataset.preprocess.image_size**2
@@ -176,9 +181,13 @@ def train(
                 loss, accuracy = _means(state, rate)
                 clock.steps(count)
                 progress.step(epoch + 1, done - epoch * epoch_steps, loss, accuracy, clock.speed)
-                if stop() and done % epoch_steps:
+                stopping = stop()
+                due = time.perf_counter() - saved_at >= settings.checkpoint_seconds
+                if (stopping or due) and done % epoch_steps:
                     save(state, epoch)
-                    raise Interrupted(_stopped(run, done))
+                    saved_at = time.perf_counter()
+                    if stopping:
+                        raise Interrupted(_stopped(run, done))
             clock.done()
 
             loss, accuracy = _means(state, rate)
@@ -190,6 +199,8 @@ def train(
                 for name, fold in held_out.items()
             }
             timing.add("evaluate", start, sum(map(len, held_out.values())))
+            if not all(np.isfinite(value.loss) for value in found.values()):
+                raise UserError(_diverged(done - 1, rate))
             record |= {name: value._asdict() for name, value in found.items()}
             record["seconds"] = round(time.perf_counter() - began, 3)
             record["images_per_second"] = round(clock.speed, 1)
@@ -202,24 +213,26 @@ def train(
                 chosen.save(done, state.weights, _without_weights(state), {"epoch": epoch + 1, "best": best})
                 chosen.wait()  # before a state that knows of this best can be on disk
             finished = epoch + 1 == settings.epochs
-            if finished or stop() or time.perf_counter() - saved_at >= settings.checkpoint_seconds:
+            stopping = stop()
+            if finished or stopping or time.perf_counter() - saved_at >= settings.checkpoint_seconds:
                 save(state, epoch + 1)
                 saved_at = time.perf_counter()
-            if stop() and not finished:
+            if stopping and not finished:
                 raise Interrupted(_stopped(run, done))
     finally:
         start = time.perf_counter()
         for checkpoints in filter(None, (last, chosen)):
             checkpoints.close()
         timing.add("checkpoint", start)
+        lock.close()
 
     # Result: the checkpoint that `score` will use, on the test fold.
     start = time.perf_counter()
-    loaded = load_run(run, dtype)
+    loaded = load_run(run)
     logits, labels = logits_of(predict, loaded.weights, pipeline.eval_batches(held_out["test"], settings.batch_size))
     timing.add("evaluate", start, len(labels))
     timing.add("wall", began)
-    history = [json.loads(line) for line in log.read_text().splitlines()]
+    history = _read_log(log)
     measured = metrics.measure(labels, logits.argmax(-1), dataset.preprocess.classes)
     return Result(measured, loaded.kind, history, timing, count_parameters(loaded.weights))
 
@@ -318,11 +331,15 @@ def _means(state: State, rate: optax.Schedule) -> tuple[float, float]:
     """
     totals, bad = jax.device_get((state.totals, state.bad_step))
     if bad >= 0:
-        raise UserError(
-            f"The loss became NaN or infinite at step {int(bad) + 1}, where the learning rate was "
-            f"{_float(rate(int(bad))):.3g}; train again with a smaller one, such as --set train.learning_rate=1e-3."
-        )
+        raise UserError(_diverged(int(bad), rate))
     return float(totals.loss) / int(totals.images), int(totals.correct) / int(totals.images)
+
+
+def _diverged(step: int, rate: optax.Schedule) -> str:
+    return (
+        f"The loss became NaN or infinite at step {step + 1}, where the learning rate was {_float(rate(step)):.3g}; "
+        "train again with a smaller one, such as --set train.learning_rate=1e-3."
+    )
 
 
 def _float(value: Any) -> float:
@@ -344,14 +361,56 @@ def _name(where: device.Device) -> str:
 
 def _append(log: Path, record: dict[str, Any]) -> None:
     with log.open("a") as file:
-        file.write(json.dumps(record) + "\n")
+        file.write(json.dumps(record, allow_nan=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
 
 
+def _read_log(log: Path) -> list[dict[str, Any]]:
+    """The whole lines of a log; one that was half written when the process ended is left out."""
+    records = []
+    for line in log.read_text().splitlines() if log.exists() else ():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return records
+
+
 def _keep_epochs(log: Path, epochs: int) -> None:
-    """Drop the lines that were written after the checkpoint, or half written: those epochs come again."""
-    lines = log.read_text().splitlines() if log.exists() else []
+    """Drop the lines that were written after the checkpoint: those epochs come again."""
+    kept = [record for record in _read_log(log) if record["epoch"] <= epochs]
     partial = log.with_suffix(".partial")
-    partial.write_text("".join(f"{line}\n" for line in lines[:epochs]))
+    partial.write_text("".join(f"{json.dumps(record)}\n" for record in kept))
     partial.replace(log)
+
+
+def _new_folder(run: Path) -> None:
+    """Make a run's folder. One that holds anything else is refused: nothing of somebody else's is overwritten."""
+    try:
+        str(run).encode()
+        run.mkdir(parents=True, exist_ok=True)
+        inside = {path.name for path in run.iterdir()} - {".lock", "config.partial"}
+    except UnicodeEncodeError:
+        raise UsageError(f"{os.fsencode(run)!r} cannot be a run's folder: its name is not UTF-8; choose another.") from None
+    except OSError as error:
+        raise UserError(f"{run} cannot be written ({error.strerror}); name a folder that you may write to.") from error
+    if "config.toml" in inside:
+        raise UserError(f"{run} holds a run already; go on with --resume, or name another folder with --run.")
+    if inside:
+        raise UserError(f"{run} holds other files, such as {min(inside)}; name a new or an empty folder with --run.")
+
+
+def _lock(run: Path) -> IO[str]:
+    """Hold a run's folder for this process alone, until the file is closed or the process ends.
+
+    Raises:
+      UserError: another process holds it.
+    """
+    file = (run / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise UserError(f"{run} is being trained by another process; wait for it, or name another folder.") from None
+    return file

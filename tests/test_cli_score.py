@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,49 @@ def test_labels_from_a_table(trained: Path, films: Path, tmp_path: Path):  # noq
     assert "has no column label, path" in refused("score", flat, "--checkpoint", trained, "--labels", labels, code=1)
 
 
+def test_labels_that_match_nothing_are_said(trained: Path, films: Path, tmp_path: Path):  # noqa: F811
+    labels = tmp_path / "labels.csv"
+    labels.write_text("path,label\nelsewhere.png,normal\n")
+    result = run("score", films, "--checkpoint", trained, "--labels", labels)
+    assert result.exit_code == 0
+    assert "The truth is known of 0 of 30 films; the metrics are on 0." in result.stderr
+
+
+def test_truth_from_folders_at_any_depth(trained: Path, films: Path, tmp_path: Path):  # noqa: F811
+    shutil.copytree(films / "COVID-19", tmp_path / "xrays" / "Covid-19" / "hospital" / "2020")
+    found = json.loads(run("score", tmp_path / "xrays", "--checkpoint", trained, "--json").stdout)
+    assert found["metrics"]["per_class"]["COVID-19"]["support"] == 10
+
+
+def test_names_that_look_like_markup_and_pipes(trained: Path, films: Path, tmp_path: Path):  # noqa: F811
+    folder = tmp_path / "[red]films"
+    folder.mkdir()
+    good = Path(paths_below(films)[0])
+    for name in ("[bold]a[red].png", "ä ö.png", "tab\tin.png"):
+        shutil.copy(good, folder / name)
+    shutil.copy(good, folder / os.fsdecode(b"caf\xe9.png"))
+    os.mkfifo(folder / "pipe.png")
+    result = run("score", folder, "--checkpoint", trained, "--output", tmp_path / "s.csv")
+    assert result.exit_code == 0, result.output
+    assert "not a regular file" in result.stdout
+    assert "4 of 5 films scored" in result.stderr
+    shown = run("score", folder, "--checkpoint", trained)
+    assert "[bold]a[red].png" in shown.stdout
+    assert "caf\\xe9.png" in shown.stdout
+    assert "Films in " in shown.stdout
+    assert "[red]films" in shown.stdout
+
+
+def test_weights_that_are_no_numbers_give_error_rows(trained: Path, films: Path):  # noqa: F811
+    import jax
+
+    classifier = covidjax.load(trained)
+    classifier._weights = jax.tree.map(lambda leaf: leaf * float("nan"), classifier._weights)
+    rows = list(classifier.score(paths_below(films)[:3]))
+    assert {row.status for row in rows} == {"error"}
+    assert "not finite" in rows[0].error
+
+
 def test_every_image_mode_scores_like_its_gray_original(trained: Path, films: Path, tmp_path: Path):  # noqa: F811
     gray = Image.open(paths_below(films)[0])
     gray.save(tmp_path / "L.png")
@@ -192,6 +236,9 @@ def test_every_image_mode_scores_like_its_gray_original(trained: Path, films: Pa
 def test_python_api(trained: Path, films: Path):  # noqa: F811
     classifier = covidjax.load(trained)
     paths = paths_below(films)
+    assert [row.path for row in classifier.score(paths[0])] == paths[:1]
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        list(classifier.score(paths, batch_size=0))
     rows = list(classifier.score([*paths, "gone.png"], batch_size=4))
     assert [row.path for row in rows] == [*paths, "gone.png"]
     assert rows[0].probabilities[rows[0].prediction] == rows[0].confidence
@@ -199,34 +246,33 @@ def test_python_api(trained: Path, films: Path):  # noqa: F811
     assert classifier.classes == CLASSES
 
 
-def test_rows_come_before_all_files_are_read(trained: Path, films: Path):  # noqa: F811
-    class Counted(list):
-        read = 0
-
-        def __getitem__(self, index):
-            Counted.read += 1
-            return super().__getitem__(index)
-
-    # `score` makes a list of what it is given, so the counting list goes in below it.
+def test_rows_come_before_all_files_are_read(trained: Path, films: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
     from covidjax import pipeline
 
-    paths = Counted(paths_below(films) * 20)
-    stream = pipeline.films(paths, covidjax.load(trained).preprocess, workers=2)
+    opened = []
+    whole = pipeline.open_film
+
+    def counted(path, preprocess):
+        opened.append(path)
+        return whole(path, preprocess)
+
+    monkeypatch.setattr(pipeline, "open_film", counted)
+    rows = covidjax.load(trained).score(paths_below(films) * 20, batch_size=4, workers=2)
     for _ in range(5):
-        next(stream)
-    assert Counted.read < 100 < len(paths)
+        next(rows)
+    assert len(opened) < 100
 
 
 @pytest.mark.parametrize(
-    ("output", "part"),
+    ("output", "code", "part"),
     [
-        ("s.xlsx", "has none of the endings .csv, .jsonl, .parquet"),
-        ("nowhere/s.csv", "cannot be written (No such file or directory)"),
-        (".", "has none of the endings"),
+        ("s.xlsx", 2, "has none of the endings .csv, .jsonl, .parquet"),
+        ("nowhere/s.csv", 1, "cannot be written (No such file or directory)"),
+        (".", 2, "has none of the endings"),
     ],
 )
-def test_output_that_cannot_be_written(trained: Path, films: Path, tmp_path: Path, output: str, part: str):  # noqa: F811
-    assert part in refused("score", films, "--checkpoint", trained, "--output", tmp_path / output, code=1)
+def test_output_that_cannot_be_written(trained: Path, films: Path, tmp_path: Path, output: str, code: int, part: str):  # noqa: F811
+    assert part in refused("score", films, "--checkpoint", trained, "--output", tmp_path / output, code=code)
 
 
 def test_paths_that_hold_nothing(trained: Path, tmp_path: Path):  # noqa: F811
@@ -289,7 +335,7 @@ def test_checkpoint_of_another_model(copied: Path, films: Path):
 
 def test_config_cut_off(copied: Path, films: Path):
     (copied / "config.toml").write_text("[config]\nseed = 0\n")
-    message = refused("score", films, "--checkpoint", copied, code=2)
+    message = refused("score", films, "--checkpoint", copied, code=1)
     assert "is damaged: it has no [preprocess]" in message
 
 

@@ -13,9 +13,11 @@ from commands import refused, run, start
 from PIL import Image
 from test_train import assert_same_bits, saved, without_times
 
-from covidjax import checkpoint
+from covidjax import checkpoint, phantom, train
 
-TINY = ("--set", "train.batch_size=4", "--set", "train.checkpoint_seconds=0")
+TINY = ("--set", "train.batch_size=4")
+
+OFTEN = (*TINY, "--set", "train.checkpoint_seconds=0.3")
 
 
 @pytest.fixture(scope="module")
@@ -88,12 +90,18 @@ def test_evaluate_repeats_the_test_fold_and_takes_all_of_another_dataset(trained
     report = json.loads((trained / "report" / "metrics.json").read_text())
     assert found["metrics"] == {key: report[key] for key in found["metrics"]}
     assert "test fold 0" in found["data"]
-    # The same films in other folds: another dataset, all of which is used.
+    # The same films in other folds: of this dataset only those are used that were not trained on.
     films = Path(json.loads((prepared / "manifest.json").read_text())["sources"][0]["path"])
     prepare([films], tmp_path / "other", Options(Preprocess(image_size=32), folds=2, seed=9))
     found = json.loads(run("evaluate", trained, "--data", tmp_path / "other", "--json").stdout)
-    assert found["metrics"]["macro"]["support"] == 30
-    assert found["data"] == f"all of {tmp_path / 'other'}"
+    assert found["metrics"] == {key: report[key] for key in found["metrics"]}
+    trained_on = 30 - found["metrics"]["macro"]["support"]
+    assert found["data"] == f"{tmp_path / 'other'}, without {trained_on} films of the run's training"
+    phantom.main([str(tmp_path / "new"), "--images", "12", "--size", "64", "--seed", "5"])
+    prepare([tmp_path / "new"], tmp_path / "unseen", Options(Preprocess(image_size=32), folds=2))
+    found = json.loads(run("evaluate", trained, "--data", tmp_path / "unseen", "--json").stdout)
+    assert found["data"] == f"all of {tmp_path / 'unseen'}"
+    assert found["metrics"]["macro"]["support"] == 12
     shown = run("evaluate", trained).stdout
     assert "macro mean" in shown
     assert "Confusion matrix" in shown
@@ -116,25 +124,69 @@ def test_config_file_and_overrides_reach_the_run(prepared: Path, tmp_path: Path)
         assert line in config
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_save_first_and_resume_goes_on_to_the_same_bits(trained: Path, prepared: Path, tmp_path: Path, number: int):
-    words = ("train", "--data", prepared, "--run", "run", *TINY)
-    process = start(*words, "--epochs", 2000, cwd=tmp_path)
-    log = tmp_path / "run" / "metrics.jsonl"
-    wait_for(lambda: log.exists() and log.read_text().count("\n") >= 1, process)
+def stopped_by(number: int, prepared: Path, folder: Path) -> int:
+    """Send a signal to a training of 12 epochs after the second; the step that it saved."""
+    process = start("train", "--data", prepared, "--run", "run", "--epochs", 12, *TINY, cwd=folder)
+    log = folder / "run" / "metrics.jsonl"
+    wait_for(lambda: log.exists() and log.read_text().count("\n") >= 2, process)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1, errors
-    assert "Error: Stopped, with everything saved at step" in errors
+    step = checkpoint.steps(folder / "run", "last")[-1]
+    assert f"Error: Stopped, with everything saved at step {step};" in errors
     assert "Traceback" not in errors
-    step = checkpoint.steps(tmp_path / "run", "last")[-1]
-    assert f"at step {step};" in errors
+    return step
+
+
+def test_ctrl_c_saves_first(prepared: Path, tmp_path: Path):
+    stopped_by(signal.SIGINT, prepared, tmp_path)
+
+
+def test_sigterm_saves_first_and_resume_goes_on_to_the_same_bits(prepared: Path, tmp_path: Path):
+    step = stopped_by(signal.SIGTERM, prepared, tmp_path)
+    resumed = run("train", "--resume", "--run", tmp_path / "run")
+    assert resumed.exit_code == 0, resumed.output
+    assert f"starting at step {step + 1}." in resumed.stderr
+    whole = run("train", "--data", prepared, "--run", tmp_path / "whole", "--epochs", 12, *TINY)
+    assert whole.exit_code == 0, whole.output
+    assert_same_bits(saved(tmp_path / "whole"), saved(tmp_path / "run"))
+
+
+def test_two_trainings_do_not_share_a_folder(
+    trained: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from covidjax_cli.train import _fresh_folder
+
+    lock = train._lock(trained)
+    message = refused("train", "--resume", "--run", trained, code=1)
+    assert message == f"{trained} is being trained by another process; wait for it, or name another folder."
+    lock.close()
+    monkeypatch.chdir(tmp_path)
+    assert len({_fresh_folder("net") for _ in range(5)}) == 5
+
+
+def test_moved_dataset_is_named_again(trained: Path, prepared: Path, tmp_path: Path):
+    shutil.copytree(trained, tmp_path / "run")
+    shutil.copytree(prepared, tmp_path / "moved")
+    config = tmp_path / "run" / "config.toml"
+    config.write_text(config.read_text().replace(str(prepared), "/nowhere"))
+    assert "/nowhere does not exist" in refused("train", "--resume", "--run", tmp_path / "run", code=2)
+    result = run("train", "--resume", "--run", tmp_path / "run", "--data", tmp_path / "moved")
+    assert result.exit_code == 0, result.output
+
+
+def test_relative_data_path_is_stored_whole(prepared: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(prepared.parent)
+    result = run("train", "--data", prepared.name, "--epochs", 2, "--run", tmp_path / "run", *TINY)
+    assert result.exit_code == 0, result.output
+    monkeypatch.chdir(tmp_path)
+    assert run("evaluate", "run").exit_code == 0
 
 
 def kill_and_resume(prepared: Path, folder: Path, kills: int, epochs: int, seed: int) -> None:
     """Kill a training again and again at random moments, each time going on with --resume, until it ends by itself."""
     chance = random.Random(seed)
-    words = ("train", "--data", prepared, "--run", "run", "--epochs", epochs, *TINY)
+    words = ("train", "--data", prepared, "--run", "run", "--epochs", epochs, *OFTEN)
     started = time.monotonic()
     process = start(*words, cwd=folder)
     wait_for(lambda: (folder / "run" / "config.toml").exists(), process)
@@ -153,7 +205,7 @@ def kill_and_resume(prepared: Path, folder: Path, kills: int, epochs: int, seed:
 
 def compare_killed(prepared: Path, folder: Path, kills: int, epochs: int, seed: int) -> None:
     whole = folder / "whole"
-    assert run("train", "--data", prepared, "--run", whole, "--epochs", epochs, *TINY).exit_code == 0
+    assert run("train", "--data", prepared, "--run", whole, "--epochs", epochs, *OFTEN).exit_code == 0
     kill_and_resume(prepared, folder, kills, epochs, seed)
     assert_same_bits(saved(whole), saved(folder / "run"))
     assert without_times(whole / "metrics.jsonl") == without_times(folder / "run" / "metrics.jsonl")
@@ -184,13 +236,13 @@ def wait_for(condition, process, seconds: float = 90.0) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "part"),
     [
-        (("--data", "nowhere"), 2, "nowhere does not exist; make it with `covidjax prepare SOURCE --out nowhere`"),
+        (("--data", "nowhere"), 2, "nowhere does not exist; make it with `covidjax prepare SOURCE --out "),
         (("--set", "train.epoch=3"), 2, "unknown key train.epoch; did you mean train.epochs?"),
         (("--set", "epochs"), 2, "--set takes key=value"),
         (("--set", "train.epochs=many"), 2, "train.epochs must be of type int, not 'many'"),
         (("--config", "nowhere.toml"), 2, "nowhere.toml cannot be read"),
-        (("--test-fold", "3"), 1, "has no test fold 3; choose one from 0 to 2"),
-        (("--test-fold", "1", "--val-fold", "1"), 1, "cannot be both test and validation fold"),
+        (("--test-fold", "3"), 2, "has no test fold 3; choose one from 0 to 2"),
+        (("--test-fold", "1", "--val-fold", "1"), 2, "cannot be both test and validation fold"),
     ],
 )
 def test_wrong_settings(prepared: Path, tmp_path: Path, words: tuple[str, ...], code: int, part: str):
@@ -218,6 +270,7 @@ def test_resume_with_other_settings(trained: Path):
 def test_resume_with_nothing_to_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     assert "no run under runs/ to resume" in refused("train", "--resume", code=1)
+    assert "typo holds no run to resume; check its name" in refused("train", "--resume", "--run", "typo", code=2)
     assert "no run under runs/" in refused("evaluate", code=1)
 
 
@@ -246,7 +299,7 @@ def test_dataset_prepared_with_other_options(trained: Path, prepared: Path, tmp_
 
 
 def test_raw_folder_instead_of_a_dataset(tmp_path: Path):
-    assert "is no prepared dataset; make one of it with `covidjax prepare" in refused("train", "--data", tmp_path, code=1)
+    assert "is no prepared dataset; make one of it with `covidjax prepare" in refused("train", "--data", tmp_path, code=2)
 
 
 def test_run_folder_that_cannot_be_written(prepared: Path, tmp_path: Path):

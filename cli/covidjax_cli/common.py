@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,7 +22,7 @@ PLAIN_SECONDS = 10.0
 
 def say(text: str) -> None:
     """A line for the reader, on stderr: stdout is for results."""
-    click.echo(text, err=True)
+    click.echo(text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"), err=True)
 
 
 def show(parts: Iterable[RenderableType]) -> None:
@@ -33,13 +34,6 @@ def show(parts: Iterable[RenderableType]) -> None:
     console = Console(width=None if sys.stdout.isatty() else WIDE, highlight=False)
     for part in parts:
         console.print(part)
-
-
-def printable(path: str) -> str:
-    """A path for the terminal: a name that is no UTF-8 is shown with escapes, and nothing in it is markup."""
-    from rich.markup import escape
-
-    return escape(path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
 
 
 def show_json(value: Any) -> None:
@@ -80,6 +74,25 @@ class Counter:
         elif now - self._said >= PLAIN_SECONDS:
             self._said = now
             say(f"{self._verb}: {done} of {total}, {speed}")
+
+
+@contextlib.contextmanager
+def stopping() -> Iterator[Callable[[], bool]]:
+    """Says whether Ctrl-C or SIGTERM came; a second Ctrl-C breaks off at once."""
+    asked = False
+
+    def ask(number: int, frame: object) -> None:
+        nonlocal asked
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked = True
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -15,21 +15,14 @@ def doctor(as_json: bool) -> None:
 
     Exits with 1 if anything is wrong.
     """
-    from rich.markup import escape
-    from rich.table import Table
-
+    from covidjax import report
     from covidjax.doctor import examine
 
     findings = examine()
     if as_json:
         common.show_json([finding._asdict() for finding in findings])
     else:
-        table = Table()
-        for name in ("", "what", "found", "remedy"):
-            table.add_column(name, overflow="fold")
-        for finding in findings:
-            table.add_row(*map(escape, finding))
-        common.show([table])
+        common.show([report.rows_table(("state", "what", "found", "remedy"), findings)])
     wrong = sum(finding.state == "wrong" for finding in findings)
     if wrong:
         raise UserError(f"{wrong} of {len(findings)} things are wrong; the last column says what mends them.")

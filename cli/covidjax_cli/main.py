@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 
@@ -26,6 +27,9 @@ class LazyGroup(click.Group):
         return getattr(importlib.import_module(f"covidjax_cli.{cmd_name}"), cmd_name)
 
     def invoke(self, ctx: click.Context) -> object:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show ✓ shows ? and goes on
+                stream.reconfigure(errors="replace")
         try:
             return super().invoke(ctx)
         except UserError as error:
@@ -34,6 +38,11 @@ class LazyGroup(click.Group):
         except BrokenPipeError:
             # The reader of our output (head, less) has had enough.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(1)
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            reason = error.strerror or str(error)
+            click.echo(f"Error: {where}{reason}; check the path, your rights and the space that is left.", err=True)
             ctx.exit(1)
 
 

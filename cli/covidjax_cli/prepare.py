@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from covidjax.config import CLASSES, Preprocess
+from covidjax.config import CLASSES, Preprocess, UserError
 from covidjax_cli import common
 
 if TYPE_CHECKING:
@@ -66,10 +66,18 @@ def prepare(
     options = Options(
         Preprocess(image_size, lungs, CLASSES[: int(classes)]), layout, group_by, folds, seed, limit_per_class
     )
-    with common.counting("Decoding") as progress:
+    with common.stopping() as stop, common.counting("Decoding") as count:
+
+        def progress(done: int, total: int) -> None:
+            count(done, total)
+            if stop():
+                raise UserError(f"Stopped; nothing was left at {out}, so give the same command again.")
+
         manifest = run(sources, out, options, workers=workers, progress=progress)
     for source in manifest["sources"]:
         common.say(f"{source['path']}: layout {source['layout']}")
+    for note in manifest["notes"]:
+        common.say(f"Note: {note}.")
     if group_by == "none":
         common.say("Random split: films of one patient stand in several folds, so held-out figures come out too good.")
     if as_json:
@@ -82,33 +90,20 @@ def prepare(
 
 
 def _tables(manifest: dict[str, Any]) -> list[RenderableType]:
-    from rich.table import Table
-
     from covidjax import report
 
-    counts = Table()
-    counts.add_column("")
-    for name in (*manifest["classes"], "all"):
-        counts.add_column(name, justify="right")
-    for name, row in (*manifest["per_source"].items(), *manifest["per_fold"].items(), ("all", manifest["per_class"])):
-        cells = [row.get(label, 0) for label in manifest["classes"]]
-        counts.add_row(name, *map(str, cells), str(sum(cells)), end_section=name == list(manifest["per_source"])[-1])
-    tables: list[RenderableType] = [report.titled("Images", counts)]
-    reasons = [(source, reason, count) for source, found in manifest["left_out"].items() for reason, count in found.items()]
+    classes = manifest["classes"]
+    named = [*manifest["per_source"].items(), *manifest["per_fold"].items(), ("all", manifest["per_class"])]
+    counts = [(name, *(row.get(label, 0) for label in classes), sum(row.values())) for name, row in named]
+    columns = ("source or fold", *classes, "all")
+    tables: list[RenderableType] = [report.titled("Images", report.rows_table(columns, counts, right=columns[1:]))]
+    reasons = [(source, *item) for source, found in manifest["left_out"].items() for item in found.items()]
     if reasons:
-        left_out = Table()
-        for name in ("source", "reason", "files"):
-            left_out.add_column(name, justify="right" if name == "files" else "left")
-        for source, reason, count in reasons:
-            left_out.add_row(source, reason, str(count))
-        tables.append(report.titled("Left out", left_out))
+        table = report.rows_table(("source", "reason", "files"), reasons, right=("files",))
+        tables.append(report.titled("Left out", table))
     if manifest["skipped"]:
-        shown = manifest["skipped"][:20]
+        shown = [(entry["path"], entry["reason"]) for entry in manifest["skipped"][:20]]
         more = len(manifest["skipped"]) - len(shown)
-        skipped = Table()
-        skipped.add_column("file", overflow="fold")
-        skipped.add_column("reason")
-        for entry in shown:
-            skipped.add_row(common.printable(entry["path"]), entry["reason"])
-        tables.append(report.titled("Could not be read", skipped, f"and {more} more, in manifest.json" if more else ""))
+        below = f"and {more} more, in manifest.json" if more else ""
+        tables.append(report.titled("Could not be read", report.rows_table(("file", "reason"), shown), below))
     return tables

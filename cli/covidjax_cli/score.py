@@ -59,9 +59,11 @@ def score(
 
     from covidjax import metrics, report
     from covidjax.evaluate import newest_run
-    from covidjax.output import open_output
+    from covidjax.output import check_ending, open_output
     from covidjax.score import Classifier, Timing, find_films, truth_from_csv, truth_from_folders
 
+    if output:
+        check_ending(output)  # before the time that loading takes
     run = checkpoint or newest_run()
     if run is None:
         raise UserError("There is no run under runs/ to score with; train one with `covidjax train`, or name one.")
@@ -71,14 +73,14 @@ def score(
     if found.passed_over:
         common.say(f"{found.passed_over} other files passed over: not images, by their ending.")
     classes = classifier.classes
-    truth = truth_from_csv(labels, classes) if labels else truth_from_folders(classes)
+    truth = truth_from_csv(labels, classes) if labels else truth_from_folders()
     synthetic = classifier.run.config.data.path == "sample"
 
     timing = Timing()
     shown: list[Row] = []
     errors: list[Row] = []
     known: list[tuple[int, int]] = []
-    good = 0
+    good = labelled = 0
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(open_output(output, classes)) if output else None
         progress = stack.enter_context(common.counting("Scoring"))
@@ -86,15 +88,16 @@ def score(
         for done, row in enumerate(rows, 1):
             good += row.status == "ok"
             label = truth(row.path)
-            if label and row.status == "ok":
+            labelled += label is not None
+            if label in classes and row.status == "ok":
                 known.append((classes.index(label), classes.index(row.prediction)))
-            if row.status != "ok" and len(errors) < SHOWN:
-                errors.append(row)
             if writer:
                 with timing.writing():
                     writer.write(row)
-            elif as_json or len(shown) < SHOWN:
+            if not writer and (as_json or len(shown) < SHOWN):
                 shown.append(row)
+            elif row.status != "ok" and len(errors) < SHOWN:
+                errors.append(row)
             progress(done, len(found.paths))
     timing.stop()
     total = len(found.paths)
@@ -115,7 +118,11 @@ def score(
         }
         common.show_json(result | ({"output": str(output)} if output else {"rows": [row.cells(classes) for row in shown]}))
     else:
-        common.show(_tables(shown, errors if output else [], total, timing, measured, note))
+        common.show(_tables(shown, errors, total, timing, measured, note))
+    if labels or 0 < len(known) < good:
+        other = labelled - len(known)
+        why = f", {other} of them unreadable or of a class that the model has not" if other else ""
+        common.say(f"The truth is known of {labelled} of {total} films{why}; the metrics are on {len(known)}.")
     where = f" Wrote {output}." if output else " --output FILE.csv keeps the rows." if total > SHOWN and not as_json else ""
     common.say(f"{good} of {total} films scored, {total - good} could not be read.{where}")
     if not good:
@@ -127,35 +134,35 @@ def score(
 def _tables(
     shown: list[Row], errors: list[Row], total: int, timing: Any, measured: Metrics | None, note: str
 ) -> list[RenderableType]:
-    from rich.table import Table
-
     from covidjax import report
 
-    tables = []
-    if shown or errors:
-        rows = shown or errors
-        more = total - len(shown) if shown else 0
-        # Paths without what they share: the files' own names are what tells them apart.
-        parents = [str(Path(row.path).parent) for row in rows]
-        alike = len({Path(parent).is_absolute() for parent in parents}) == 1
-        base = os.path.commonpath(parents) if alike else ""
-        table = Table()
-        table.add_column("path", overflow="fold")
-        for name in ("prediction", "confidence", "error"):
-            table.add_column(name, justify="right" if name == "confidence" else "left")
-        for row in rows:
-            confidence = "" if row.confidence is None else f"{row.confidence:.3f}"
-            table.add_row(
-                common.printable(os.path.relpath(row.path, base) if base else row.path),
-                row.prediction,
-                confidence,
-                row.error,
-            )
-        title = ("Films" if shown else "Could not be read") + (f" in {common.printable(base)}" if base else "")
-        tables.append(report.titled(title, table, f"and {more} more" if more else ""))
+    tables: list[RenderableType] = []
+    for title, rows, more in (("Films", shown, total - len(shown)), ("Could not be read", errors, 0)):
+        if rows:
+            tables.append(_rows_table(title, rows, f"and {more} more" if more else ""))
     threads = "decode: all threads added up; it goes on beside the model"
     tables.append(report.timing_table(timing.stages(), threads))
     if measured:
         title = "Metrics" + f"\n{note}" * bool(note)
         tables += [report.metrics_table(measured, title), report.confusion_table(measured)]
     return tables
+
+
+def _rows_table(title: str, rows: list[Row], below: str) -> RenderableType:
+    """Rows by their paths without what these share: the files' own names are what tells them apart."""
+    from covidjax import report
+
+    parents = [str(Path(row.path).parent) for row in rows]
+    alike = len({Path(parent).is_absolute() for parent in parents}) == 1
+    base = os.path.commonpath(parents) if alike else ""
+    cells = [
+        (
+            os.path.relpath(row.path, base) if base else row.path,
+            row.prediction,
+            "" if row.confidence is None else f"{row.confidence:.3f}",
+            row.error,
+        )
+        for row in rows
+    ]
+    table = report.rows_table(("path", "prediction", "confidence", "error"), cells, right=("confidence",))
+    return report.titled(title + f" in {base}" * bool(base), table, below)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import signal
+import itertools
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,15 +60,16 @@ def train(
     """
     flags = {
         "model.name": model,
-        "data.path": data,
+        "data.path": data if data in (None, "sample") else str(Path(data).absolute()),
         "train.epochs": epochs,
         "data.test_fold": test_fold,
         "data.val_fold": val_fold,
         "seed": seed,
     }
-    given = [*overrides, *(f"{key}={_toml(value)}" for key, value in flags.items() if value is not None)]
-    settings = load_config(config, given)
-    run, settings, resume = _run_folder(run, settings, resume, bool(given or config))
+    given = {key: value for key, value in flags.items() if value is not None}
+    settings = load_config(config, overrides, given)
+    if resume:
+        run, settings, resume = _begun(run, settings, given, bool(given or overrides or config))
     sample = settings.data.path == "sample"
     if sample:
         chosen = "Training" if data or resume else "No --data given: training"
@@ -78,12 +80,13 @@ def train(
     from covidjax.train import train as train_network
 
     dataset = open_dataset(settings.data.path)
-    if resume and dataset.fingerprint != Run.load(run / "config.toml").dataset:
+    if run and resume and dataset.fingerprint != Run.load(run / "config.toml").dataset:
         raise UserError(
             f"{settings.data.path} is not the dataset that {run} was trained on; give it back, or start a new run."
         )
+    run = run or _fresh_folder(settings.model.name)
     common.say(f"Run: {run}")
-    with _stopping() as stop, _progress(settings.train.epochs) as progress:
+    with common.stopping() as stop, _progress(settings.train.epochs) as progress:
         result = train_network(settings, dataset, run, resume=resume, progress=progress, stop=stop)
     note = report.SYNTHETIC if sample else ""
     tables = _tables(result, settings, note)
@@ -95,53 +98,45 @@ def train(
     common.say(f"Wrote {run}/report; score films with `covidjax score FOLDER --checkpoint {run}`.")
 
 
-def _toml(value: Any) -> str:
-    """A flag's value as TOML: text in quotes, so that a folder named 5 stays text."""
-    return "'" + value + "'" if isinstance(value, str) else str(value)
+def _fresh_folder(model: str) -> Path:
+    """``runs/<model>-<time>``, made here so that two commands of the same second do not share it."""
+    name = f"{model}-{datetime.now():%Y%m%d-%H%M%S}"
+    for number in itertools.count(1):
+        folder = Path("runs", name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"{folder} cannot be made ({error.strerror}); name a folder for the run with --run.") from error
+        return folder
+    raise AssertionError  # the count has no end
 
 
-def _run_folder(run: Path | None, settings: Config, resume: bool, changed: bool) -> tuple[Path, Config, bool]:
-    """The run's folder, the settings to train with, and whether there is anything to go on from.
+def _begun(run: Path | None, settings: Config, given: dict[str, Any], changed: bool) -> tuple[Path, Config, bool]:
+    """The run to resume, its settings, and whether it was begun at all.
 
     Raises:
-      UserError: nothing to resume, other settings than the run was begun with, or a folder that holds another run.
+      UserError: nothing to resume, or other settings than the run was begun with.
     """
-    if not resume:
-        run = run or Path("runs", f"{settings.model.name}-{datetime.now():%Y%m%d-%H%M%S}")
-        if (run / "config.toml").exists():
-            raise UserError(f"{run} holds a run already; go on with --resume, or name another folder with --run.")
-        return run, settings, False
     if run is None:
         runs = sorted(Path("runs").glob("*/config.toml"), key=lambda path: path.stat().st_mtime)
         if not runs:
             raise UserError("There is no run under runs/ to resume; name one with --run, or leave --resume out.")
         run = runs[-1].parent
     if not (run / "config.toml").exists():
-        common.say(f"{run} was stopped before its first step, or never begun: it starts from there.")
+        if not changed:
+            raise UsageError(f"{run} holds no run to resume; check its name, or give the settings of a new one.")
+        common.say(f"{run} holds no run yet: it starts at the first step.")
         return run, settings, False
     begun = Run.load(run / "config.toml").config
-    if changed and settings != begun:
+    if "data.path" in given:  # a dataset that was moved: its content is checked against the run
+        begun = replace(begun, data=replace(begun.data, path=settings.data.path))
+    elif set(given) <= {"data.path"}:
+        settings = replace(settings, data=replace(settings.data, path=begun.data.path))
+    if changed and set(given) != {"data.path"} and settings != begun:
         raise UsageError(f"{run} was begun with other settings; resume it without giving any, or start a new run.")
     return run, begun, True
-
-
-@contextlib.contextmanager
-def _stopping() -> Iterator[Callable[[], bool]]:
-    """Says whether Ctrl-C or SIGTERM came; a second Ctrl-C breaks off at once."""
-    asked = False
-
-    def ask(number: int, frame: object) -> None:
-        nonlocal asked
-        if asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked = True
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class _Lines:
@@ -151,11 +146,9 @@ class _Lines:
         self._epochs, self._said = epochs, time.monotonic()
         self._steps = 0
 
-    def begin(self, device_name: str, images: int, steps: int, parameters: int, precision: str) -> None:
+    def begin(self, what: str, steps: int) -> None:
         self._steps = steps
-        common.say(
-            f"{device_name}, {precision}; {images} training images, {steps} steps an epoch, {parameters:,} parameters."
-        )
+        common.say(what)
 
     def step(self, epoch: int, step: int, loss: float, accuracy: float, images_per_second: float) -> None:
         if time.monotonic() - self._said >= common.PLAIN_SECONDS and step < self._steps:

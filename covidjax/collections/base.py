@@ -41,6 +41,8 @@ class Collection:
     examples: list[Example] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
     """Reason → number of files."""
+    notes: list[str] = field(default_factory=list)
+    """What a user should know about it."""
     empty: list[Path] = field(default_factory=list)
     """Class folders that hold no film."""
 
@@ -62,18 +64,29 @@ def read_table(path: Path, *columns: str) -> list[dict[str, str]]:
         raise UserError(f"{path} cannot be read as CSV in UTF-8 ({error}); mend the file.") from error
 
 
+def walk(folder: Path) -> tuple[list[Path], int]:
+    """Every film below a folder, sorted, and how many other files there are. Links to folders are followed, each folder
+    is read once; names that begin with a dot are left alone."""
+    found, others = [], 0
+    seen = set()
+    for directory, subfolders, names in os.walk(folder, followlinks=True):
+        status = Path(directory).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            subfolders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        visible = sorted(name for name in names if not name.startswith("."))
+        mine = [Path(directory, name) for name in visible if Path(name).suffix.lower() in SUFFIXES]
+        found += mine
+        others += len(visible) - len(mine)
+    return found, others
+
+
 def films(folder: Path, left_out: Counter[str]) -> list[Path]:
     """Every film below a folder, sorted; other files are counted into ``left_out``."""
-    found = []
-    for directory, subfolders, names in os.walk(folder):
-        subfolders.sort()
-        for name in sorted(names):
-            if name.startswith("."):
-                continue
-            if Path(name).suffix.lower() in SUFFIXES:
-                found.append(Path(directory, name))
-            else:
-                left_out["not an image file, by its ending"] += 1
+    found, others = walk(folder)
+    left_out["not an image file, by its ending"] += others
     return found
 
 

@@ -72,6 +72,11 @@ def read_radiography(root: Path, source: str) -> Collection:
     collection = Collection(root, "radiography", source)
     table = root / "origin.csv"
     rows = read_table(table, "file", "origin_file") if table.is_file() else []
+    if not rows:
+        collection.notes.append(
+            "without origin.csv nothing tells whose film each is, nor which of them other collections hold too: "
+            "a merged dataset may have copies of a film in several folds"
+        )
     origins = {row["file"]: row["origin_file"] for row in rows}
     for folder, label in RADIOGRAPHY.items():
         for path in _films_of(root / folder, collection):
