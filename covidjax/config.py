@@ -92,7 +92,7 @@ class TrainConfig:
     cache: Literal["auto", "device", "stream"] = "auto"
     """``device`` keeps the training images in the device's memory; ``stream`` reads them batch by batch."""
     checkpoint_seconds: float = 10.0
-    """Least time between two checkpoints; the last epoch always saves one."""
+    """Least time between two checkpoints, also within an epoch; the last epoch always saves one."""
 
 
 @dataclass(frozen=True)
