@@ -12,14 +12,12 @@ import numpy as np
 import optax
 from jax import Array
 
-from covidjax import checkpoint, device, metrics, pipeline
+from covidjax import checkpoint, device, metrics, pipeline, rundir
 from covidjax.augment import normalise
 from covidjax.config import Preprocess, Run, UsageError, UserError
 from covidjax.dataset import Dataset
 from covidjax.models import Network, Weights
 from covidjax.prepare import sample_dataset
-
-SEEN = "seen.txt"
 
 Predict = Callable[[Weights, Any], Array]
 """Weights and uint8 images ``[B, S, S, 1]`` → float32 logits ``[B, classes]``; jitted."""
@@ -102,7 +100,7 @@ def load_run(path: Path, device_name: str = "auto") -> Loaded:
     """
     if not path.exists():
         raise UsageError(f"{path} does not exist; name a folder that `covidjax train` made, such as one under runs/.")
-    run = Run.load(path / "config.toml")
+    run = Run.load(path / rundir.CONFIG)
     dtype, _ = device.precision(run.config.train.precision, device.start(device_name))
     network = Network(run.config.model, run.preprocess, dtype)
     kind = "best" if checkpoint.steps(path, "best") else "last"
@@ -151,7 +149,7 @@ def evaluate(path: Path, data: str | None = None, *, batch_size: int = 32) -> Ev
         )
     else:
         folds = list(range(dataset.folds))
-        known = read_seen(path)
+        known = rundir.read_seen(path)
         identities = pipeline.identities(dataset.source(folds))
         rows = np.asarray([row for row, keys in enumerate(identities) if not known & set(keys)], int)
         left_out = len(identities) - len(rows)
@@ -163,17 +161,3 @@ def evaluate(path: Path, data: str | None = None, *, batch_size: int = 32) -> Ev
     logits, labels = logits_of(predict, loaded.weights, batches)
     found = metrics.measure(labels, logits.argmax(-1), run.preprocess.classes)
     return Evaluation(found, described, "synthetic" in dataset.manifest["per_source"])
-
-
-def write_seen(path: Path, source: pipeline.Source) -> None:
-    """Note in a run what its films can be known by again: ``seen.txt``, one key a line."""
-    keys = sorted({key for keys in pipeline.identities(source) for key in keys})
-    (path / SEEN).write_text("".join(f"{key}\n" for key in keys), errors="surrogateescape")
-
-
-def read_seen(path: Path) -> set[str]:
-    """What ``write_seen`` noted."""
-    file = path / SEEN
-    if not file.is_file():
-        raise UserError(f"{path} has no {SEEN}, which tells what it was trained on; evaluate it on its own test fold.")
-    return set(file.read_text(errors="surrogateescape").splitlines())

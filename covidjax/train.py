@@ -6,23 +6,21 @@ the images follows from the seed and the epoch, everything else from the state (
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 import optax
 
-from covidjax import checkpoint, device, metrics, pipeline
-from covidjax.config import Config, Run, UsageError, UserError
+from covidjax import checkpoint, device, metrics, pipeline, rundir
+from covidjax.config import Config, Run, UserError
 from covidjax.dataset import Dataset
-from covidjax.evaluate import HeldOut, load_run, logits_of, make_predict, summary, write_seen
+from covidjax.evaluate import HeldOut, load_run, logits_of, make_predict, summary
 from covidjax.models import Network, count_parameters
 from covidjax.step import State, class_weights, initial_state, learning_rate, make_optimizer, make_step, zero_totals
 
@@ -111,11 +109,11 @@ def train(
 
     # The run's folder, before anything that takes long: whatever happens from here on, --resume goes on.
     if resume:
-        Run.load(run / "config.toml")  # says so where there is nothing to resume
+        Run.load(run / rundir.CONFIG)  # says so where there is nothing to resume
     else:
-        _new_folder(run)
-        Run(config, dataset.preprocess, dataset.fingerprint).save(run / "config.toml")
-    lock = _lock(run)
+        rundir.make(run)
+        Run(config, dataset.preprocess, dataset.fingerprint).save(run / rundir.CONFIG)
+    lock = rundir.lock(run)
     where = device.start()
 
     # Data: how many steps.
@@ -134,18 +132,17 @@ def train(
     predict = make_predict(network, config.model.channels)
 
     # State: fresh, or from the last checkpoint.
-    log = run / "metrics.jsonl"
     best: list[float] | None = None
     if checkpoint.steps(run, "last"):
         template = jax.eval_shape(lambda: initial_state(network.init(0), optimizer, scaled))
         saved = checkpoint.restore(run, "last", template.weights, _without_weights(template))
         state = State(weights=saved.weights, **saved.training)
         best = saved.facts["best"]
-        _keep_epochs(log, saved.facts["epoch"])
+        rundir.keep_epochs(run, saved.facts["epoch"])
     else:
         state = initial_state(network.init(config.seed), optimizer, scaled)
-        _keep_epochs(log, 0)
-        write_seen(run, dataset.source([*training_folds, *val_folds]))
+        rundir.keep_epochs(run, 0)
+        rundir.write_seen(run, dataset.source([*training_folds, *val_folds]))
     done = int(state.step)
     what = f"{len(source)} training images, {epoch_steps} steps an epoch, {count_parameters(state.weights):,} parameters"
     progress.begin(f"{_name(where)}, {np.dtype(dtype).name}; {what}; starting at step {done + 1}.", epoch_steps)
@@ -204,7 +201,7 @@ def train(
             record |= {name: value._asdict() for name, value in found.items()}
             record["seconds"] = round(time.perf_counter() - began, 3)
             record["images_per_second"] = round(clock.speed, 1)
-            _append(log, record)
+            rundir.append(run, record)
             progress.epoch(record)
 
             state = state._replace(totals=zero_totals())
@@ -232,17 +229,17 @@ def train(
     logits, labels = logits_of(predict, loaded.weights, pipeline.eval_batches(held_out["test"], settings.batch_size))
     timing.add("evaluate", start, len(labels))
     timing.add("wall", began)
-    history = _read_log(log)
+    history = rundir.history(run)
     measured = metrics.measure(labels, logits.argmax(-1), dataset.preprocess.classes)
     return Result(measured, loaded.kind, history, timing, count_parameters(loaded.weights))
 
 
 class _Stopwatch:
-    """Times the steps of an epoch, without what compiling took in it."""
+    """Times the steps of an epoch, without what compiling and saving took in it."""
 
     def __init__(self, timing: Timing, batch: int):
         self._timing, self._batch, self._images = timing, batch, 0
-        self._start, self._compiled = time.perf_counter(), timing.seconds.get("compile", 0.0)
+        self._start, self._before = time.perf_counter(), self._aside()
         self.speed = 0.0
 
     def steps(self, count: int) -> None:
@@ -250,7 +247,10 @@ class _Stopwatch:
         self.speed = self._images / max(self._seconds(), 1e-9)
 
     def _seconds(self) -> float:
-        return time.perf_counter() - self._start - (self._timing.seconds.get("compile", 0.0) - self._compiled)
+        return time.perf_counter() - self._start - (self._aside() - self._before)
+
+    def _aside(self) -> float:
+        return sum(self._timing.seconds.get(stage, 0.0) for stage in ("compile", "checkpoint"))
 
     def done(self) -> None:
         self._timing.add("train", time.perf_counter() - self._seconds(), self._images)
@@ -357,60 +357,3 @@ def _stopped(run: Path, step: int) -> str:
 
 def _name(where: device.Device) -> str:
     return f"CPU, {os.cpu_count()} cores" if where.platform == "cpu" else f"{where.device_kind} ({where.platform})"
-
-
-def _append(log: Path, record: dict[str, Any]) -> None:
-    with log.open("a") as file:
-        file.write(json.dumps(record, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _read_log(log: Path) -> list[dict[str, Any]]:
-    """The whole lines of a log; one that was half written when the process ended is left out."""
-    records = []
-    for line in log.read_text().splitlines() if log.exists() else ():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
-    return records
-
-
-def _keep_epochs(log: Path, epochs: int) -> None:
-    """Drop the lines that were written after the checkpoint: those epochs come again."""
-    kept = [record for record in _read_log(log) if record["epoch"] <= epochs]
-    partial = log.with_suffix(".partial")
-    partial.write_text("".join(f"{json.dumps(record)}\n" for record in kept))
-    partial.replace(log)
-
-
-def _new_folder(run: Path) -> None:
-    """Make a run's folder. One that holds anything else is refused: nothing of somebody else's is overwritten."""
-    try:
-        str(run).encode()
-        run.mkdir(parents=True, exist_ok=True)
-        inside = {path.name for path in run.iterdir()} - {".lock", "config.partial"}
-    except UnicodeEncodeError:
-        raise UsageError(f"{os.fsencode(run)!r} cannot be a run's folder: its name is not UTF-8; choose another.") from None
-    except OSError as error:
-        raise UserError(f"{run} cannot be written ({error.strerror}); name a folder that you may write to.") from error
-    if "config.toml" in inside:
-        raise UserError(f"{run} holds a run already; go on with --resume, or name another folder with --run.")
-    if inside:
-        raise UserError(f"{run} holds other files, such as {min(inside)}; name a new or an empty folder with --run.")
-
-
-def _lock(run: Path) -> IO[str]:
-    """Hold a run's folder for this process alone, until the file is closed or the process ends.
-
-    Raises:
-      UserError: another process holds it.
-    """
-    file = (run / ".lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise UserError(f"{run} is being trained by another process; wait for it, or name another folder.") from None
-    return file

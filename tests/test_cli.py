@@ -104,7 +104,7 @@ ROOMS = [
     {"collections", "phantom"},
     {"pipeline"},
     {"dataset"},
-    {"prepare", "augment", "metrics", "device"},
+    {"prepare", "augment", "metrics", "device", "rundir"},
     {"models", "doctor"},
     {"checkpoint", "report"},
     {"evaluate"},

@@ -13,7 +13,7 @@ from commands import refused, run, start
 from PIL import Image
 from test_train import assert_same_bits, saved, without_times
 
-from covidjax import checkpoint, phantom, train
+from covidjax import checkpoint, phantom, rundir
 
 TINY = ("--set", "train.batch_size=4")
 
@@ -157,7 +157,7 @@ def test_two_trainings_do_not_share_a_folder(
 ):
     from covidjax_cli.train import _fresh_folder
 
-    lock = train._lock(trained)
+    lock = rundir.lock(trained)
     message = refused("train", "--resume", "--run", trained, code=1)
     assert message == f"{trained} is being trained by another process; wait for it, or name another folder."
     lock.close()

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from covidjax import checkpoint, pipeline, train
+from covidjax import checkpoint, pipeline, rundir, train
 from covidjax.config import CLASSES, Config, ModelConfig, Preprocess, TrainConfig, UserError, load_config
 from covidjax.dataset import Dataset
 from covidjax.models import Network, Weights
@@ -283,7 +283,7 @@ def test_folder_of_something_else_is_left_alone(dataset: Dataset, tmp_path: Path
 def test_log_with_broken_and_missing_lines(tmp_path: Path):
     log = tmp_path / "metrics.jsonl"
     log.write_text('{"epoch": 3}\n{"epo\n{"epoch": 4}\n{"epoch": 5}\n')
-    train._keep_epochs(log, 4)
+    rundir.keep_epochs(tmp_path, 4)
     assert log.read_text() == '{"epoch": 3}\n{"epoch": 4}\n'
 
 
