@@ -138,6 +138,7 @@ def stopped_by(number: int, prepared: Path, folder: Path) -> int:
     return step
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_first(prepared: Path, tmp_path: Path):
     stopped_by(signal.SIGINT, prepared, tmp_path)
 

@@ -75,7 +75,7 @@ def test_evaluation_does_not_depend_on_the_rest_of_the_batch():
     assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), stats, weights.batch_stats)))
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("dtype", [pytest.param(jnp.bfloat16, marks=pytest.mark.slow), jnp.float16])
 def test_half_precision_is_close_and_keeps_float32_weights(dtype):
     images = jax.random.normal(jax.random.key(0), (8, 64, 64, 1))
     weights = network(64).init(0)
@@ -103,7 +103,8 @@ def relative(found: object, wanted: object) -> float:
 
 
 @pytest.mark.parametrize(
-    ("size", "channels", "classes", "batch", "seed"), [(64, 1, 3, 4, 0), (67, 3, 2, 4, 0), (224, 1, 3, 2, 1)]
+    ("size", "channels", "classes", "batch", "seed"),
+    [(64, 1, 3, 4, 0), pytest.param(67, 3, 2, 4, 0, marks=pytest.mark.slow), (224, 1, 3, 2, 1)],
 )
 def test_torch_twin_has_equal_logits_statistics_and_gradients(
     size: int, channels: int, classes: int, batch: int, seed: int

@@ -203,7 +203,7 @@ def test_scan_over_steps_gives_the_same_result(dataset: Dataset, finished: Path,
     assert scanned[0]["test"]["loss"] == pytest.approx(progress.records[0]["test"]["loss"], rel=1e-2)
 
 
-@pytest.mark.parametrize("steps", [1, 5])
+@pytest.mark.parametrize("steps", [pytest.param(1, marks=pytest.mark.slow), 5])
 def test_stopped_anywhere_resumes_to_the_same_bits(dataset: Dataset, finished: Path, tmp_path: Path, steps: int):
     run = tmp_path / "run"
     with pytest.raises(train.Interrupted, match="--resume --run"):
