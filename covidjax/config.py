@@ -29,6 +29,11 @@ class UsageError(UserError):
     """Something that was asked for cannot be: a setting that does not exist, a value of the wrong kind, a missing path."""
 
 
+def printable(text: str) -> str:
+    """Text that any terminal and any file takes: bytes of a file's name that are no UTF-8 stand as escapes."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 @dataclass(frozen=True)
 class Preprocess:
     """What is done to a film before a model sees it: the same in ``prepare`` and in ``score``."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from covidjax.config import UsageError, UserError
+from covidjax.config import UsageError, UserError, printable
 from covidjax.score import Row
 
 ENDINGS = (".csv", ".jsonl", ".parquet")
@@ -122,7 +122,7 @@ class _Parquet:
     def write(self, row: Row) -> None:
         cells = row.cells(self._classes)
         # Parquet's text is UTF-8: a name that is not stands with escapes.
-        cells["path"] = row.path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        cells["path"] = printable(row.path)
         self._rows.append(cells)
         if len(self._rows) == self.GROUP:
             self._flush()

@@ -13,6 +13,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from covidjax.config import printable
 from covidjax.metrics import Metrics
 
 SYNTHETIC = "Synthetic sample: these figures say nothing about patients."
@@ -65,11 +66,6 @@ def rows_table(columns: Sequence[str], rows: Iterable[Sequence[object]], right: 
     for row in rows:
         table.add_row(*(Text(printable(str(cell))) for cell in row))
     return table
-
-
-def printable(text: str) -> str:
-    """Text that any terminal takes: bytes of a file's name that are no UTF-8 stand as escapes."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def titled(title: str, table: Table, below: str = "") -> Group:

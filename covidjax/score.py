@@ -226,11 +226,16 @@ Truth = Callable[[str], str | None]
 """Path → class name, or None where it is not known."""
 
 
-def truth_from_folders() -> Truth:
-    """The class that the nearest folder above a film is named after (``Covid-19``, ``NORMAL``, …), if any is."""
+def truth_from_folders(roots: Sequence[Path]) -> Truth:
+    """The class that the nearest folder above a film is named after (``Covid-19``, ``NORMAL``, …), if any is, among those
+    below a given root: what the root lies in, a project called covid perhaps, says nothing of its films."""
 
     def look_up(path: str) -> str | None:
-        return next((label for folder in Path(path).parents if (label := class_of(folder.name))), None)
+        for root in roots:
+            if root.is_dir() and Path(path).is_relative_to(root):
+                folders = Path(path).relative_to(root).parts[:-1]
+                return next((label for name in reversed(folders) if (label := class_of(name))), None)
+        return None
 
     return look_up
 

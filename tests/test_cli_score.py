@@ -182,6 +182,12 @@ def test_truth_from_folders_at_any_depth(trained: Path, films: Path, tmp_path: P
     assert found["metrics"]["per_class"]["COVID-19"]["support"] == 10
 
 
+def test_truth_comes_only_from_below_the_given_folder(trained: Path, films: Path, tmp_path: Path):  # noqa: F811
+    shutil.copytree(films / "Pneumonia", tmp_path / "covid" / "new")
+    found = json.loads(run("score", tmp_path / "covid" / "new", "--checkpoint", trained, "--json").stdout)
+    assert found["metrics"] is None
+
+
 def test_names_that_look_like_markup_and_pipes(trained: Path, films: Path, tmp_path: Path):  # noqa: F811
     folder = tmp_path / "[red]films"
     folder.mkdir()

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from covidjax.config import printable
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.progress import Progress
@@ -22,7 +24,7 @@ PLAIN_SECONDS = 10.0
 
 def say(text: str) -> None:
     """A line for the reader, on stderr: stdout is for results."""
-    click.echo(text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"), err=True)
+    click.echo(printable(text), err=True)
 
 
 def show(parts: Iterable[RenderableType]) -> None:

@@ -73,7 +73,7 @@ def score(
     if found.passed_over:
         common.say(f"{found.passed_over} other files passed over: not images, by their ending.")
     classes = classifier.classes
-    truth = truth_from_csv(labels, classes) if labels else truth_from_folders()
+    truth = truth_from_csv(labels, classes) if labels else truth_from_folders(paths)
     synthetic = classifier.run.config.data.path == "sample"
 
     timing = Timing()
