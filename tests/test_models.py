@@ -115,7 +115,8 @@ def test_torch_twin_has_equal_logits_statistics_and_gradients(
     hundredth, in PyTorch's own float32 as much as here.
     """
     torch = pytest.importorskip("torch", reason="PyTorch is not installed; pip install 'covidjax[peers]'")
-    from torch_twin import UNITS, Twin, at, from_flax
+    from bench.peers.arrays import UNITS, at
+    from bench.peers.twin import Twin, from_flax
 
     net = network(size, channels, classes)
     images = np.random.default_rng(seed).standard_normal((batch, size, size, channels), np.float32)

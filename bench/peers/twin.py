@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from covidjax.models import Weights
-from covidjax.models.darkcovidnet import head_size
+from bench.peers.arrays import UNITS, Arrays, at
 
-UNITS = (
-    "stem1",
-    "stem2",
-    *(f"stage{stage}/{part}" for stage in (1, 2, 3, 4) for part in ("first", "squeeze", "last")),
-    "squeeze",
-    "expand",
-)
-"""The units in the order in which an image meets them."""
+if TYPE_CHECKING:  # jax is not to be imported into PyTorch's processes
+    from covidjax.models import Weights
 
 
 def conv_block(inputs: int, outputs: int, size: int = 3) -> nn.Sequential:
@@ -29,6 +22,14 @@ def conv_block(inputs: int, outputs: int, size: int = 3) -> nn.Sequential:
 
 def triple_conv(narrow: int, wide: int) -> list[nn.Sequential]:
     return [conv_block(narrow, wide), conv_block(wide, narrow, 1), conv_block(narrow, wide)]
+
+
+def head_size(image_size: int) -> int:
+    """Height and width of the last map."""
+    side = image_size // 4
+    for _ in range(3):
+        side = (side + 2) // 2  # the 1×1 convolution's padding, then the pool
+    return side + 4
 
 
 class Twin(nn.Module):
@@ -53,7 +54,7 @@ class Twin(nn.Module):
     def units(self) -> list[nn.Sequential]:
         return [module for module in self.body if isinstance(module, nn.Sequential)]
 
-    def load(self, weights: Weights) -> None:
+    def load(self, weights: Weights | Arrays) -> None:
         """Take over parameters and batch statistics from Flax."""
         with torch.no_grad():
             for unit, name in zip(self.units(), UNITS, strict=True):
@@ -68,12 +69,6 @@ class Twin(nn.Module):
         """``[H·W·C, classes]`` → ``[classes, C·H·W]``: Flax flattens channels last, PyTorch channels first."""
         cube = np.asarray(kernel).reshape(self.side, self.side, self.classes, -1)
         return np.ascontiguousarray(cube.transpose(3, 2, 0, 1).reshape(self.classes, -1))
-
-
-def at(tree: Any, name: str) -> Any:
-    for key in name.split("/"):
-        tree = tree[key]
-    return tree
 
 
 def from_flax(kernel: Any) -> np.ndarray:

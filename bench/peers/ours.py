@@ -1,0 +1,144 @@
+"""covidjax as a contender, by the functions that its own commands use."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from bench.harness import Missing
+from covidjax import device
+from covidjax.config import AugmentConfig, Config, TrainConfig
+from covidjax.evaluate import load_run, make_predict
+from covidjax.models import Network
+from covidjax.score import Classifier
+from covidjax.step import State, initial_state, learning_rate, make_optimizer, make_step
+
+ACCELERATED_STEPS = 32
+"""Steps in one compiled scan off the CPU, as many as an epoch of the study's 1,044 images has."""
+
+UNCHANGED = AugmentConfig(flip=False, rotation=0, shift=0, zoom=0, brightness=0, contrast=0)
+
+
+def read_batch(file: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 ``[B, S, S, 1]`` and labels int32 ``[B]``."""
+    with np.load(file) as stored:
+        return stored["images"], stored["labels"]
+
+
+def write_weights(run: str, out: str) -> None:
+    """A run's weights as ``.npz``, one array a leaf, named by its path."""
+    arrays: dict[str, np.ndarray] = {}
+
+    def put(prefix: str, tree: Any) -> None:
+        if isinstance(tree, dict):
+            for key, value in tree.items():
+                put(f"{prefix}/{key}", value)
+        else:
+            arrays[prefix] = np.asarray(tree)
+
+    loaded = load_run(Path(run))
+    put("params", loaded.weights.params)
+    put("batch_stats", loaded.weights.batch_stats)
+    with open(out, "wb") as file:
+        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
+
+
+class Train:
+    """Steps of training as ``covidjax train`` takes them: on a CPU one by one, elsewhere a scan of several.
+
+    Args:
+      batch: file of images and labels.
+      run: whose weights to start from.
+      augmented: with the default augmentation, or with none, as the peers'.
+      precision: as in the settings.
+      first: of how many steps ``answer`` takes the mean.
+    """
+
+    def __init__(self, batch: str, run: str, augmented: bool = False, precision: Any = "auto", first: int = 1):
+        where = device.start()
+        images, labels = read_batch(batch)
+        loaded = load_run(Path(run))
+        train = TrainConfig(learning_rate=1e-3, schedule="constant", batch_size=len(images), precision=precision)
+        config = Config(augment=AugmentConfig() if augmented else UNCHANGED, train=train)
+        dtype, scaled = device.precision(precision, where)
+        network = Network(config.model, loaded.run.preprocess, dtype)
+        optimizer = make_optimizer(train, learning_rate(train, 1))
+        step = make_step(config, network, optimizer, np.ones(len(loaded.run.preprocess.classes), np.float32), scaled)
+        self._state = initial_state(loaded.weights, optimizer, scaled)
+        self._call, steps = compiled(step, images, labels, where.platform)
+        self._first = max(1, first // steps)
+        self.images = steps * len(images)
+        self.note = f"{np.dtype(dtype).name}, augmented" if augmented else np.dtype(dtype).name
+
+    def run(self, calls: int) -> None:
+        for _ in range(calls):
+            self._state = self._call(self._state)
+        jax.block_until_ready(self._state)
+
+    def answer(self) -> list[float]:
+        """Mean loss of the first steps."""
+        self.run(self._first)
+        return [float(self._state.totals.loss) / int(self._state.totals.images)]
+
+
+def compiled(step: Any, images: np.ndarray, labels: np.ndarray, platform: str) -> tuple[Any, int]:
+    """The way from a step to the program that ``covidjax.train`` runs, and how many steps one call of it takes.
+
+    The one place to follow a change there.
+    """
+    if platform == "cpu":
+        jitted = jax.jit(step, donate_argnums=0)
+        return lambda state: jitted(state, images, labels), 1
+    kept_images, kept_labels = jax.device_put((images, labels))
+    rows = np.tile(np.arange(len(images), dtype=np.int32), (ACCELERATED_STEPS, 1))
+
+    def scan(state: State, images: jax.Array, labels: jax.Array, rows: jax.Array) -> State:
+        return jax.lax.scan(lambda s, row: (step(s, images[row], labels[row]), None), state, rows)[0]
+
+    jitted = jax.jit(scan, donate_argnums=0)
+    return lambda state: jitted(state, kept_images, kept_labels, rows), ACCELERATED_STEPS
+
+
+class Forward:
+    """The jitted Flax network, from uint8 pixels to logits."""
+
+    def __init__(self, batch: str, run: str):
+        where = device.start()
+        images, _ = read_batch(batch)
+        loaded = load_run(Path(run))
+        self._predict = make_predict(loaded.network, loaded.run.config.model.channels)
+        self._weights = jax.device_put(loaded.weights)
+        self._images: Any = images if where.platform == "cpu" else jax.device_put(images)
+        self.images = len(images)
+
+    def run(self, calls: int) -> None:
+        results = [self._predict(self._weights, self._images) for _ in range(calls)]
+        jax.block_until_ready(results)
+
+    def answer(self) -> list[float]:
+        """Probabilities."""
+        return np.asarray(jax.nn.softmax(self._predict(self._weights, self._images))).ravel().tolist()
+
+
+class Runtime:
+    """``Classifier.probabilities`` with one of the runtimes of ``covidjax score``."""
+
+    def __init__(self, batch: str, run: str, runtime: str):
+        if "runtime" not in inspect.signature(Classifier.load).parameters:
+            raise Missing("this covidjax has no choice of runtimes")
+        self._images, _ = read_batch(batch)
+        load: Any = Classifier.load
+        self._classifier: Classifier = load(Path(run), runtime=runtime)
+        self.images = len(self._images)
+
+    def run(self, calls: int) -> None:
+        for _ in range(calls):
+            self._classifier.probabilities(self._images)
+
+    def answer(self) -> list[float]:
+        """Probabilities."""
+        return self._classifier.probabilities(self._images).ravel().tolist()
