@@ -1,4 +1,4 @@
-"""What the benchmarks measure on: synthetic films of hospital size, datasets, a trained run; made once, in the user's cache.
+"""What the benchmarks measure on: films of hospital size, datasets, a trained run; made once, in the user's cache.
 
 Films are drawn by ``covidjax.phantom`` at 512 pixels, enlarged, and given noise until they are as many bytes a pixel as
 published ones: NIH ChestX-ray8's 1024² PNGs have 0.32 to 0.44, large JPEGs of ieee8023 0.09 to 0.18.
@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import platformdirs
 from PIL import Image
 
-from bench.harness import COVIDJAX, ROOT, Missing, say
+from bench.harness import COVIDJAX, ROOT, Missing, cache, environment, say
 
 VERSION = "1"
 """To be raised when what is made below changes."""
@@ -45,16 +44,11 @@ KINDS = {
 }
 
 
-def cache() -> Path:
-    """The folder for all of it; it may be deleted at any time."""
-    folder = platformdirs.user_cache_path("covidjax") / "bench" / VERSION
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 def _made(name: str, make: Callable[[Path], object]) -> Path:
     """What has that name in the cache, made first if it is not there; it appears whole or not at all."""
-    path = cache() / name
+    folder = cache() / VERSION
+    folder.mkdir(exist_ok=True)
+    path = folder / name
     if not path.exists():
         say(f"Making {path} ...")
         unfinished = path.with_name(f".{os.getpid()}-{path.name}")
@@ -161,10 +155,3 @@ def batch(images: int, size: int) -> Path:
             np.savez(file, images=pixels, labels=np.asarray([film.label for film in drawn], np.int32))
 
     return _made(f"batch-{images}-{size}.npz", make)
-
-
-def environment(**more: str) -> dict[str, str]:
-    """For a command: this checkout's code, and a cache of compiled programs that all benchmarks share."""
-    paths = [str(ROOT), str(ROOT / "cli"), os.environ.get("PYTHONPATH", "")]
-    compiled = {"JAX_COMPILATION_CACHE_DIR": str(cache() / "xla")}
-    return os.environ | compiled | {"PYTHONPATH": os.pathsep.join(filter(None, paths))} | more

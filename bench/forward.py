@@ -15,6 +15,7 @@ from bench.harness import (
     Row,
     Table,
     against,
+    cache,
     command,
     compare_answers,
     only,
@@ -44,7 +45,7 @@ def measure(options: Options) -> Result:
                 f"Keras, {name}",
                 "bench.peers.keras_peer:Forward",
                 common,
-                {"KERAS_BACKEND": backend, "KERAS_HOME": str(data.cache() / "keras")},
+                {"KERAS_BACKEND": backend, "KERAS_HOME": str(cache() / "keras")},
                 note="predict",
             )
             for name, backend in (("JAX backend", "jax"), ("torch backend", "torch"))

@@ -25,10 +25,11 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import click
 import numpy as np
+import platformdirs
 
 ROOT = Path(__file__).parents[1]
 COVIDJAX = (sys.executable, "-c", "from covidjax_cli.main import main; main()")
@@ -64,6 +65,23 @@ class Contender(Protocol):
     images: int
 
     def run(self, calls: int) -> None: ...
+
+
+# Where things lie
+
+
+def cache() -> Path:
+    """The folder for films, datasets, weights and compiled programs; it may be deleted at any time."""
+    folder = platformdirs.user_cache_path("covidjax") / "bench"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def environment(**more: str) -> dict[str, str]:
+    """For a process: this checkout's code, and compiled programs kept where all benchmarks find them again."""
+    paths = [str(ROOT), str(ROOT / "cli"), os.environ.get("PYTHONPATH", "")]
+    compiled = {"JAX_COMPILATION_CACHE_DIR": str(cache() / "xla"), "TORCHINDUCTOR_CACHE_DIR": str(cache() / "inductor")}
+    return os.environ | compiled | {"PYTHONPATH": os.pathsep.join(filter(None, paths))} | more
 
 
 # Statistics
@@ -198,7 +216,8 @@ def from_json(stored: dict[str, Any]) -> Result:
     """What ``as_json`` made."""
 
     def row(value: dict[str, Any]) -> Row:
-        return Row(**value | {"value": Spread(**value["value"]) if value["value"] else None})
+        spread = Spread(**value["value"]) if value["value"] else None
+        return Row(value["name"], spread, value["note"], value["samples"])
 
     tables = [Table(**table | {"rows": [row(value) for value in table["rows"]]}) for table in stored["tables"]]
     return Result(tables, stored["figures"])
@@ -248,21 +267,44 @@ def versions() -> dict[str, str]:
     return found
 
 
-def record(command: str, began: dict[str, Any], results: dict[str, Result]) -> dict[str, Any]:
-    """The content of a result file. ``began`` is what ``beginning`` returned before the first measurement."""
-    return {
-        "command": command,
-        **began,
-        "load_average_after": list(os.getloadavg()),
-        "machine": machine(),
-        "versions": versions(),
-        "benchmarks": {name: as_json(result) for name, result in results.items()},
-    }
+class Log:
+    """Collects the content of a result file. Each benchmark is noted with its time and the load average before and after:
+    a machine that others were busy on shows."""
+
+    def __init__(self, command: str):
+        self._command = command
+        self._benchmarks: dict[str, Any] = {}
+
+    def measure(self, name: str, measure: Callable[[], Result]) -> Result:
+        """Run a benchmark and keep what it found."""
+        when, before = datetime.now(UTC).isoformat(timespec="seconds"), os.getloadavg()
+        start = time.perf_counter()
+        result = measure()
+        self._benchmarks[name] = as_json(result) | {
+            "when": when,
+            "seconds": round(time.perf_counter() - start, 1),
+            "load_average_before": list(before),
+            "load_average_after": list(os.getloadavg()),
+        }
+        return result
+
+    def content(self) -> dict[str, Any]:
+        """For the file."""
+        when = max(found["when"] for found in self._benchmarks.values())
+        return {
+            "command": self._command,
+            "when": when,
+            "machine": machine(),
+            "versions": versions(),
+            "benchmarks": self._benchmarks,
+        }
 
 
-def beginning() -> dict[str, Any]:
-    """To be taken before anything is measured: a busy machine shows in the load average."""
-    return {"when": datetime.now(UTC).isoformat(timespec="seconds"), "load_average_before": list(os.getloadavg())}
+def write(file: Path, content: dict[str, Any]) -> None:
+    """A result file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content, indent=1) + "\n")
+    say(f"Wrote {os.path.relpath(file)}.")
 
 
 # Contenders that take turns
@@ -290,14 +332,13 @@ class Player:
     def __init__(self, entry: Entry):
         self.entry = entry
         # Nobody takes a whole card for itself: the others are on it too.
-        environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | entry.environment
-        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "cli"), os.environ.get("PYTHONPATH", "")])
+        settings = environment(XLA_PYTHON_CLIENT_PREALLOCATE="false", **entry.environment)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "bench.harness", entry.factory, json.dumps(entry.options), str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=environment,
+            env=settings,
             cwd=ROOT,
         )
         try:
@@ -324,6 +365,10 @@ class Player:
     def end(self) -> None:
         self._process.kill()
         self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe
+            with contextlib.suppress(BrokenPipeError):  # a message that nobody took any more
+                pipe.close()
 
     def _rest(self) -> None:
         self._process.send_signal(signal.SIGSTOP)
@@ -416,7 +461,17 @@ def compare_answers(rows: Sequence[Row], answers: dict[str, list[float]], refere
             row.note = "; ".join(filter(None, (row.note, f"{what} within {apart:.1g}")))
 
 
-def only(entries: Sequence[Entry], pattern: str | None) -> list[Entry]:
+class Named(Protocol):
+    """Anything with a name."""
+
+    @property
+    def name(self) -> str: ...
+
+
+N = TypeVar("N", bound=Named)
+
+
+def only(entries: Sequence[N], pattern: str | None) -> list[N]:
     """Those whose name contains a match of the pattern."""
     return [entry for entry in entries if pattern is None or re.search(pattern, entry.name)]
 
@@ -445,13 +500,13 @@ def command(name: str, measure: Callable[[Options], Result], doc: str | None) ->
     @click.option("--only", metavar="REGEX", help="Only the contenders whose names match.")
     @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="JSON file for the result.")
     def run(quick: bool, only: str | None, out: Path | None) -> None:
-        began = beginning()
-        result = measure(Options(quick, only))
+        log = Log(f"python -m bench.{name}")
+        result = log.measure(name, lambda: measure(Options(quick, only)))
         show(result.tables)
         for key, value in result.figures.items():
             click.echo(f"{key} = {value:.4g}")
         if out:
-            out.write_text(json.dumps(record(f"python -m bench.{name}", began, {name: result}), indent=1) + "\n")
+            write(out, log.content())
 
     return run
 

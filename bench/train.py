@@ -9,7 +9,7 @@ steps is from that of covidjax.
 from __future__ import annotations
 
 from bench import data
-from bench.harness import Entry, Options, Result, Table, against, command, compare_answers, only, say, turns
+from bench.harness import Entry, Options, Result, Table, against, cache, command, compare_answers, only, say, turns
 from bench.peers import pytorch_entries
 
 OURS, AUGMENTED = "covidjax", "covidjax, with augmentation"
@@ -29,7 +29,7 @@ def measure(options: Options) -> Result:
                 f"Keras, {name}",
                 "bench.peers.keras_peer:Train",
                 {"batch": batch, "weights": weights, "first": 3},
-                {"KERAS_BACKEND": backend, "KERAS_HOME": str(data.cache() / "keras")},
+                {"KERAS_BACKEND": backend, "KERAS_HOME": str(cache() / "keras")},
                 note="fit",
             )
             for name, backend in (("JAX backend", "jax"), ("torch backend", "torch"))

@@ -77,7 +77,7 @@ def test_dependencies_are_bounded_pinned_and_explained():
 def test_repository_is_for_every_machine():
     """No machine's own paths in what is kept."""
     pattern = re.compile(r"/(?:work|root)/\w|/home/\w")
-    for folder in ("covidjax", "cli", "tests", "docs", "configs"):
+    for folder in ("covidjax", "cli", "bench", "tests", "docs", "configs"):
         for file in (ROOT / folder).rglob("*"):
             if file.is_file() and file.suffix in (".py", ".md", ".toml") and file != Path(__file__):
                 assert not pattern.search(file.read_text()), file

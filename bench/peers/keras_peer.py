@@ -63,7 +63,7 @@ class _Network:
     def __init__(self, batch: str, weights: str):
         with np.load(batch) as stored:
             pixels, self._labels = stored["images"], stored["labels"]
-        self._model = build(pixels.shape[1], pixels.shape[3], 3, weights)
+        self._model: Any = build(pixels.shape[1], pixels.shape[3], 3, weights)
         first = keras.config.image_data_format() == "channels_first"
         self._pixels = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)) if first else pixels
         self.images = len(pixels)

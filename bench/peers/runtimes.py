@@ -52,9 +52,8 @@ class OpenVino:
         core = openvino.Core()
         settings = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": hint, "INFERENCE_NUM_THREADS": cores()}
         compiled = core.compile_model(model, "CPU", settings)
-        self._requests = [
-            compiled.create_infer_request() for _ in range(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
-        ]
+        count = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+        self._requests = [compiled.create_infer_request() for _ in range(count)]
         self._pixels = _pixels(batch)
         self.images = len(self._pixels) * len(self._requests)
         used = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()

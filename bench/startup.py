@@ -1,0 +1,81 @@
+"""Start-up: seconds from a command to its first word, row, step or epoch.
+
+``first time`` has an empty cache of compiled programs, as after installation; ``again`` has what that left. The dataset is
+there already and the file system's cache is warm.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench import data
+from bench.harness import COVIDJAX, Options, Result, Row, Spread, Table, command, environment, say
+
+HELP, SCORE, BEGIN, EPOCH = (
+    "--help",
+    "score one film, to its row",
+    "train, to its first line",
+    "train, to an epoch of 2 steps",
+)
+
+
+def until(words: Sequence[str], line: str, cache: Path) -> float:
+    """Seconds until a command prints a line that contains the text (the empty text: until it ends), with its own caches
+    in a folder. The command is left to end.
+
+    Raises:
+      RuntimeError: it ended badly, or without that line.
+    """
+    settings = environment(XDG_CACHE_HOME=str(cache))
+    del settings["JAX_COMPILATION_CACHE_DIR"]
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        [*COVIDJAX, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=settings
+    )
+    assert process.stderr
+    seconds, said = None, []
+    with process.stderr:
+        for text in process.stderr:
+            said.append(text)
+            if line and line in text and seconds is None:
+                seconds = time.perf_counter() - start
+    process.wait()
+    if not line:
+        seconds = time.perf_counter() - start
+    if process.returncode or seconds is None:
+        raise RuntimeError(f"covidjax {' '.join(words)} failed: {''.join(said)[-500:]}")
+    return seconds
+
+
+def measure(options: Options) -> Result:
+    """Seconds."""
+    size, rounds = (32, 1) if options.quick else (224, 3)
+    run, dataset = data.run(size), data.dataset(96, size, 3)
+    film = min(data.films("small", 6, 6).iterdir())
+    seconds: dict[str, list[float]] = {HELP: []}
+    with tempfile.TemporaryDirectory() as folder:
+        for turn in range(rounds):
+            for _ in range(1 if options.quick else 5):
+                seconds[HELP].append(until(["--help"], "", Path(folder)))
+            empty = Path(folder, str(turn))
+            for when in ("first time", "again"):
+                score = ["score", str(film), "--checkpoint", str(run), "--output", f"{folder}/rows.csv"]
+                train = ["train", "--data", str(dataset), "--epochs", "1", "--run", f"{folder}/run-{turn}-{when}"]
+                for what, words, line in (
+                    (SCORE, score, "1 of 1 films scored"),
+                    (BEGIN, train, "starting at step 1"),
+                    (EPOCH, [*train[:-1], f"{train[-1]}-2"], "epoch 1/1"),
+                ):
+                    seconds.setdefault(f"{what}, {when}", []).append(until(words, line, empty))
+            say(f"  turn {turn + 1} of {rounds}")
+    rows = [Row(name, Spread.of(values), samples=values) for name, values in seconds.items()]
+    figures = {"score_again_seconds": Spread.of(seconds[f"{SCORE}, again"]).median, "help_seconds": rows[0].value.median}  # type: ignore[union-attr]
+    return Result([Table("Start-up", "seconds", rows)], figures)
+
+
+if __name__ == "__main__":
+    command("startup", measure, __doc__)()

@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from bench import all as every
+from bench import data, gpu, growth, harness, startup
+from bench.harness import Entry, Log, Player, Result, Row, Spread, Table
+
+ROOT = Path(__file__).parents[1]
+STORED = sorted((ROOT / "bench" / "results").glob("2*.json"))
+
+
+def test_spread_is_median_and_quartiles():
+    assert Spread.of([1, 2, 3, 4, 100]) == Spread(3, 2, 4, 5)
+    assert Spread.of([7]) == Spread(7, 7, 7, 1)
+    assert Spread(1234.5, 0.01234, 12.3, 3).text() == "1,234 (0.0123–12.3)"
+
+
+def test_ratio_pairs_turn_with_turn():
+    """A machine that slows down in the middle changes neither."""
+    assert harness.ratio([10, 5, 10], [5, 2.5, 5]) == Spread(2, 2, 2, 3)
+
+
+def table(**samples: list[float]) -> Table:
+    rows = [Row(name, Spread.of(values), samples=values) for name, values in samples.items()]
+    return Table("Title", "images/s", [*rows, Row("Keras", None, "left out: none here")], "A note.", "ours")
+
+
+def test_ratios_are_against_the_best_of_those_that_match():
+    found = table(ours=[6.0, 6.0], torch_a=[2.0, 2.0], torch_b=[3.0, 3.0], other=[9.0, 9.0])
+    assert harness.against(found, "ours", "torch", "r") == {"r": 2.0}
+    assert harness.against(found, "ours", "Keras", "r") == {}
+    assert harness.against(found, "Keras", "torch", "r") == {}
+
+
+def test_tables_for_the_page_and_for_the_file_say_all(capsys: pytest.CaptureFixture[str]):
+    found = table(ours=[6.0, 6.0], torch=[2.0, 2.0])
+    page = harness.markdown([found])
+    assert "| ours | 6.00 (6.00–6.00) |  |  |" in page
+    assert "| torch | 2.00 (2.00–2.00) | 3.00 × |  |" in page
+    assert "| Keras | — |  | left out: none here |" in page
+    harness.show([found])
+    assert "left out: none here" in capsys.readouterr().out
+    result = Result([found], {"r": 2.0})
+    assert harness.from_json(json.loads(json.dumps(harness.as_json(result)))) == result
+
+
+def test_contenders_take_turns(tmp_path: Path):
+    diary = tmp_path / "diary"
+    entries = [
+        Entry("one", "tests.contenders:Diary", {"name": "one", "diary": str(diary)}, note="a note"),
+        Entry("absent", "tests.contenders:absent"),
+        Entry("broken", "tests.contenders:broken"),
+        Entry("ended", "tests.contenders:ended"),
+        Entry("unknown", "no_such_module:Thing"),
+        Entry("another", "tests.contenders:Diary", {"name": "another", "diary": str(diary)}),
+    ]
+    said: list[str] = []
+    rows, answers = harness.turns(entries, rounds=3, seconds=0.06, say=said.append)
+    assert [row.name for row in rows] == [entry.name for entry in entries]
+    reasons = {row.name: row.note for row in rows if row.value is None}
+    assert reasons == {
+        "absent": "left out: it is not installed",
+        "broken": "left out: ZeroDivisionError: no number",
+        "ended": "left out: ended with exit code 3",
+        "unknown": "left out: No module named 'no_such_module'",
+    }
+    # Three calls of 20 ms a turn and 4 images a call: 200 images/s at most, less what the pipe takes.
+    first = rows[0].value
+    assert first
+    assert first.count == 3
+    assert 50 < first.median <= 200
+    assert rows[0].note.startswith("a note; process ")
+    lines = [line.split() for line in diary.read_text().splitlines()]
+    counted = lines[6:]  # after one call when it was made, and two to warm up, each
+    assert [name for name, _ in counted] == ["one", "another"] * 3
+    assert all(2 <= int(calls) <= 3 for _, calls in counted)
+    harness.compare_answers(rows, answers, "one", "loss")
+    assert rows[-1].note.endswith("; loss within 0.004")
+    assert "loss" not in rows[0].note
+
+
+def test_a_waiting_contender_is_stopped_and_ends_with_its_parent(tmp_path: Path):
+    script = f"""
+import json, os, signal, sys
+from bench.harness import Entry, Player
+player = Player(Entry("one", "tests.contenders:Diary", {{"name": "one", "diary": {str(tmp_path / "diary")!r}}}))
+print(player._process.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, env=harness.environment()
+    )
+    process = Path("/proc", done.stdout.strip())
+    deadline = time.monotonic() + 10
+    while process.exists() and time.monotonic() < deadline and " Z " not in (process / "stat").read_text():
+        time.sleep(0.05)
+    assert not process.exists() or " Z " in (process / "stat").read_text()
+
+    player = Player(Entry("one", "tests.contenders:Diary", {"name": "one", "diary": str(tmp_path / "diary")}))
+    try:
+        stat = Path("/proc", player.note.removeprefix("process "), "stat")
+        deadline = time.monotonic() + 10
+        while stat.read_text().split()[2] != "T" and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert stat.read_text().split()[2] == "T"
+        assert player.turn(2) >= 0.02
+    finally:
+        player.end()
+
+
+def test_checks_compare_with_what_is_asked_and_miss_nothing():
+    asked = (
+        every.Asked("speed", "speed", least=1.3),
+        every.Asked("time", "time", most=4),
+        every.Asked("gone", "gone", least=0),
+    )
+    found = every.check({"speed": 1.29, "time": 4.0}, asked)
+    assert [line.ok for line in found] == [False, True, False]
+    assert [line.asked for line in found] == ["≥ 1.3", "≤ 4", "≥ 0"]
+    assert found[2].found is None
+
+
+def test_readme_table_is_rewritten_between_its_marks(tmp_path: Path):
+    log = Log("python -m bench.all")
+    log.measure("train", lambda: Result([table(ours=[6.0])], {"train_vs_torch_float32": 1.5}))
+    stored = json.loads(json.dumps(log.content()))
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- bench -->\nold\n<!-- end of bench -->\nafter\n")
+    for _ in range(2):
+        every.rewrite_readme(page, stored)
+        text = page.read_text()
+        assert text.startswith("before\n<!-- bench -->\n`python -m bench.all` on ")
+        assert text.endswith("<!-- end of bench -->\nafter\n")
+        assert "old" not in text
+        assert text.count("| ours | 6.00") == 1
+    page.write_text("no marks")
+    with pytest.raises(ValueError, match="has no <!-- bench -->"):
+        every.rewrite_readme(page, stored)
+    assert stored["machine"]["cores"] == len(os.sched_getaffinity(0))
+    assert stored["versions"]["numpy"] == np.__version__
+    assert len(stored["benchmarks"]["train"]["load_average_before"]) == 3
+
+
+@pytest.mark.parametrize("file", STORED, ids=lambda file: file.name)
+def test_stored_results_can_be_read_and_checked(file: Path):
+    stored = json.loads(file.read_text())
+    assert not stored["quick"]
+    for benchmark in stored["benchmarks"].values():
+        assert harness.from_json(benchmark).tables
+    assert CliRunner().invoke(every.main, ["--check", "--result", str(file)]).exit_code in (0, 1)
+
+
+def test_readme_shows_the_newest_result():
+    newest = every.newest()
+    if newest is None:
+        pytest.skip("no result of a whole run is stored yet")
+    assert every.readme_text(json.loads(newest.read_text())) in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("kind", "low", "high"), [("png", 0.3, 0.5), ("jpeg", 0.09, 0.18)])
+def test_films_are_as_large_as_published_ones(
+    kind: str, low: float, high: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = data.films(kind, 3, 1)
+    files = sorted(folder.iterdir())
+    assert len(files) == 3
+    assert {file.stat().st_ino for file in files} == {files[0].stat().st_ino}
+    made = data.KINDS[kind]
+    assert low < files[0].stat().st_size / made.height / made.width < high
+    assert data.films(kind, 3, 1) == folder
+
+
+def test_memory_of_a_command_counts_its_children():
+    child = "import sys; held = bytearray(100 * 2**20); sys.stdin.read(1); import time; time.sleep(0.5)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], input=b'x')"
+    found = growth.peak_memory([sys.executable, "-c", parent])
+    assert 100 < found < 200
+    with pytest.raises(RuntimeError, match="failed"):
+        growth.peak_memory([sys.executable, "-c", "raise SystemExit(1)"])
+
+
+def test_start_up_is_timed_to_a_line(tmp_path: Path):
+    assert 0 < startup.until(["--help"], "", tmp_path) < 10
+    with pytest.raises(RuntimeError, match=r"score .* failed: Error: "):
+        startup.until(["score", str(tmp_path / "none.png")], "1 of 1", tmp_path)
+
+
+def run(module: str, *words: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", module, *words], cwd=ROOT, capture_output=True, text=True, env=harness.environment()
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def needs(*packages: str) -> None:
+    for package in packages:
+        pytest.importorskip(package, reason=f"{package} is not installed; pip install 'covidjax[peers]'")
+
+
+@pytest.mark.slow
+def test_every_benchmark_runs_on_tiny_inputs(tmp_path: Path):
+    needs("torch", "onnx", "psutil")
+    out = tmp_path / "quick.json"
+    run("bench.all", "--quick", "--out", str(out))
+    stored = json.loads(out.read_text())
+    assert set(stored["benchmarks"]) == set(every.BENCHMARKS)
+    found = {name: harness.from_json(value) for name, value in stored["benchmarks"].items()}
+    # Same weights, same pixels: in float32 nobody's loss or probabilities are far from ours.
+    for name in ("train", "forward"):
+        exact = [row for row in found[name].tables[0].rows if row.value and ("float32" in row.name or "Keras" in row.name)]
+        apart = [float(row.note.rpartition("within ")[2]) for row in exact]
+        assert apart
+        assert max(apart) < 1e-3, (name, apart)
+    missing = {line.figure for line in every.ASKED} - set(every.figures_of(stored))
+    assert missing <= {"runtime_vs_openvino_bfloat16"}
+
+
+@pytest.mark.slow
+def test_gpu_benchmark_runs_on_a_cpu(tmp_path: Path):
+    needs("torch")
+    run("bench.gpu", "--small", "--out", str(tmp_path))
+    stored = json.loads((tmp_path / "gpu.json").read_text())
+    figures = every.figures_of(stored)
+    assert {line.figure for line in gpu.ASKED} <= set(figures)
+    if not harness.gpu_name():  # the same device on both sides
+        assert max(figures[f"{what}_float32"] for what in ("logits", "gradients", "losses")) == 0
+    assert figures["share_of_bandwidth"] > 0
