@@ -61,7 +61,7 @@ class Size:
 
     def __init__(self, small: bool):
         self.pixels, self.batch = (32, 4) if small else (224, 32)
-        self.images, self.folds, self.epochs = (20, 5, 2) if small else (1305, 5, 100)
+        self.images, self.folds, self.epochs = (60, 5, 3) if small else (1308, 5, 100)
         self.rounds, self.seconds = (2, 0.01) if small else (9, 1.0)
         self.copy, self.product = (2**20, 256) if small else (2**30, 8192)
 
