@@ -23,32 +23,31 @@ HELP, SCORE, BEGIN, EPOCH = (
 )
 
 
-def until(words: Sequence[str], line: str, cache: Path) -> float:
-    """Seconds until a command prints a line that contains the text (the empty text: until it ends), with its own caches
-    in a folder. The command is left to end.
+def until(words: Sequence[str], lines: Sequence[str], cache: Path) -> list[float]:
+    """Seconds until a command prints a line with each of the texts (or, for none, until it ends), with its own caches in a
+    folder. The command is left to end.
 
     Raises:
-      RuntimeError: it ended badly, or without that line.
+      RuntimeError: it ended badly, or without one of those lines.
     """
     settings = environment(XDG_CACHE_HOME=str(cache))
     del settings["JAX_COMPILATION_CACHE_DIR"]
     start = time.perf_counter()
-    process = subprocess.Popen(
-        [*COVIDJAX, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=settings
-    )
+    nowhere, pipe = subprocess.DEVNULL, subprocess.PIPE
+    process = subprocess.Popen([*COVIDJAX, *words], stdout=nowhere, stderr=pipe, text=True, env=settings)
     assert process.stderr
-    seconds, said = None, []
+    seconds: dict[str, float] = {}
+    said = []
     with process.stderr:
         for text in process.stderr:
             said.append(text)
-            if line and line in text and seconds is None:
-                seconds = time.perf_counter() - start
+            for line in lines:
+                if line in text:
+                    seconds.setdefault(line, time.perf_counter() - start)
     process.wait()
-    if not line:
-        seconds = time.perf_counter() - start
-    if process.returncode or seconds is None:
+    if process.returncode or len(seconds) < len(lines):
         raise RuntimeError(f"covidjax {' '.join(words)} failed: {''.join(said)[-500:]}")
-    return seconds
+    return [seconds[line] for line in lines] or [time.perf_counter() - start]
 
 
 def measure(options: Options) -> Result:
@@ -60,17 +59,17 @@ def measure(options: Options) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(rounds):
             for _ in range(1 if options.quick else 5):
-                seconds[HELP].append(until(["--help"], "", Path(folder)))
-            empty = Path(folder, str(turn))
+                seconds[HELP] += until(["--help"], [], Path(folder))
             for when in ("first time", "again"):
                 score = ["score", str(film), "--checkpoint", str(run), "--output", f"{folder}/rows.csv"]
                 train = ["train", "--data", str(dataset), "--epochs", "1", "--run", f"{folder}/run-{turn}-{when}"]
-                for what, words, line in (
-                    (SCORE, score, "1 of 1 films scored"),
-                    (BEGIN, train, "starting at step 1"),
-                    (EPOCH, [*train[:-1], f"{train[-1]}-2"], "epoch 1/1"),
+                for words, wanted in (
+                    (score, {SCORE: "1 of 1 films scored"}),
+                    (train, {BEGIN: "starting at step 1", EPOCH: "epoch 1/1"}),
                 ):
-                    seconds.setdefault(f"{what}, {when}", []).append(until(words, line, empty))
+                    taken = until(words, list(wanted.values()), Path(folder, f"{turn}-{words[0]}"))
+                    for what, value in zip(wanted, taken, strict=True):
+                        seconds.setdefault(f"{what}, {when}", []).append(value)
             say(f"  turn {turn + 1} of {rounds}")
     rows = [Row(name, Spread.of(values), samples=values) for name, values in seconds.items()]
     figures = {"score_again_seconds": Spread.of(seconds[f"{SCORE}, again"]).median, "help_seconds": rows[0].value.median}  # type: ignore[union-attr]
