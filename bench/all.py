@@ -44,6 +44,8 @@ ASKED = (
     Asked("train_vs_torch_bfloat16", "training step, times the best bfloat16 PyTorch (an aim)", least=1.0),
     Asked("forward_vs_torch_float32", "forward pass, jitted, times the best float32 PyTorch", least=1.0),
     Asked("runtime_vs_openvino_bfloat16", "forward pass, fastest runtime, times OpenVINO bfloat16 by hand", least=1.0),
+    # Without bfloat16 in the processor OpenVINO is faster in float32: that is then what there is to be level with.
+    Asked("runtime_vs_openvino_best", "the same, times the fastest OpenVINO by hand", least=1.0),
     Asked("score_jpeg_vs_loop", "scoring large JPEGs, times the PyTorch loop", least=1.5),
     Asked("score_png_vs_loop", "scoring 1024² PNGs, times the PyTorch loop", least=1.3),
     Asked("score_jpeg_vs_decoding", "scoring large JPEGs, share of the pace of decoding alone", least=0.85),

@@ -224,7 +224,7 @@ def test_every_benchmark_runs_on_tiny_inputs(tmp_path: Path):
         assert apart
         assert max(apart) < 1e-3, (name, apart)
     missing = {line.figure for line in every.ASKED} - set(every.figures_of(stored))
-    assert missing <= {"runtime_vs_openvino_bfloat16"}
+    assert missing <= {"runtime_vs_openvino_bfloat16", "runtime_vs_openvino_best"}
 
 
 @pytest.mark.slow
