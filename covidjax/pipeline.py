@@ -56,8 +56,8 @@ class Source(Protocol):
     def read(self, rows: np.ndarray, images: np.ndarray, labels: np.ndarray) -> None:
         """Write the images of some rows, uint8 ``[rows, S, S, 1]``, and their labels ``[rows]`` into the given arrays."""
 
-    def texts(self, rows: np.ndarray, key: str) -> list[str]:
-        """A text feature of some rows."""
+    def texts(self, row: int, *keys: str) -> tuple[str, ...]:
+        """Some text features of a row."""
         ...
 
 
@@ -97,11 +97,6 @@ def order(count: int, batch_size: int, *, seed: int, epoch: int) -> np.ndarray:
     return shuffled[: count // batch * batch].reshape(-1, batch)
 
 
-THREADS, AHEAD = 2, 4
-PART = 256
-"""Records that are read in one go where a whole dataset is; bounds the memory that they need beside the result."""
-
-
 @contextlib.contextmanager
 def _reading() -> Iterator[None]:
     try:
@@ -112,27 +107,20 @@ def _reading() -> Iterator[None]:
         raise UserError(f"A record of the dataset cannot be read ({reason}); prepare it again.") from error
 
 
-def _parts(rows: np.ndarray) -> Iterator[slice]:
-    return (slice(start, min(start + PART, len(rows))) for start in range(0, len(rows), PART))
-
-
 def _stack(source: Source, rows: np.ndarray, size: int | None = None) -> Batch:
     size = size or len(rows)
     images, labels = np.empty((size, *source.shape), np.uint8), np.zeros(size, np.int32)
     with _reading():
-        for part in _parts(rows):
-            source.read(rows[part], images[part], labels[part])
+        source.read(rows, images, labels)
     images[len(rows) :] = 0
     return Batch(images, labels, len(rows))
 
 
 def _batches(source: Source, batches: Sequence[np.ndarray], size: int | None = None) -> Iterator[Batch]:
-    """A batch for each array of rows, in order, read ahead by grain."""
-    if not len(batches):
-        return iter(())
+    """A batch for each array of rows, in order, read ahead."""
     dataset = grain.MapDataset.source(batches).map(lambda rows: _stack(source, rows, size))
-    # Two threads: the file format's reader works outside Python's lock, so one parses while the other reads.
-    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD)))
+    # One thread: a second one would mostly wait for Python's lock, and the two would be slower than the one.
+    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
 
 
 def train_batches(source: Source, steps: np.ndarray) -> Iterator[Batch]:
@@ -143,14 +131,9 @@ def train_batches(source: Source, steps: np.ndarray) -> Iterator[Batch]:
 def identities(source: Source) -> list[tuple[str, ...]]:
     """For every record what its film can be known by in another dataset: the file's digest and, where it means anything
     outside its own dataset, the patient."""
-    everything = np.arange(len(source))
-    found = []
     with _reading():
-        for part in _parts(everything):
-            digests, patients = (source.texts(everything[part], key) for key in ("sha256", "patient"))
-            for digest, patient in zip(digests, patients, strict=True):
-                found.append((digest,) if patient.startswith("file:") else (digest, patient))
-    return found
+        found = [source.texts(row, "sha256", "patient") for row in range(len(source))]
+    return [(digest,) if patient.startswith("file:") else (digest, patient) for digest, patient in found]
 
 
 def eval_batches(source: Source, batch_size: int, rows: np.ndarray | None = None) -> Iterator[Batch]:
