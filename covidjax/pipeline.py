@@ -5,11 +5,12 @@ Pixels stay uint8 here; everything numeric happens on the device.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import grain
 import numpy as np
@@ -43,10 +44,21 @@ class Batch(NamedTuple):
 
 
 class Source(Protocol):
-    """Random access to the records of a prepared dataset."""
+    """Random access to the records of a prepared dataset; may be used by several threads at once."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of every image, ``[S, S, 1]``."""
+        ...
 
     def __len__(self) -> int: ...
-    def __getitems__(self, rows: Sequence[int]) -> Sequence[dict[str, Any]]: ...
+
+    def read(self, rows: np.ndarray, images: np.ndarray, labels: np.ndarray) -> None:
+        """Write the images of some rows, uint8 ``[rows, S, S, 1]``, and their labels ``[rows]`` into the given arrays."""
+
+    def texts(self, row: int, *keys: str) -> tuple[str, ...]:
+        """Some text features of a row."""
+        ...
 
 
 def workers_or_default(workers: int | None) -> int:
@@ -85,36 +97,43 @@ def order(count: int, batch_size: int, *, seed: int, epoch: int) -> np.ndarray:
     return shuffled[: count // batch * batch].reshape(-1, batch)
 
 
-def _stack(source: Source, rows: np.ndarray, size: int | None = None) -> Batch:
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
     try:
-        records = source.__getitems__(rows.tolist())
+        yield
     # The file format's reader answers damaged bytes with errors of many kinds.
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"A record of the dataset cannot be read ({reason}); prepare it again.") from error
-    images = np.stack([record["image"] for record in records])
-    labels = np.asarray([record["label"] for record in records], np.int32)
-    if missing := (size or len(rows)) - len(rows):
-        images = np.concatenate([images, np.zeros((missing, *images.shape[1:]), np.uint8)])
-        labels = np.concatenate([labels, np.zeros(missing, np.int32)])
+
+
+def _stack(source: Source, rows: np.ndarray, size: int | None = None) -> Batch:
+    size = size or len(rows)
+    images, labels = np.empty((size, *source.shape), np.uint8), np.zeros(size, np.int32)
+    with _reading():
+        source.read(rows, images, labels)
+    images[len(rows) :] = 0
     return Batch(images, labels, len(rows))
 
 
-def train_batches(source: Source, steps: np.ndarray) -> Iterator[Batch]:
-    """The batches whose rows ``order`` gave, read one ahead of the training step."""
-    dataset = grain.MapDataset.source(list(steps)).map(lambda rows: _stack(source, rows))
+def _batches(source: Source, batches: Sequence[np.ndarray], size: int | None = None) -> Iterator[Batch]:
+    """A batch for each array of rows, in order, read ahead."""
+    dataset = grain.MapDataset.source(batches).map(lambda rows: _stack(source, rows, size))
+    # One thread: a second one would mostly wait for Python's lock, and the two would be slower than the one.
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
+
+
+def train_batches(source: Source, steps: np.ndarray) -> Iterator[Batch]:
+    """The batches whose rows ``order`` gave, read ahead of the training step."""
+    return _batches(source, list(steps))
 
 
 def identities(source: Source) -> list[tuple[str, ...]]:
     """For every record what its film can be known by in another dataset: the file's digest and, where it means anything
     outside its own dataset, the patient."""
-    found = []
-    for start in range(0, len(source), 256):
-        for record in source.__getitems__(range(start, min(start + 256, len(source)))):
-            patient, digest = os.fsdecode(record["patient"]), os.fsdecode(record["sha256"])
-            found.append((digest,) if patient.startswith("file:") else (digest, patient))
-    return found
+    with _reading():
+        found = [source.texts(row, "sha256", "patient") for row in range(len(source))]
+    return [(digest,) if patient.startswith("file:") else (digest, patient) for digest, patient in found]
 
 
 def eval_batches(source: Source, batch_size: int, rows: np.ndarray | None = None) -> Iterator[Batch]:
@@ -122,8 +141,7 @@ def eval_batches(source: Source, batch_size: int, rows: np.ndarray | None = None
     rows = np.arange(len(source)) if rows is None else rows
     batch_size = min(batch_size, max(len(rows), 1))
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-    dataset = grain.MapDataset.source(batches).map(lambda rows: _stack(source, rows, batch_size))
-    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
+    return _batches(source, batches, batch_size)
 
 
 def load_all(source: Source) -> Batch:

@@ -311,8 +311,11 @@ def _streamed(step: Compiled, source: pipeline.Source, compiled: Callable[[Compi
     call = compiled(step)
 
     def steps(state: State, rows: np.ndarray) -> Iterator[tuple[State, int]]:
-        for batch in pipeline.train_batches(source, rows):
-            state = call(state, batch.images, batch.labels)
+        batches = (jax.device_put((batch.images, batch.labels)) for batch in pipeline.train_batches(source, rows))
+        batch = next(batches, None)
+        while batch:
+            state = call(state, *batch)
+            batch = next(batches, None)  # on its way to the device while that computes the step
             yield state, 1
 
     return steps

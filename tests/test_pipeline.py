@@ -1,15 +1,20 @@
 """Loaders: films from plain files in order, batches of a dataset, and the order of an epoch."""
 
+import re
+import shutil
 import threading
 import time
 from hashlib import sha256
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from covidjax import pipeline, radiograph
 from covidjax.config import Preprocess, UserError
-from covidjax.dataset import Dataset
+from covidjax.dataset import Dataset, Record, writing
 
 SMALL = Preprocess(image_size=32)
 
@@ -17,21 +22,33 @@ SMALL = Preprocess(image_size=32)
 class Numbered:
     """A source whose record i shows i in every pixel and has label i % 3."""
 
+    shape = (2, 2, 1)
+
     def __init__(self, count):
         self.count = count
 
     def __len__(self):
         return self.count
 
-    def __getitems__(self, rows):
+    def read(self, rows, images, labels):
         assert all(0 <= row < self.count for row in rows)
-        return [{"image": np.full((2, 2, 1), row, np.uint8), "label": row % 3} for row in rows]
+        images[:] = rows[:, None, None, None]
+        labels[:] = rows % 3
+
+    def texts(self, row, *keys):
+        return tuple(f"file:{row}" if key == "patient" and row % 2 else f"{key} {row}" for key in keys)
 
 
 def shown(batch):
     assert batch.images.dtype == np.uint8
     assert batch.labels.dtype == np.int32
     return batch.images[:, 0, 0, 0].tolist()
+
+
+def unreadable(read):
+    with pytest.raises(UserError) as caught:
+        read()
+    return re.fullmatch(r"A record of the dataset cannot be read \(.*\); prepare it again\.", str(caught.value))
 
 
 @pytest.mark.parametrize("workers", [1, 4, None])
@@ -144,6 +161,50 @@ def test_train_batches_of_a_dataset_equal_direct_indexing(prepared):
         np.testing.assert_array_equal(batch.labels, everything.labels[rows])
 
 
+def test_records_are_what_tfds_decodes(prepared):
+    source = Dataset(prepared).source([2, 0])
+    builder: Any = tfds.builder_from_directory(prepared)
+    expected = [record for split in ("fold2", "fold0") for record in builder.as_data_source(split)]
+    assert len(source) == len(expected)
+    rows = np.random.default_rng(0).permutation(len(source))
+    batch = next(pipeline.train_batches(source, rows[None]))
+    np.testing.assert_array_equal(batch.images, np.stack([expected[row]["image"] for row in rows]))
+    np.testing.assert_array_equal(batch.labels, [expected[row]["label"] for row in rows])
+    for row, record in enumerate(expected):
+        texts = tuple(record[key].decode() for key in ("name", "sha256", "patient"))
+        assert source.texts(row, "name", "sha256", "patient") == texts
+
+
+def test_record_of_another_size_is_not_stretched_to_fit(tmp_path):
+    with writing(tmp_path / "out", Preprocess(image_size=32), 2) as writer:
+        for fold in (0, 1):
+            for label in SMALL.classes:
+                writer.add(fold, Record(np.zeros((32, 32, 1), np.uint8), label, "p", "s", "n", "0"))
+        writer.close()
+    dataset = Dataset(tmp_path / "out")
+    dataset.preprocess = Preprocess(image_size=48)
+    assert unreadable(lambda: list(pipeline.eval_batches(dataset.source([1]), 2)))
+
+
+def test_damaged_record_is_a_user_error(prepared, tmp_path):
+    damaged = Path(shutil.copytree(prepared, tmp_path / "damaged"))
+    file = next(damaged.glob("*fold1.array_record*"))
+    source = Dataset(damaged).source([0, 1])
+    pixels = pipeline.load_all(Dataset(damaged).source([1])).images[3].tobytes()
+    content = bytearray(file.read_bytes())
+    # Not compressed, so the pixels are found as they are; a part of them, as the format writes in blocks.
+    at = content.index(pixels[500:600])
+    content[at] ^= 1
+    file.write_bytes(content)
+    for read in (
+        lambda: list(pipeline.train_batches(source, np.arange(len(source))[None])),
+        lambda: list(pipeline.eval_batches(source, 4)),
+        lambda: pipeline.load_all(source),
+        lambda: pipeline.identities(source),
+    ):
+        assert unreadable(read)
+
+
 def test_eval_batches_hold_every_record_once_and_pad_the_last():
     batches = list(pipeline.eval_batches(Numbered(7), 3))
     assert [shown(batch) for batch in batches] == [[0, 1, 2], [3, 4, 5], [6, 0, 0]]
@@ -156,6 +217,10 @@ def test_eval_batches_have_one_size(count, batch_size, real):
     batches = list(pipeline.eval_batches(Numbered(count), batch_size))
     assert [batch.real for batch in batches] == real
     assert {batch.images.shape for batch in batches} <= {(min(batch_size, count), 2, 2, 1)}
+
+
+def test_film_is_known_by_its_digest_and_by_a_patient_that_is_no_mere_file():
+    assert pipeline.identities(Numbered(3)) == [("sha256 0", "patient 0"), ("sha256 1",), ("sha256 2", "patient 2")]
 
 
 def test_load_all_gives_every_record_in_order(prepared):
