@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 
 from covidjax.config import ModelConfig, Preprocess
 from covidjax.models.darkcovidnet import DarkCovidNet
+from covidjax.models.layers import Mode
 
 NETWORKS = {"darkcovidnet": DarkCovidNet}
 
@@ -34,16 +35,18 @@ class Network:
       model: which, and with how many input channels.
       preprocess: image size and classes.
       dtype: of convolutions and activations.
+      plain: compute by the layers' plain form everywhere, which converters to other formats know; else by the form that
+        is fastest on JAX's default platform.
     """
 
-    def __init__(self, model: ModelConfig, preprocess: Preprocess, dtype: DTypeLike = jnp.float32):
+    def __init__(self, model: ModelConfig, preprocess: Preprocess, dtype: DTypeLike = jnp.float32, *, plain: bool = False):
         def make(key: Array) -> nnx.Module:
             kind = NETWORKS[model.name]
             return kind(
                 preprocess.image_size, model.channels, len(preprocess.classes), dtype=dtype, rngs=nnx.Rngs(params=key)
             )
 
-        self._make = make
+        self._make, self._plain = make, plain
         self._graph, self._params, self._stats = nnx.split(
             nnx.eval_shape(lambda: make(jax.random.key(0, impl="rbg"))), nnx.Param, nnx.BatchStat
         )
@@ -68,15 +71,17 @@ class Network:
         return Weights(nnx.to_pure_dict(self._params), nnx.to_pure_dict(self._stats))
 
     def apply(
-        self, weights: Weights, images: Array, *, train: bool = False
+        self, weights: Weights, images: Array, *, train: bool = False, axis: str | None = None
     ) -> tuple[Array, dict[str, Array], dict[str, Any]]:
-        """Logits ``[B, classes]``, named maps and the new batch statistics for normalised images ``[B, S, S, C]``."""
+        """Logits ``[B, classes]``, named maps and the new batch statistics for normalised images ``[B, S, S, C]``; with an
+        ``axis`` of a mesh, of this device's share of a batch."""
         params, stats = (
             jax.tree.map(lambda variable, value: variable.replace(value), state, nnx.State(pure), is_leaf=_is_variable)
             for state, pure in ((self._params, weights.params), (self._stats, weights.batch_stats))
         )
         model = nnx.merge(self._graph, params, stats, copy=True)
-        logits, maps = model(images, train=train)
+        mode = Mode(train, axis, cpu=not self._plain and jax.default_backend() == "cpu")
+        logits, maps = model(images, mode)
         return logits, maps, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
 

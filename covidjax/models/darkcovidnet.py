@@ -14,18 +14,23 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
-from covidjax.models.layers import BatchNorm, Conv, Dense, leaky_relu, max_pool
+from covidjax.models.layers import BatchNorm, Conv, Dense, Mode, max_pool
 
 
 class Unit(nnx.Module):
-    """Convolution without bias, batch normalisation, leaky ReLU: the paper's ``conv_block``."""
+    """Convolution without bias, batch normalisation, leaky ReLU: the paper's ``conv_block``; with ``pool`` also the 2×2
+    max-pooling after it."""
 
     def __init__(self, inputs: int, outputs: int, size: int = 3, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.conv = Conv(inputs, outputs, size, padding=1, dtype=dtype, rngs=rngs)
         self.norm = BatchNorm(outputs)
 
-    def __call__(self, x: Array, *, train: bool) -> Array:
-        return leaky_relu(self.norm(self.conv(x), train=train))
+    def __call__(self, x: Array, mode: Mode, *, pool: bool = False) -> Array:
+        # Blocks pay where the channels are few; they tile only maps of even height and width.
+        if pool and mode.cpu and x.shape[-1] < 16 and not (x.shape[1] % 2 or x.shape[2] % 2):
+            return self.norm.activated(self.conv(x, blocks=True), mode, blocks=True)
+        x = self.norm.activated(self.conv(x, mode), mode)
+        return max_pool(x) if pool else x
 
 
 class Triple(nnx.Module):
@@ -36,8 +41,8 @@ class Triple(nnx.Module):
         self.squeeze = Unit(wide, narrow, 1, dtype=dtype, rngs=rngs)
         self.last = Unit(narrow, wide, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array, *, train: bool) -> Array:
-        return self.last(self.squeeze(self.first(x, train=train), train=train), train=train)
+    def __call__(self, x: Array, mode: Mode) -> Array:
+        return self.last(self.squeeze(self.first(x, mode), mode), mode)
 
 
 def head_size(image_size: int) -> int:
@@ -86,15 +91,14 @@ class DarkCovidNet(nnx.Module):
         self.score_norm = BatchNorm(classes)
         self.dense = Dense(classes * head_size(image_size) ** 2, classes, rngs=rngs)
 
-    def __call__(self, images: Array, *, train: bool = False) -> tuple[Array, dict[str, Array]]:
+    def __call__(self, images: Array, mode: Mode = Mode()) -> tuple[Array, dict[str, Array]]:
         maps = {}
-        x = max_pool(self.stem1(images, train=train))
-        x = max_pool(self.stem2(x, train=train))
-        maps["stem"] = x
-        x = maps["stage1"] = self.stage1(x, train=train)
-        x = maps["stage2"] = self.stage2(max_pool(x), train=train)
-        x = maps["stage3"] = self.stage3(max_pool(x), train=train)
-        x = maps["stage4"] = self.stage4(max_pool(x), train=train)
-        x = self.expand(self.squeeze(x, train=train), train=train)
-        x = maps["head"] = self.score_norm(jax.nn.relu(self.score_map(x)), train=train)
+        x = self.stem1(images, mode, pool=True)
+        x = maps["stem"] = self.stem2(x, mode, pool=True)
+        x = maps["stage1"] = self.stage1(x, mode)
+        x = maps["stage2"] = self.stage2(max_pool(x), mode)
+        x = maps["stage3"] = self.stage3(max_pool(x), mode)
+        x = maps["stage4"] = self.stage4(max_pool(x), mode)
+        x = self.expand(self.squeeze(x, mode), mode)
+        x = maps["head"] = self.score_norm(jax.nn.relu(self.score_map(x, mode)), mode)
         return self.dense(x.reshape(x.shape[0], -1)), maps

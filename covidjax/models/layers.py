@@ -7,14 +7,30 @@ running variance is the unbiased one. Arrays are channels-last, ``[batch, height
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from covidjax.models import kernels
+from covidjax.models.kernels import leaky_relu
+
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what torch.nn.Conv2d and torch.nn.Linear start from.
 uniform_fan_in = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+class Mode(NamedTuple):
+    """How a network is called."""
+
+    train: bool = False
+    """Normalise by the batch's own statistics and update the running ones."""
+    axis: str | None = None
+    """Name of the mesh axis over which the batch is split between devices, if it is."""
+    cpu: bool = False
+    """Use the forms that are faster on a CPU."""
 
 
 class Conv(nnx.Module):
@@ -28,13 +44,18 @@ class Conv(nnx.Module):
         self.kernel = nnx.Param(uniform_fan_in(rngs.params(), (size, size, inputs, outputs), jnp.float32))
         self.size, self.padding, self.dtype = size, padding, dtype
 
-    def __call__(self, x: Array) -> Array:
-        """``[B, H, W, inputs]`` → ``[B, H + 2·padding − size + 1, W + …, outputs]`` in the layer's dtype."""
+    def __call__(self, x: Array, mode: Mode = Mode(), *, blocks: bool = False) -> Array:
+        """``[B, H, W, inputs]`` → ``[B, H + 2·padding − size + 1, W + …, outputs]`` in the layer's dtype, or the blocks of
+        ``kernels.conv_blocks``."""
         x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
+        if blocks:
+            return kernels.conv_blocks(x, kernel)
         pad = (self.padding, self.padding)
         if self.size == 1:
             return jnp.pad(x @ kernel[0, 0], ((0, 0), pad, pad, (0, 0)))
-        return lax.conv_general_dilated(x, kernel, (1, 1), (pad, pad), dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        if mode.train and mode.cpu and (self.size, self.padding) == (3, 1) and x.shape[-1] <= 64:
+            return kernels.conv_rows(x, kernel)
+        return kernels.conv(x, kernel, self.padding)
 
 
 class BatchNorm(nnx.Module):
@@ -51,19 +72,38 @@ class BatchNorm(nnx.Module):
         self.var = nnx.BatchStat(jnp.ones(channels))
         self.momentum, self.epsilon = momentum, epsilon
 
-    def __call__(self, x: Array, *, train: bool) -> Array:
+    def __call__(self, x: Array, mode: Mode) -> Array:
         """``[..., channels]`` → the same shape and dtype."""
-        if train:
-            axes = tuple(range(x.ndim - 1))
-            mean, var = jnp.mean(x, axes, dtype=jnp.float32), jnp.var(x.astype(jnp.float32), axes)
-            count = x.size // x.shape[-1]
-            unbiased = var * (count / max(count - 1, 1))
-            self.mean[...] += self.momentum * (lax.stop_gradient(mean) - self.mean[...])
-            self.var[...] += self.momentum * (lax.stop_gradient(unbiased) - self.var[...])
+        if mode.train:
+            mean, var = kernels.moments(x, mode.axis)
+            self._update(mean, var, x.size // x.shape[-1], mode)
         else:
             mean, var = self.mean[...], self.var[...]
         scale = self.scale[...] * lax.rsqrt(var + self.epsilon)
         return (x * scale + (self.bias[...] - mean * scale)).astype(x.dtype)
+
+    def activated(self, z: Array, mode: Mode, *, blocks: bool = False) -> Array:
+        """Normalised, then leaky ReLU: ``[..., channels]`` → the same shape and dtype. Blocks of ``kernels.conv_blocks``
+        are also max-pooled."""
+        if not mode.train:
+            channels = self.scale.shape[0]
+            factor = self.scale[...] * lax.rsqrt(self.var[...] + self.epsilon)
+            shift = self.bias[...] - self.mean[...] * factor
+            parts = [part * factor + shift for part in jnp.split(z, z.shape[-1] // channels, -1)]
+            greatest = parts[0]
+            for part in parts[1:]:
+                greatest = jnp.maximum(greatest, part)
+            return leaky_relu(greatest).astype(z.dtype)
+        y, mean, var = kernels.norm_act(z, self.scale[...], self.bias[...], blocks, mode.axis, self.epsilon)
+        self._update(mean, var, z.size // self.scale.shape[0], mode)
+        return y
+
+    def _update(self, mean: Array, var: Array, count: int, mode: Mode) -> None:
+        if mode.axis:
+            count *= lax.axis_size(mode.axis)
+        unbiased = var * (count / max(count - 1, 1))
+        self.mean[...] += self.momentum * (lax.stop_gradient(mean) - self.mean[...])
+        self.var[...] += self.momentum * (lax.stop_gradient(unbiased) - self.var[...])
 
 
 class Dense(nnx.Module):
@@ -77,11 +117,6 @@ class Dense(nnx.Module):
     def __call__(self, x: Array) -> Array:
         """``[B, inputs]`` → float32 ``[B, outputs]``."""
         return x.astype(jnp.float32) @ self.kernel[...] + self.bias[...]
-
-
-def leaky_relu(x: Array) -> Array:
-    """Leaky ReLU with slope 0.1, the slope of both papers' networks."""
-    return jnp.where(x >= 0, x, 0.1 * x)
 
 
 def max_pool(x: Array) -> Array:

@@ -1,0 +1,211 @@
+"""The layers whose plain form, or whose automatic gradient, is slow: the same numbers within rounding, sooner.
+
+``tests/test_kernels.py`` compares each with its plain form. ``conv_blocks`` is for XLA's CPU backend, which computes a
+convolution of few channels at a fifth of the pace of one of many; the others serve every device. ``docs/performance.md``
+tells what each of them brings.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+SLOPE = 0.1
+"""Of the leaky ReLU in both papers' networks."""
+
+
+def leaky_relu(x: Array) -> Array:
+    """Leaky ReLU with slope 0.1."""
+    return jnp.where(x >= 0, x, SLOPE * x)
+
+
+def conv(x: Array, kernel: Array, padding: int) -> Array:
+    """Convolution, stride 1: ``[B, H, W, in]``, ``[k, k, in, out]`` → ``[B, H + 2·padding - k + 1, W + …, out]``."""
+    pad = (padding, padding)
+    return lax.conv_general_dilated(x, kernel, (1, 1), (pad, pad), dimension_numbers=LAYOUT)
+
+
+@jax.custom_vjp
+def conv_rows(x: Array, kernel: Array) -> Array:
+    """3×3 convolution with padding 1, ``[B, H, W, in]``, ``[3, 3, in, out]`` → ``[B, H, W, out]``, whose gradient of the
+    kernel is one matrix product an image: three columns of the input by three rows of the output."""
+    return conv(x, kernel, 1)
+
+
+def _conv_rows_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return conv(x, kernel, 1), (x, kernel)
+
+
+def _conv_rows_backward(saved: tuple[Array, Array], dz: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    (dx,) = jax.vjp(lambda x: conv(x, kernel, 1), x)[1](dz)
+    height, width, inputs = x.shape[1:]
+    outputs = dz.shape[-1]
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    dz = jnp.pad(dz, ((0, 0), (2, 2), (0, 0), (0, 0)))
+
+    def add(total: Array, image: tuple[Array, Array]) -> tuple[Array, None]:
+        padded, dz = image
+        columns = jnp.concatenate([padded[:, col : col + width] for col in range(3)], -1)
+        rows = jnp.concatenate([dz[2 - row : 4 - row + height] for row in range(3)], -1)
+        return total + _products(columns, rows), None
+
+    dkernel, _ = lax.scan(add, jnp.zeros((3 * inputs, 3 * outputs)), (padded, dz))
+    return dx, dkernel.reshape(3, inputs, 3, outputs).transpose(2, 0, 1, 3).astype(kernel.dtype)
+
+
+def _products(a: Array, b: Array) -> Array:
+    """Sum over all pixels of the products of a's and b's channels, float32 ``[A, B]``."""
+    a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
+    return lax.dot_general(a, b, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+conv_rows.defvjp(_conv_rows_forward, _conv_rows_backward)
+
+
+@jax.custom_vjp
+def conv_blocks(x: Array, kernel: Array) -> Array:
+    """3×3 convolution with padding 1 whose output lies in blocks of 2×2 pixels, the windows of the max-pooling after it.
+
+    Args:
+      x: ``[B, H, W, in]``, H and W even.
+      kernel: ``[3, 3, in, out]``.
+
+    Returns:
+      ``[B, H/2, W/2, 4·out]``: the pixels (0, 0), (0, 1), (1, 0), (1, 1) of each block, one after the other. It is one 4×4
+      convolution of stride 2 with four times the channels, four ninths of whose kernel are zeros: more arithmetic, but
+      on wide channels.
+    """
+    pad = (1, 1)
+    return lax.conv_general_dilated(x, _block_kernel(kernel), (2, 2), (pad, pad), dimension_numbers=LAYOUT)
+
+
+def _block_kernel(kernel: Array) -> Array:
+    shifted = [jnp.pad(kernel, ((row, 1 - row), (col, 1 - col), (0, 0), (0, 0))) for row in (0, 1) for col in (0, 1)]
+    return jnp.concatenate(shifted, -1)
+
+
+def _conv_blocks_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return conv_blocks(x, kernel), (x, kernel)
+
+
+def _conv_blocks_backward(saved: tuple[Array, Array], dz: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    batch, height, width, inputs = x.shape
+    outputs = kernel.shape[-1]
+    # Input: a 2×2 convolution from blocks to the blocks of the padded input, which lie one pixel up and left of these.
+    wide = _block_kernel(kernel).reshape(2, 2, 2, 2, inputs, 4 * outputs)  # [block row, row, block column, column, …]
+    wide = wide.transpose(0, 2, 5, 1, 3, 4).reshape(2, 2, 4 * outputs, 4 * inputs)
+    pad = (1, 1)
+    dx = lax.conv_general_dilated(dz, wide[::-1, ::-1], (1, 1), (pad, pad), dimension_numbers=LAYOUT)
+    dx = _from_blocks(dx)[:, 1 : height + 1, 1 : width + 1]
+    if inputs > 4:
+        (dkernel,) = jax.vjp(lambda kernel: conv(x, kernel, 1), kernel)[1](_from_blocks(dz))
+        return dx, dkernel
+    # Kernel, of an image: each block's 4×4 pixels by its gradients.
+    corners = jnp.pad(x, ((0, 0), pad, pad, (0, 0))).reshape(batch, height // 2 + 1, 2, width // 2 + 1, 2 * inputs)
+    corners = corners.transpose(0, 1, 3, 2, 4).reshape(batch, height // 2 + 1, width // 2 + 1, 4 * inputs)
+
+    def add(total: Array, image: tuple[Array, Array]) -> tuple[Array, None]:
+        corners, dz = image
+        high, wide = dz.shape[:2]
+        pixels = [corners[row : row + high, col : col + wide] for row in (0, 1) for col in (0, 1)]
+        return total + _products(jnp.concatenate(pixels, -1), dz), None
+
+    dwide, _ = lax.scan(add, jnp.zeros((16 * inputs, 4 * outputs)), (corners, dz))
+    dwide = dwide.reshape(2, 2, 2, 2, inputs, 4, outputs).transpose(0, 2, 1, 3, 4, 5, 6).reshape(4, 4, inputs, 4, outputs)
+    dkernel = sum(dwide[row : row + 3, col : col + 3, :, 2 * row + col] for row in (0, 1) for col in (0, 1))
+    return dx, jnp.asarray(dkernel, kernel.dtype)
+
+
+def _from_blocks(x: Array) -> Array:
+    """``[B, H, W, 4·C]`` → ``[B, 2·H, 2·W, C]``."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height, width, 2, 2, channels // 4).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, 2 * height, 2 * width, channels // 4)
+
+
+conv_blocks.defvjp(_conv_blocks_forward, _conv_blocks_backward)
+
+
+def moments(z: Array, axis: str | None) -> tuple[Array, Array]:
+    """Mean and biased variance of each channel, float32, over the whole batch, also where devices share it."""
+    axes = tuple(range(z.ndim - 1))
+    mean = jnp.mean(z, axes, dtype=jnp.float32)
+    var = jnp.mean(jnp.square(z - mean), axes)
+    if axis is None:
+        return mean, var
+    means, variances = lax.all_gather((mean, var), axis)
+    mean = means.mean(0)
+    return mean, jnp.mean(variances + jnp.square(means - mean), 0)  # Chan, Golub, LeVeque 1979
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def norm_act(
+    z: Array, scale: Array, bias: Array, blocks: bool, axis: str | None, epsilon: float
+) -> tuple[Array, Array, Array]:
+    """Batch normalisation by the batch's own statistics, leaky ReLU and, of blocks, max-pooling.
+
+    Args:
+      z: ``[..., C]``; from ``conv_blocks`` ``[B, H/2, W/2, 4·C]``.
+      scale, bias: float32 ``[C]``.
+      blocks: whether z is of ``conv_blocks``; then the maximum of each block is taken.
+      axis: name of the mesh axis over which the batch is split, or None.
+      epsilon: added to the variance.
+
+    Returns:
+      The activations ``[..., C]`` in z's dtype, and mean and biased variance ``[C]`` of the batch, through which no
+      gradient flows. Where several pixels of a block are the greatest the first gets the gradient, as in PyTorch.
+    """
+    return _norm_act_forward(z, scale, bias, blocks, axis, epsilon)[0]
+
+
+def _norm_act_forward(z: Array, scale: Array, bias: Array, blocks: bool, axis: str | None, epsilon: float) -> tuple:
+    channels = len(scale)
+    mean, var = moments(z.reshape(*z.shape[:-1], -1, channels), axis)
+    inverse = lax.rsqrt(var + epsilon)
+    factor = scale * inverse
+    picked = z
+    if blocks:
+        # The greatest of a block is the greatest z, or, where the scale is negative, the least.
+        a, b, c, d = jnp.split(z, 4, -1)
+        highest = jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
+        lowest = jnp.minimum(jnp.minimum(a, b), jnp.minimum(c, d))
+        picked = jnp.where(factor >= 0, highest, lowest)
+    y = leaky_relu(picked * factor + (bias - mean * factor)).astype(z.dtype)
+    return (y, mean, var), (z, picked, scale, bias, mean, inverse)
+
+
+def _norm_act_backward(
+    blocks: bool, axis: str | None, epsilon: float, saved: tuple[Array, ...], cotangents: tuple[Array, Array, Array]
+) -> tuple[Array, Array, Array]:
+    z, picked, scale, bias, mean, inverse = saved
+    channels = len(scale)
+    axes = tuple(range(z.ndim - 1))
+    factor = scale * inverse
+    dy = cotangents[0].astype(jnp.float32)
+    dy = jnp.where(picked * factor + (bias - mean * factor) >= 0, dy, SLOPE * dy)
+    dbias = jnp.sum(dy, axes)
+    dscale = jnp.sum(dy * (picked - mean), axes) * inverse
+    total_bias, total_scale = (dbias, dscale) if axis is None else lax.psum((dbias, dscale), axis)
+    count = z.size // channels * (1 if axis is None else lax.axis_size(axis))
+    from_mean, from_var = total_bias / count, total_scale * inverse / count
+
+    def gradient(part: Array, dy: Array) -> Array:
+        return (factor * (dy - from_mean - (part - mean) * from_var)).astype(z.dtype)
+
+    if not blocks:
+        return gradient(z, dy), dscale, dbias
+    gradients, taken = [], jnp.zeros(picked.shape, bool)
+    for part in jnp.split(z, 4, -1):
+        here = (part == picked) & ~taken
+        taken |= here
+        gradients.append(gradient(part, jnp.where(here, dy, 0.0)))
+    return jnp.concatenate(gradients, -1), dscale, dbias
+
+
+norm_act.defvjp(_norm_act_forward, _norm_act_backward)
