@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from covidjax.config import AugmentConfig
 
@@ -18,33 +18,41 @@ def normalise(images: Array, channels: int = 1) -> Array:
     return jnp.broadcast_to(scaled, (*images.shape[:3], channels))
 
 
-def augment(key: Array, images: Array, config: AugmentConfig) -> Array:
+def augment(key: Array, images: Array, config: AugmentConfig, axis: str | None = None) -> Array:
     """Mirror, rotate, scale, shift, and change brightness and contrast, each image by its own draw.
 
     Args:
       key: one for the batch.
       images: uint8 ``[B, S, S, 1]``.
       config: how much of each; what is 0 is not computed.
+      axis: name of the mesh axis over which the batch is split between devices, or None; the draws are the same either way.
 
     Returns:
       float32 ``[B, S, S, 1]``, still from 0 to 255. What comes from outside the film repeats its nearest edge.
     """
-    batch = images.shape[0]
     x = images[..., 0]
+    count = images.shape[0]
+    batch = count * (1 if axis is None else lax.axis_size(axis))
+
+    def own(draws: Array) -> Array:
+        """Those of this device's images."""
+        return draws if axis is None else lax.dynamic_slice_in_dim(draws, lax.axis_index(axis) * count, count)
+
     keys = dict(zip(("flip", "rotation", "zoom", "shift", "brightness", "contrast"), jax.random.split(key, 6), strict=True))
     if config.flip:
-        mirrored = jax.random.bernoulli(keys["flip"], 0.5, (batch, 1, 1))
+        mirrored = own(jax.random.bernoulli(keys["flip"], 0.5, (batch, 1, 1)))
         x = jnp.where(mirrored, x[:, :, ::-1], x)
     if config.rotation or config.zoom or config.shift:
         angle = jnp.deg2rad(_either_way(keys["rotation"], batch, config.rotation))
         scale = _factor(keys["zoom"], batch, config.zoom)
         shift = jax.random.uniform(keys["shift"], (batch, 2), minval=-config.shift, maxval=config.shift) * x.shape[1]
-        x = jax.vmap(_warp)(x, angle, scale, shift)
+        x = jax.vmap(_warp)(x, own(angle), own(scale), own(shift))
     x = x.astype(jnp.float32)
     if config.contrast:
-        x = (x - 255 * MEAN) * _factor(keys["contrast"], batch, config.contrast)[:, None, None] + 255 * MEAN
+        factor = own(_factor(keys["contrast"], batch, config.contrast))
+        x = (x - 255 * MEAN) * factor[:, None, None] + 255 * MEAN
     if config.brightness:
-        x = x + 255 * _either_way(keys["brightness"], batch, config.brightness)[:, None, None]
+        x = x + 255 * own(_either_way(keys["brightness"], batch, config.brightness))[:, None, None]
     return jnp.clip(x, 0, 255)[..., None]
 
 

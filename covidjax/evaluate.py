@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from covidjax import checkpoint, device, metrics, pipeline, rundir
 from covidjax.augment import normalise
@@ -24,11 +27,20 @@ Predict = Callable[[Weights, Any], Array]
 
 
 def make_predict(network: Network, channels: int) -> Predict:
-    """The jitted forward pass from pixels to logits."""
+    """The jitted forward pass from pixels to logits; the devices share the batch."""
 
-    @jax.jit
-    def predict(weights: Weights, images: Array) -> Array:
+    def forward(weights: Weights, images: Array) -> Array:
         return network.apply(weights, normalise(images, channels))[0]
+
+    @functools.cache
+    def program(mesh: Mesh) -> Predict:
+        share = P(device.AXIS)
+        return jax.jit(device.split(forward, mesh, P(), share, result=share))
+
+    def predict(weights: Weights, images: Any) -> Array:
+        mesh = device.mesh(len(images))
+        images = jax.device_put(images, NamedSharding(mesh, P(device.AXIS)))
+        return program(mesh)(device.on_all(weights, mesh), images)
 
     return predict
 

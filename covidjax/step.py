@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import Array
+from jax import Array, lax
 
 from covidjax.augment import augment, normalise
 from covidjax.config import Config, TrainConfig
@@ -66,25 +66,41 @@ def class_weights(config: TrainConfig, counts: np.ndarray) -> np.ndarray:
 
 
 def make_step(
-    config: Config, network: Network, optimizer: optax.GradientTransformation, weights_of_classes: np.ndarray, scaled: bool
+    config: Config,
+    network: Network,
+    optimizer: optax.GradientTransformation,
+    weights_of_classes: np.ndarray,
+    scaled: bool,
+    axis: str | None = None,
 ) -> Callable[[State, Array, Array], State]:
-    """One step of training, to be jitted: (state, uint8 images ``[B, S, S, 1]``, int32 labels ``[B]``) → state."""
+    """One step of training, to be jitted: (state, uint8 images ``[B, S, S, 1]``, int32 labels ``[B]``) → state.
+
+    With an ``axis`` of a mesh each device calls it with its share of the batch, and all come to the same state: that which
+    one device would have come to with the whole batch, within rounding.
+    """
     key = jax.random.key(config.seed)
     smoothing = config.train.label_smoothing
 
+    def everywhere(values: Any) -> Any:
+        """Added up over the devices."""
+        return values if axis is None else lax.psum(values, axis)
+
     def step(state: State, images: Array, labels: Array) -> State:
-        seen = augment(jax.random.fold_in(key, state.step), images, config.augment)
+        seen = augment(jax.random.fold_in(key, state.step), images, config.augment, axis)
         inputs = normalise(seen, config.model.channels)
+        batch = len(labels) * (1 if axis is None else lax.axis_size(axis))
 
         def loss_of(params: Any) -> tuple[Array, tuple[Array, Array, dict[str, Any]]]:
-            logits, _, stats = network.apply(Weights(params, state.weights.batch_stats), inputs, train=True)
+            logits, _, stats = network.apply(Weights(params, state.weights.batch_stats), inputs, train=True, axis=axis)
             targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
             importance = jnp.asarray(weights_of_classes)[labels]
             losses = optax.softmax_cross_entropy(logits, targets)
-            loss = jnp.sum(losses * importance) / jnp.sum(importance)
+            loss = jnp.sum(losses * importance) / everywhere(jnp.sum(importance))  # this device's part of it
             return loss * state.scale.value, (loss, logits, stats)
 
         (_, (loss, logits, stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.weights.params)
+        correct = jnp.sum(jnp.argmax(logits, -1) == labels)
+        grads, loss, correct = everywhere((grads, loss, correct))
         grads = jax.tree.map(lambda g: g / state.scale.value, grads)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.weights.params)
         weights = Weights(optax.apply_updates(state.weights.params, updates), stats)
@@ -104,9 +120,9 @@ def make_step(
             bad = ~finite & (value < 1)
             scale = Scale(jnp.clip(value, 1.0, _LARGEST_SCALE), good_steps)
         totals = Totals(
-            state.totals.loss + jnp.where(jnp.isfinite(loss), loss, 0.0) * len(labels),
-            state.totals.correct + jnp.sum(jnp.argmax(logits, -1) == labels),
-            state.totals.images + len(labels),
+            state.totals.loss + jnp.where(jnp.isfinite(loss), loss, 0.0) * batch,
+            state.totals.correct + correct,
+            state.totals.images + batch,
         )
         bad_step = jnp.where((state.bad_step < 0) & bad, state.step, state.bad_step)
         return State(state.step + 1, weights, optimizer_state, scale, totals, bad_step)

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from covidjax import checkpoint, device, metrics, pipeline, rundir
 from covidjax.config import Config, Run, UserError
@@ -29,6 +31,10 @@ SCAN_STEPS = 512
 one: XLA's CPU backend computes a convolution inside a loop with scalar code, forty times slower."""
 
 
+TELL_SECONDS = 0.2
+"""Least time between two looks at the loss within an epoch."""
+
+
 class Interrupted(UserError):
     """Training was asked to stop and saved its state first."""
 
@@ -40,7 +46,7 @@ class Progress(Protocol):
         """Before the first step: what is trained on what, in words, and how many steps an epoch has."""
 
     def step(self, epoch: int, step: int, loss: float, accuracy: float, images_per_second: float) -> None:
-        """After every call of the device, with the means of the epoch so far."""
+        """Now and then within an epoch, with the means of the epoch so far."""
 
     def epoch(self, record: dict[str, Any]) -> None:
         """After every epoch, with the line for ``metrics.jsonl``."""
@@ -128,7 +134,9 @@ def train(
     rate = learning_rate(settings, epoch_steps * settings.epochs)
     optimizer = make_optimizer(settings, rate)
     weights_of_classes = class_weights(settings, dataset.class_counts(training_folds))
-    step = make_step(config, network, optimizer, weights_of_classes, scaled)
+    mesh = device.mesh(batch)
+    axis = device.AXIS if mesh.size > 1 else None
+    step = make_step(config, network, optimizer, weights_of_classes, scaled, axis)
     predict = make_predict(network, config.model.channels)
 
     # State: fresh, or from the last checkpoint.
@@ -143,6 +151,7 @@ def train(
         state = initial_state(network.init(config.seed), optimizer, scaled)
         rundir.keep_epochs(run, 0)
         rundir.write_seen(run, dataset.source([*training_folds, *val_folds]))
+    state = device.on_all(state, mesh)
     done = int(state.step)
     what = f"{len(source)} training images, {epoch_steps} steps an epoch, {count_parameters(state.weights):,} parameters"
     progress.begin(f"{_name(where)}, {np.dtype(dtype).name}; {what}; starting at step {done + 1}.", epoch_steps)
@@ -150,14 +159,14 @@ def train(
     # The way from rows to steps: images on the device, in memory, or streamed.
     size = len(source) * dataset.preprocess.image_size**2
     in_memory = settings.cache == "device" or (settings.cache == "auto" and device.fits(size, where))
-    compiled = _compile_once(timing)
+    compiled = _compile_once(timing, mesh)
     if not in_memory:
-        steps = _streamed(step, source, compiled)
+        steps = _streamed(step, source, compiled, mesh)
     else:
         start = time.perf_counter()
         data = pipeline.load_all(source)
         timing.add("load", start, len(source))
-        steps = _one_by_one(step, data, compiled) if where.platform == "cpu" else _scanned(step, data, compiled)
+        steps = _one_by_one(step, data, compiled) if where.platform == "cpu" else _scanned(step, data, compiled, mesh)
 
     last = checkpoint.Checkpoints(run, "last", keep=2)
     chosen = checkpoint.Checkpoints(run, "best", keep=1) if val_folds else None
@@ -173,11 +182,15 @@ def train(
         for epoch in range(done // epoch_steps, settings.epochs):
             rows = pipeline.order(len(source), batch, seed=config.seed, epoch=epoch)[done - epoch * epoch_steps :]
             clock = _Stopwatch(timing, batch)
+            told_at = -np.inf
             for new_state, count in steps(state, rows):
                 state, done = new_state, done + count
-                loss, accuracy = _means(state, rate)
                 clock.steps(count)
-                progress.step(epoch + 1, done - epoch * epoch_steps, loss, accuracy, clock.speed)
+                # Asking for the loss waits for the device, so that is done now and then only.
+                if time.perf_counter() - told_at >= TELL_SECONDS:
+                    loss, accuracy = _means(state, rate)
+                    progress.step(epoch + 1, done - epoch * epoch_steps, loss, accuracy, clock.speed)
+                    told_at = time.perf_counter()
                 stopping = stop()
                 due = time.perf_counter() - saved_at >= settings.checkpoint_seconds
                 if (stopping or due) and done % epoch_steps:
@@ -185,9 +198,8 @@ def train(
                     saved_at = time.perf_counter()
                     if stopping:
                         raise Interrupted(_stopped(run, done))
-            clock.done()
-
             loss, accuracy = _means(state, rate)
+            clock.done()
             record = {"epoch": epoch + 1, "step": done, "learning_rate": _float(rate(done - 1))}
             record["train"] = {"loss": loss, "accuracy": accuracy}
             start = time.perf_counter()
@@ -253,17 +265,30 @@ class _Stopwatch:
         return sum(self._timing.seconds.get(stage, 0.0) for stage in ("compile", "checkpoint"))
 
     def done(self) -> None:
+        self.steps(0)
         self._timing.add("train", time.perf_counter() - self._seconds(), self._images)
 
 
 Compiled = Callable[..., State]
 
 
-def _compile_once(timing: Timing) -> Callable[[Callable[..., State]], Compiled]:
+class Compile(Protocol):
+    """Makes the program of a function (state, *arrays) → state; of each array every device has the given share."""
+
+    def __call__(self, function: Compiled, *shares: P) -> Compiled: ...
+
+
+def _compile_once(timing: Timing, mesh: Mesh) -> Compile:
     """A ``jax.jit`` with donated state that times its compilations, one for each set of shapes."""
 
-    def wrap(function: Callable[..., State]) -> Compiled:
-        jitted = jax.jit(function, donate_argnums=0)
+    def wrap(function: Compiled, *shares: P) -> Compiled:
+        whole = NamedSharding(mesh, P())
+        jitted = jax.jit(
+            device.split(function, mesh, P(), *shares, result=P()),
+            donate_argnums=0,
+            in_shardings=(whole, *(NamedSharding(mesh, share) for share in shares)),
+            out_shardings=whole,
+        )
         programs: dict[tuple[tuple[int, ...], ...], Compiled] = {}
 
         def call(state: State, *arrays: Any) -> State:
@@ -279,8 +304,8 @@ def _compile_once(timing: Timing) -> Callable[[Callable[..., State]], Compiled]:
     return wrap
 
 
-def _one_by_one(step: Compiled, data: pipeline.Batch, compiled: Callable[[Compiled], Compiled]) -> Steps:
-    call = compiled(step)
+def _one_by_one(step: Compiled, data: pipeline.Batch, compiled: Compile) -> Steps:
+    call = compiled(step, P(device.AXIS), P(device.AXIS))
 
     def steps(state: State, rows: np.ndarray) -> Iterator[tuple[State, int]]:
         for row in rows:
@@ -290,13 +315,13 @@ def _one_by_one(step: Compiled, data: pipeline.Batch, compiled: Callable[[Compil
     return steps
 
 
-def _scanned(step: Compiled, data: pipeline.Batch, compiled: Callable[[Compiled], Compiled]) -> Steps:
-    images, labels = jax.device_put(data.images), jax.device_put(data.labels)
+def _scanned(step: Compiled, data: pipeline.Batch, compiled: Compile, mesh: Mesh) -> Steps:
+    images, labels = device.on_all((data.images, data.labels), mesh)
 
     def scan(state: State, images: jax.Array, labels: jax.Array, rows: jax.Array) -> State:
         return jax.lax.scan(lambda s, row: (step(s, images[row], labels[row]), None), state, rows)[0]
 
-    call = compiled(scan)
+    call = compiled(scan, P(), P(), P(None, device.AXIS))
 
     def steps(state: State, rows: np.ndarray) -> Iterator[tuple[State, int]]:
         for first in range(0, len(rows), SCAN_STEPS):
@@ -307,11 +332,12 @@ def _scanned(step: Compiled, data: pipeline.Batch, compiled: Callable[[Compiled]
     return steps
 
 
-def _streamed(step: Compiled, source: pipeline.Source, compiled: Callable[[Compiled], Compiled]) -> Steps:
-    call = compiled(step)
+def _streamed(step: Compiled, source: pipeline.Source, compiled: Compile, mesh: Mesh) -> Steps:
+    call = compiled(step, P(device.AXIS), P(device.AXIS))
+    shares = NamedSharding(mesh, P(device.AXIS))
 
     def steps(state: State, rows: np.ndarray) -> Iterator[tuple[State, int]]:
-        batches = (jax.device_put((batch.images, batch.labels)) for batch in pipeline.train_batches(source, rows))
+        batches = (jax.device_put((batch.images, batch.labels), shares) for batch in pipeline.train_batches(source, rows))
         batch = next(batches, None)
         while batch:
             state = call(state, *batch)

@@ -44,6 +44,7 @@ def run_training(
 ) -> tuple[train.Result, Silent]:
     config = load_config(None, ["train.epochs=2", "train.batch_size=4", *settings])
     progress = Silent(stop_after)
+    train.TELL_SECONDS = 0.0  # tell of every step, so that steps can be counted
     result = train.train(config, dataset, run, resume=resume, progress=progress, stop=progress.stop)
     return result, progress
 

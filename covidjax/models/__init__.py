@@ -35,8 +35,8 @@ class Network:
       model: which, and with how many input channels.
       preprocess: image size and classes.
       dtype: of convolutions and activations.
-      plain: compute by the layers' plain form everywhere, which converters to other formats know; else by the form that
-        is fastest on JAX's default platform.
+      plain: compute each layer by the one operation that converters to other formats know it by, and not by what is
+        fastest in XLA.
     """
 
     def __init__(self, model: ModelConfig, preprocess: Preprocess, dtype: DTypeLike = jnp.float32, *, plain: bool = False):
@@ -80,7 +80,8 @@ class Network:
             for state, pure in ((self._params, weights.params), (self._stats, weights.batch_stats))
         )
         model = nnx.merge(self._graph, params, stats, copy=True)
-        mode = Mode(train, axis, cpu=not self._plain and jax.default_backend() == "cpu")
+        form = "plain" if self._plain else "cpu" if jax.default_backend() == "cpu" else "usual"
+        mode = Mode(train, axis, form)
         logits, maps = model(images, mode)
         return logits, maps, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 

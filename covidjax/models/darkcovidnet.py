@@ -27,10 +27,10 @@ class Unit(nnx.Module):
 
     def __call__(self, x: Array, mode: Mode, *, pool: bool = False) -> Array:
         # Blocks pay where the channels are few; they tile only maps of even height and width.
-        if pool and mode.cpu and x.shape[-1] < 16 and not (x.shape[1] % 2 or x.shape[2] % 2):
+        if pool and mode.form == "cpu" and x.shape[-1] < 16 and not (x.shape[1] % 2 or x.shape[2] % 2):
             return self.norm.activated(self.conv(x, blocks=True), mode, blocks=True)
         x = self.norm.activated(self.conv(x, mode), mode)
-        return max_pool(x) if pool else x
+        return max_pool(x, mode) if pool else x
 
 
 class Triple(nnx.Module):
@@ -96,9 +96,9 @@ class DarkCovidNet(nnx.Module):
         x = self.stem1(images, mode, pool=True)
         x = maps["stem"] = self.stem2(x, mode, pool=True)
         x = maps["stage1"] = self.stage1(x, mode)
-        x = maps["stage2"] = self.stage2(max_pool(x), mode)
-        x = maps["stage3"] = self.stage3(max_pool(x), mode)
-        x = maps["stage4"] = self.stage4(max_pool(x), mode)
+        x = maps["stage2"] = self.stage2(max_pool(x, mode), mode)
+        x = maps["stage3"] = self.stage3(max_pool(x, mode), mode)
+        x = maps["stage4"] = self.stage4(max_pool(x, mode), mode)
         x = self.expand(self.squeeze(x, mode), mode)
         x = maps["head"] = self.score_norm(jax.nn.relu(self.score_map(x, mode)), mode)
         return self.dense(x.reshape(x.shape[0], -1)), maps

@@ -20,7 +20,7 @@ SLOPE = 0.1
 
 def leaky_relu(x: Array) -> Array:
     """Leaky ReLU with slope 0.1."""
-    return jnp.where(x >= 0, x, SLOPE * x)
+    return jax.nn.leaky_relu(x, SLOPE)
 
 
 def conv(x: Array, kernel: Array, padding: int) -> Array:
@@ -29,42 +29,10 @@ def conv(x: Array, kernel: Array, padding: int) -> Array:
     return lax.conv_general_dilated(x, kernel, (1, 1), (pad, pad), dimension_numbers=LAYOUT)
 
 
-@jax.custom_vjp
-def conv_rows(x: Array, kernel: Array) -> Array:
-    """3×3 convolution with padding 1, ``[B, H, W, in]``, ``[3, 3, in, out]`` → ``[B, H, W, out]``, whose gradient of the
-    kernel is one matrix product an image: three columns of the input by three rows of the output."""
-    return conv(x, kernel, 1)
-
-
-def _conv_rows_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return conv(x, kernel, 1), (x, kernel)
-
-
-def _conv_rows_backward(saved: tuple[Array, Array], dz: Array) -> tuple[Array, Array]:
-    x, kernel = saved
-    (dx,) = jax.vjp(lambda x: conv(x, kernel, 1), x)[1](dz)
-    height, width, inputs = x.shape[1:]
-    outputs = dz.shape[-1]
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    dz = jnp.pad(dz, ((0, 0), (2, 2), (0, 0), (0, 0)))
-
-    def add(total: Array, image: tuple[Array, Array]) -> tuple[Array, None]:
-        padded, dz = image
-        columns = jnp.concatenate([padded[:, col : col + width] for col in range(3)], -1)
-        rows = jnp.concatenate([dz[2 - row : 4 - row + height] for row in range(3)], -1)
-        return total + _products(columns, rows), None
-
-    dkernel, _ = lax.scan(add, jnp.zeros((3 * inputs, 3 * outputs)), (padded, dz))
-    return dx, dkernel.reshape(3, inputs, 3, outputs).transpose(2, 0, 1, 3).astype(kernel.dtype)
-
-
 def _products(a: Array, b: Array) -> Array:
     """Sum over all pixels of the products of a's and b's channels, float32 ``[A, B]``."""
     a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
     return lax.dot_general(a, b, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
-
-
-conv_rows.defvjp(_conv_rows_forward, _conv_rows_backward)
 
 
 @jax.custom_vjp
@@ -132,16 +100,17 @@ def _from_blocks(x: Array) -> Array:
 conv_blocks.defvjp(_conv_blocks_forward, _conv_blocks_backward)
 
 
-def moments(z: Array, axis: str | None) -> tuple[Array, Array]:
+def moments(z: Array, channels: int, axis: str | None) -> tuple[Array, Array]:
     """Mean and biased variance of each channel, float32, over the whole batch, also where devices share it."""
-    axes = tuple(range(z.ndim - 1))
-    mean = jnp.mean(z, axes, dtype=jnp.float32)
-    var = jnp.mean(jnp.square(z - mean), axes)
+    z = z.reshape(-1, channels).astype(jnp.float32)
+    mean = jnp.mean(z, 0)
+    # Not from the sum of squares: where the mean is large against the deviation, its rounding would show.
+    own = jnp.stack([mean, jnp.mean(jnp.square(z - mean), 0)])
     if axis is None:
-        return mean, var
-    means, variances = lax.all_gather((mean, var), axis)
+        return own[0], own[1]
+    means, variances = jnp.moveaxis(lax.all_gather(own, axis), 1, 0)
     mean = means.mean(0)
-    return mean, jnp.mean(variances + jnp.square(means - mean), 0)  # Chan, Golub, LeVeque 1979
+    return mean, jnp.mean(variances + jnp.square(means - mean), 0)  # Chan, Golub and LeVeque 1979
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
@@ -166,7 +135,7 @@ def norm_act(
 
 def _norm_act_forward(z: Array, scale: Array, bias: Array, blocks: bool, axis: str | None, epsilon: float) -> tuple:
     channels = len(scale)
-    mean, var = moments(z.reshape(*z.shape[:-1], -1, channels), axis)
+    mean, var = moments(z, channels, axis)
     inverse = lax.rsqrt(var + epsilon)
     factor = scale * inverse
     picked = z
@@ -191,7 +160,8 @@ def _norm_act_backward(
     dy = jnp.where(picked * factor + (bias - mean * factor) >= 0, dy, SLOPE * dy)
     dbias = jnp.sum(dy, axes)
     dscale = jnp.sum(dy * (picked - mean), axes) * inverse
-    total_bias, total_scale = (dbias, dscale) if axis is None else lax.psum((dbias, dscale), axis)
+    totals = jnp.stack([dbias, dscale])
+    total_bias, total_scale = totals if axis is None else lax.psum(totals, axis)
     count = z.size // channels * (1 if axis is None else lax.axis_size(axis))
     from_mean, from_var = total_bias / count, total_scale * inverse / count
 

@@ -7,7 +7,8 @@ running variance is the unbiased one. Arrays are channels-last, ``[batch, height
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +30,9 @@ class Mode(NamedTuple):
     """Normalise by the batch's own statistics and update the running ones."""
     axis: str | None = None
     """Name of the mesh axis over which the batch is split between devices, if it is."""
-    cpu: bool = False
-    """Use the forms that are faster on a CPU."""
+    form: Literal["usual", "cpu", "plain"] = "usual"
+    """``cpu`` for the forms that are faster there; ``plain`` for one known operation a layer, which converters to other
+    formats make the best of."""
 
 
 class Conv(nnx.Module):
@@ -51,10 +53,8 @@ class Conv(nnx.Module):
         if blocks:
             return kernels.conv_blocks(x, kernel)
         pad = (self.padding, self.padding)
-        if self.size == 1:
+        if self.size == 1 and mode.form != "plain":
             return jnp.pad(x @ kernel[0, 0], ((0, 0), pad, pad, (0, 0)))
-        if mode.train and mode.cpu and (self.size, self.padding) == (3, 1) and x.shape[-1] <= 64:
-            return kernels.conv_rows(x, kernel)
         return kernels.conv(x, kernel, self.padding)
 
 
@@ -75,7 +75,7 @@ class BatchNorm(nnx.Module):
     def __call__(self, x: Array, mode: Mode) -> Array:
         """``[..., channels]`` → the same shape and dtype."""
         if mode.train:
-            mean, var = kernels.moments(x, mode.axis)
+            mean, var = kernels.moments(x, x.shape[-1], mode.axis)
             self._update(mean, var, x.size // x.shape[-1], mode)
         else:
             mean, var = self.mean[...], self.var[...]
@@ -87,14 +87,10 @@ class BatchNorm(nnx.Module):
         are also max-pooled."""
         if not mode.train:
             channels = self.scale.shape[0]
-            factor = self.scale[...] * lax.rsqrt(self.var[...] + self.epsilon)
-            shift = self.bias[...] - self.mean[...] * factor
-            parts = [part * factor + shift for part in jnp.split(z, z.shape[-1] // channels, -1)]
-            greatest = parts[0]
-            for part in parts[1:]:
-                greatest = jnp.maximum(greatest, part)
-            return leaky_relu(greatest).astype(z.dtype)
-        y, mean, var = kernels.norm_act(z, self.scale[...], self.bias[...], blocks, mode.axis, self.epsilon)
+            parts = [z] if not blocks else [z[..., i * channels : (i + 1) * channels] for i in range(4)]
+            return leaky_relu(functools.reduce(jnp.maximum, [self(part, mode) for part in parts]))
+        found: Any = kernels.norm_act(z, self.scale[...], self.bias[...], blocks, mode.axis, self.epsilon)
+        y, mean, var = found
         self._update(mean, var, z.size // self.scale.shape[0], mode)
         return y
 
@@ -119,11 +115,13 @@ class Dense(nnx.Module):
         return x.astype(jnp.float32) @ self.kernel[...] + self.bias[...]
 
 
-def max_pool(x: Array) -> Array:
+def max_pool(x: Array, mode: Mode = Mode()) -> Array:
     """2×2 max-pooling, stride 2; an odd last row or column is left out, as PyTorch does.
 
     Written as three elementwise maxima: their gradient costs XLA's CPU backend far less than that of ``reduce_window``.
     """
+    if mode.form == "plain":
+        return nnx.max_pool(x, window_shape=(2, 2), strides=(2, 2))
     height, width = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
     x = x[:, :height, :width]
     rows = jnp.maximum(x[:, ::2], x[:, 1::2])
