@@ -50,9 +50,7 @@ def open_film(path: str | os.PathLike[str], preprocess: Preprocess, *, digest: b
         data = radiograph.read_bytes(path)
         if digest:
             sha256 = hashlib.sha256(data).hexdigest()
-        # Twice the final size: a JPEG decoded smaller than that would lose detail to the two resizings in a row.
-        gray = radiograph.read(data, at_least=2 * preprocess.image_size)
-        image = radiograph.resize(gray, preprocess.image_size)[..., None]
+        image = radiograph.read_resized(data, preprocess.image_size)[..., None]
     except radiograph.RadiographError as fault:
         error = str(fault)
     return Film(os.fspath(path), image, error, sha256, time.perf_counter() - start)

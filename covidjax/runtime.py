@@ -33,7 +33,7 @@ CHOICES = ("auto", "jax", "openvino", "onnxruntime")
 KEPT = 16
 """Converted networks that are kept in the cache folder; the longest unused ones go."""
 
-_TITLES = {"jax": "JAX", "openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
+TITLES = {"jax": "JAX", "openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
 _FASTEST_ON_CPU = ("openvino", "onnxruntime")
 _NEEDED = {"openvino": ("openvino", "jax2onnx"), "onnxruntime": ("onnxruntime", "jax2onnx")}
 _OPSET = 21
@@ -74,7 +74,7 @@ def open_run(path: Path, device: str = "auto", name: str = "auto") -> Opened:
       UserError: no run, a damaged checkpoint, no such device, or a runtime that is not installed.
     """
     run = rundir.settings(path)
-    name = _choose(name, device, run.config.train.precision)
+    name = choose(name, device, run.config.train.precision)
     if name == "jax":
         from covidjax.trained import load_run
 
@@ -91,24 +91,23 @@ def installed(name: str) -> bool:
     return all(importlib.util.find_spec(package) for package in _NEEDED.get(name, ()))
 
 
-def _choose(name: str, device: str, precision: str) -> str:
+def choose(name: str, device: str, precision: str) -> str:
+    """The runtime that is meant by one of ``CHOICES`` on a device, for a run of the given ``train.precision``."""
     if name not in CHOICES:
         raise UsageError(f"There is no runtime {name!r}; choose one of {', '.join(CHOICES)}.")
     if name == "auto":
         # Another precision was asked for in training: only jax computes with the very same rounding.
-        if device == "gpu" or precision not in ("auto", "float32") or (device == "auto" and _has_gpu()):
+        if device == "gpu" or precision not in ("auto", "float32") or (device == "auto" and has_gpu()):
             return "jax"
         return next((each for each in _FASTEST_ON_CPU if installed(each)), "jax")
     if name != "jax" and device == "gpu":
-        raise UsageError(f"{_TITLES[name]} is used on CPUs only; choose --runtime jax, or another --device.")
+        raise UsageError(f"{TITLES[name]} is used on CPUs only; choose --runtime jax, or another --device.")
     if not installed(name):
-        raise UserError(
-            f"{_TITLES[name]} is not installed; run `pip install 'covidjax[{name}]'`, or choose --runtime auto."
-        )
+        raise UserError(f"{TITLES[name]} is not installed; run `pip install 'covidjax[{name}]'`, or choose --runtime auto.")
     return name
 
 
-def _has_gpu() -> bool:
+def has_gpu() -> bool:
     """Whether jax finds a GPU. Without one of its plugins it cannot, and is not imported to be asked."""
     if not importlib.util.find_spec("jax_plugins") and not importlib.metadata.entry_points(group="jax_plugins"):
         return False
@@ -125,7 +124,7 @@ class Jax:
 
         from covidjax.trained import make_predict
 
-        self.title = f"{_TITLES['jax']} {jax.__version__}"
+        self.title = f"{TITLES['jax']} {jax.__version__}"
         predict = make_predict(loaded.network, loaded.run.config.model.channels)
         self._predict = jax.jit(lambda weights, images: jax.nn.softmax(predict(weights, images)))
         self._weights = jax.device_put(loaded.weights)
@@ -143,7 +142,7 @@ class OpenVino:
         sys.modules.setdefault("openvino_telemetry", None)  # pyright: ignore[reportArgumentType]
         import openvino
 
-        self.title = f"{_TITLES['openvino']} {openvino.__version__.split('-')[0]}"
+        self.title = f"{TITLES['openvino']} {openvino.__version__.split('-')[0]}"
         self._core = openvino.Core()
         self._model = self._core.read_model(io.BytesIO(model))
         self._compiled: dict[tuple[int, ...], Any] = {}
@@ -165,7 +164,7 @@ class OnnxRuntime:
     def __init__(self, model: bytes):
         import onnxruntime
 
-        self.title = f"{_TITLES['onnxruntime']} {onnxruntime.__version__}"
+        self.title = f"{TITLES['onnxruntime']} {onnxruntime.__version__}"
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = len(os.sched_getaffinity(0))
         self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -179,7 +178,7 @@ def _converted(path: Path, run: Run, weights: str) -> bytes:
     """The run as ONNX, from the cache or made anew and put there."""
     versions = [importlib.metadata.version(package) for package in ("covidjax", "jax2onnx", "onnxruntime")]
     key = json.dumps([weights, asdict(run.config.model), asdict(run.preprocess), _OPSET, versions])
-    file = _cache() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.onnx"
+    file = cache() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.onnx"
     with contextlib.suppress(OSError):
         kept = file.read_bytes()
         if hashlib.sha256(kept[32:]).digest() == kept[:32]:
@@ -197,7 +196,8 @@ def _converted(path: Path, run: Run, weights: str) -> bytes:
     return model
 
 
-def _cache() -> Path:
+def cache() -> Path:
+    """The folder of the converted networks."""
     return platformdirs.user_cache_path("covidjax") / "models"
 
 

@@ -67,15 +67,6 @@ def test_film_is_what_radiograph_makes_of_it(films):
     np.testing.assert_array_equal(film.image[..., 0], radiograph.resize(radiograph.read(path), 48))
 
 
-def test_large_jpeg_is_not_decoded_below_twice_the_final_size(monkeypatch, write_films, tmp_path):
-    asked = []
-    read = radiograph.read
-    monkeypatch.setattr(radiograph, "read", lambda data, *, at_least: asked.append(at_least) or read(data))
-    write_films(tmp_path, "a.jpg")
-    reading.open_film(tmp_path / "a.jpg", SMALL)
-    assert asked == [64]
-
-
 def test_no_paths_give_no_films():
     assert list(reading.films([], SMALL)) == []
 
