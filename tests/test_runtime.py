@@ -18,7 +18,7 @@ from test_cli_train import trained  # noqa: F401  (a fixture)
 
 import covidjax
 from covidjax import runtime
-from covidjax.config import UsageError
+from covidjax.config import UsageError, UserError
 
 OTHERS = ["openvino", "onnxruntime"]
 
