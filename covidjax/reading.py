@@ -1,6 +1,6 @@
 """Films from plain files, for ``prepare`` and ``score``, decoded by threads ahead of the reader.
 
-Threads of the standard library and not grain: grain imports jax and orbax, a second of start-up that scoring by another
+Threads of the standard library and not grain: grain imports jax, a second of start-up that scoring by another
 runtime does without. The decoders work outside Python's lock, so threads keep all cores busy.
 """
 

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,8 @@ from commands import refused, run
 from test_cli_train import trained  # noqa: F401  (a fixture)
 
 import covidjax
-from covidjax import runtime
-from covidjax.config import UsageError, UserError
+from covidjax import reading, runtime
+from covidjax.config import Preprocess, UsageError, UserError
 
 OTHERS = ["openvino", "onnxruntime"]
 
@@ -29,25 +30,67 @@ def wanted(name: str) -> None:
 
 
 @pytest.fixture
-def images() -> np.ndarray:
-    """From black to noise of full contrast, so that the probabilities differ."""
-    noise = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 1))
-    return (noise * np.linspace(0, 1, 8)[:, None, None, None]).astype(np.uint8)
+def images(films: Path) -> np.ndarray:
+    """Eight films of several classes, and noise of full contrast."""
+    paths = sorted(films.rglob("*.png"))[::5][:6]
+    read = [reading.open_film(path, Preprocess(image_size=32)).image for path in paths]
+    noise = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 1), np.uint8)
+    return np.concatenate([np.stack([image for image in read if image is not None]), noise])
+
+
+@pytest.fixture(scope="module")
+def settled(trained: Path, films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    """The trained run with batch statistics that have settled: after its few steps they are so far off that every film
+    gets the same answer, and equal answers would say nothing."""
+    import jax
+    import jax.numpy as jnp
+
+    from covidjax.augment import normalise
+    from covidjax.checkpoint import Checkpoints
+    from covidjax.models import Weights
+    from covidjax.trained import load_run
+
+    run_folder = tmp_path_factory.mktemp("settled") / "run"
+    shutil.copytree(trained, run_folder)
+    loaded = load_run(run_folder, "cpu")
+    read = [reading.open_film(path, Preprocess(image_size=32)).image for path in sorted(films.rglob("*.png"))]
+    seen = normalise(jnp.stack([image for image in read if image is not None]))
+    apply = jax.jit(lambda stats: loaded.network.apply(Weights(loaded.weights.params, stats), seen, train=True)[2])
+    stats = loaded.weights.batch_stats
+    for _ in range(50):
+        stats = apply(stats)
+    checkpoints = Checkpoints(run_folder, "last", keep=1)
+    checkpoints.save(loaded.step + 1, Weights(loaded.weights.params, stats), {"nothing": np.zeros(1)}, {})
+    checkpoints.close()
+    return run_folder
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_probabilities_are_those_of_jax(trained: Path, images: np.ndarray, name: str):  # noqa: F811
+def test_probabilities_are_those_of_jax(settled: Path, images: np.ndarray, name: str):
     wanted(name)
-    expected = covidjax.load(trained, runtime="jax").probabilities(images)
-    assert np.ptp(expected, axis=0).max() > 0.01
-    classifier = covidjax.load(trained, runtime=name)
+    expected = covidjax.load(settled, runtime="jax").probabilities(images)
+    assert np.ptp(expected, axis=0).max() > 0.1
+    classifier = covidjax.load(settled, runtime=name)
     for size in (8, 3, 8):
         np.testing.assert_allclose(classifier.probabilities(images[:size]), expected[:size], atol=1e-5)
 
 
-def test_a_result_stays_what_it_was(trained: Path, images: np.ndarray):  # noqa: F811
+def test_every_layer_becomes_one_operation(settled: Path):
+    """Batch normalisation is folded, and channels stay where they are: otherwise the runtimes are several times slower."""
+    wanted("onnxruntime")
+    import onnx
+
+    covidjax.load(settled, runtime="onnxruntime")
+    newest = max(runtime.cache().glob("*.onnx"), key=lambda path: path.stat().st_mtime)
+    found = Counter(node.op_type for node in onnx.load_from_string(newest.read_bytes()[32:]).graph.node)
+    assert (found["Conv"], found["MaxPool"], found["LeakyRelu"]) == (17, 5, 16)
+    assert found["Transpose"] <= 2
+    assert sum(found.values()) < 60
+
+
+def test_a_result_stays_what_it_was(settled: Path, images: np.ndarray):
     wanted("openvino")
-    classifier = covidjax.load(trained, runtime="openvino")
+    classifier = covidjax.load(settled, runtime="openvino")
     first = classifier.probabilities(images)
     before = first.copy()
     classifier.probabilities(images[::-1].copy())
@@ -55,13 +98,13 @@ def test_a_result_stays_what_it_was(trained: Path, images: np.ndarray):  # noqa:
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_rows_are_those_of_jax(trained: Path, films: Path, tmp_path: Path, name: str):  # noqa: F811
+def test_rows_are_those_of_jax(settled: Path, films: Path, tmp_path: Path, name: str):
     wanted(name)
     (tmp_path / "empty.png").touch()
     tables = []
     for each in ("jax", name):
         out = tmp_path / f"{each}.csv"
-        result = run("score", films, tmp_path / "empty.png", "--checkpoint", trained, "--output", out, "--runtime", each)
+        result = run("score", films, tmp_path / "empty.png", "--checkpoint", settled, "--output", out, "--runtime", each)
         assert result.exit_code == 0, result.output
         tables.append([line.split(",") for line in out.read_text().splitlines()])
     expected, found = tables
@@ -75,10 +118,19 @@ def test_rows_are_those_of_jax(trained: Path, films: Path, tmp_path: Path, name:
 
 
 @pytest.fixture
-def converted(trained: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:  # noqa: F811
-    """The runs that are converted from here on; one conversion is in the cache before."""
+def converted(
+    settled: Path,
+    converted_elsewhere: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> list[Path]:
+    """The runs that are converted from here on; a cache of its own holds the one that is in use."""
     wanted("onnxruntime")
-    covidjax.load(trained, runtime="onnxruntime")
+    covidjax.load(settled, runtime="onnxruntime")
+    folder = tmp_path_factory.mktemp("cache")
+    newest = max(converted_elsewhere.glob("*.onnx"), key=lambda path: path.stat().st_mtime)
+    shutil.copy(newest, folder)
+    monkeypatch.setattr(runtime, "cache", lambda: folder)
     made: list[Path] = []
     model = next(runtime.cache().glob("*.onnx")).read_bytes()[32:]
 
@@ -90,28 +142,28 @@ def converted(trained: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:  # 
     return made
 
 
-def test_the_converted_network_is_kept(trained: Path, images: np.ndarray, converted: list[Path]):  # noqa: F811
-    covidjax.load(trained, runtime="onnxruntime").probabilities(images)
+def test_the_converted_network_is_kept(settled: Path, images: np.ndarray, converted: list[Path]):
+    covidjax.load(settled, runtime="onnxruntime").probabilities(images)
     assert converted == []
 
 
 @pytest.mark.parametrize("damage", ["cut", "bit", "empty"])
-def test_a_damaged_entry_is_made_anew(trained: Path, converted: list[Path], damage: str):  # noqa: F811
+def test_a_damaged_entry_is_made_anew(settled: Path, converted: list[Path], damage: str):
     (file,) = runtime.cache().glob("*.onnx")
     whole = bytearray(file.read_bytes())
     if damage == "bit":
         whole[len(whole) // 2] ^= 1
     file.write_bytes(whole[: {"cut": len(whole) // 2, "bit": len(whole), "empty": 0}[damage]])
-    covidjax.load(trained, runtime="onnxruntime")
-    assert converted == [trained]
-    covidjax.load(trained, runtime="onnxruntime")
-    assert converted == [trained]
+    covidjax.load(settled, runtime="onnxruntime")
+    assert converted == [settled]
+    covidjax.load(settled, runtime="onnxruntime")
+    assert converted == [settled]
     assert list(runtime.cache().iterdir()) == [file]
 
 
-def test_other_weights_are_converted_of_themselves(trained: Path, tmp_path: Path, converted: list[Path]):  # noqa: F811
+def test_other_weights_are_converted_of_themselves(settled: Path, tmp_path: Path, converted: list[Path]):
     other = tmp_path / "run"
-    shutil.copytree(trained, other)
+    shutil.copytree(settled, other)
     step = max((other / "checkpoints" / "last").iterdir(), key=lambda path: int(path.name))
     file = max((step / "weights").rglob("*"), key=lambda path: path.stat().st_size)
     file.write_bytes(file.read_bytes() + b"0")
@@ -122,7 +174,7 @@ def test_other_weights_are_converted_of_themselves(trained: Path, tmp_path: Path
     assert converted == [other]
 
 
-def test_only_so_many_are_kept(trained: Path, converted: list[Path], monkeypatch: pytest.MonkeyPatch):  # noqa: F811
+def test_only_so_many_are_kept(settled: Path, converted: list[Path], monkeypatch: pytest.MonkeyPatch):
     (file,) = runtime.cache().glob("*.onnx")
     old = [file.with_name(f"{number}.onnx") for number in range(3)]
     for number, each in enumerate(old):
@@ -130,14 +182,14 @@ def test_only_so_many_are_kept(trained: Path, converted: list[Path], monkeypatch
         os.utime(each, (number, number))
     monkeypatch.setattr(runtime, "KEPT", 2)
     file.unlink()
-    covidjax.load(trained, runtime="onnxruntime")
+    covidjax.load(settled, runtime="onnxruntime")
     left = set(runtime.cache().iterdir())
     old[2].unlink()
     assert left == {file, old[2]}
 
 
 def test_a_cache_that_cannot_be_written_stops_nothing(
-    trained: Path,  # noqa: F811
+    settled: Path,
     images: np.ndarray,
     converted: list[Path],
     tmp_path: Path,
@@ -145,9 +197,9 @@ def test_a_cache_that_cannot_be_written_stops_nothing(
 ):
     (tmp_path / "file").touch()
     monkeypatch.setattr(runtime, "cache", lambda: tmp_path / "file" / "models")
-    classifier = covidjax.load(trained, runtime="onnxruntime")
+    classifier = covidjax.load(settled, runtime="onnxruntime")
     assert classifier.probabilities(images).shape == (8, 3)
-    assert converted == [trained]
+    assert converted == [settled]
 
 
 @pytest.mark.parametrize(
@@ -195,14 +247,14 @@ def test_a_network_that_cannot_be_converted_is_one_sentence(trained: Path, monke
 
 
 def test_scoring_again_imports_no_jax_and_no_converter(
-    trained: Path,  # noqa: F811
+    settled: Path,
     films: Path,
     tmp_path: Path,
     converted_elsewhere: Path,
 ):
     """The command in a process of its own, where these packages break when they are imported."""
     wanted("openvino")
-    covidjax.load(trained, runtime="openvino")
+    covidjax.load(settled, runtime="openvino")
     banned = ("jax", "flax", "orbax", "grain", "jax2onnx", "onnxruntime", "openvino_telemetry", "scipy", "matplotlib")
     script = f"""
 import sys
@@ -210,13 +262,13 @@ class Ban:
     def find_spec(self, name, *_):
         if name in {banned}: raise AssertionError("imported " + name)
 import pathlib
-from covidjax import runtime
-from covidjax.config import UsageError, UserError
+from covidjax import reading, runtime
+from covidjax.config import Preprocess, UsageError, UserError
 from covidjax_cli.main import main
 runtime.cache = lambda: pathlib.Path({str(converted_elsewhere)!r})
 runtime.installed = lambda name: True
 sys.meta_path.insert(0, Ban())
-main(["score", {str(next(films.rglob("*.png")))!r}, "--checkpoint", {str(trained)!r}, "--device", "cpu", "--json"])
+main(["score", {str(next(films.rglob("*.png")))!r}, "--checkpoint", {str(settled)!r}, "--device", "cpu", "--json"])
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
