@@ -16,11 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import orbax.checkpoint as ocp
-
 from covidjax.config import UserError
 
+# jax and orbax are imported where they are used: what a run holds can be told without the second they take.
 logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells of every step it takes
 
 _SEAL = "sha256.json"
@@ -46,6 +44,8 @@ class Checkpoints:
     """
 
     def __init__(self, run: Path, kind: str, *, keep: int):
+        import orbax.checkpoint as ocp
+
         options = ocp.CheckpointManagerOptions(max_to_keep=keep)
         self._folder = (run / "checkpoints" / kind).absolute()
         self._manager = ocp.CheckpointManager(self._folder, options=options)
@@ -57,6 +57,8 @@ class Checkpoints:
         Raises:
           UserError: it, or the one before it, could not be written.
         """
+        import orbax.checkpoint as ocp
+
         self.wait()
         if step in self._manager.all_steps():
             return
@@ -105,6 +107,42 @@ def steps(run: Path, kind: str) -> list[int]:
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
 
 
+def chosen(run: Path) -> str:
+    """The kind of checkpoint that a finished run is used by: ``best`` where a validation fold chose one, else ``last``."""
+    return "best" if steps(run, "best") else "last"
+
+
+def newest_run(root: Path = Path("runs")) -> Path | None:
+    """The run under ``root`` whose checkpoint is the newest, or None."""
+    runs = [path.parent for path in root.glob("*/config.toml") if steps(path.parent, "last")]
+    return max(runs, key=lambda path: (path / "checkpoints" / "last").stat().st_mtime, default=None)
+
+
+def verify(run: Path, kind: str) -> tuple[int, str]:
+    """The newest checkpoint of a kind: its step, and a digest by which its content is known again.
+
+    Raises:
+      UserError: there is none, or its files are not those that were written.
+    """
+    found = steps(run, kind)
+    if not found:
+        raise UserError(f"{run} has no finished checkpoint; train it, or go on with `covidjax train --resume --run {run}`.")
+    folder = run / "checkpoints" / kind / str(found[-1])
+    try:
+        digests = _digests(folder)
+        seal = folder / _SEAL
+        intact = not seal.exists() or json.loads(seal.read_text()) == digests
+    except (OSError, ValueError) as error:
+        raise _damaged(folder) from error
+    if not intact:
+        raise _damaged(folder)
+    return found[-1], hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+
+
+def _damaged(folder: Path) -> UserError:
+    return UserError(f"The checkpoint {folder} is damaged; remove that folder to use the one before it, or train again.")
+
+
 def restore(run: Path, kind: str, weights: Any, training: Any = None) -> Saved:
     """Load the newest checkpoint of a kind.
 
@@ -117,18 +155,14 @@ def restore(run: Path, kind: str, weights: Any, training: Any = None) -> Saved:
     Raises:
       UserError: there is none, it is damaged, or it is of another network.
     """
-    found = steps(run, kind)
+    import jax
+    import orbax.checkpoint as ocp
+
+    # Before orbax reads: its threads answer a damaged file with a page of tracebacks that name no cause.
+    step, _ = verify(run, kind)
     folder = run / "checkpoints" / kind
-    if not found:
-        raise UserError(f"{run} has no finished checkpoint; train it, or go on with `covidjax train --resume --run {run}`.")
-    step = found[-1]
-    damaged = UserError(
-        f"The checkpoint {folder / str(step)} is damaged; remove that folder to use the one before it, or train again."
-    )
+    damaged = _damaged(folder / str(step))
     try:
-        # Before orbax reads: its threads answer a damaged file with a page of tracebacks that name no cause.
-        if not _intact(folder / str(step)):
-            raise damaged
         options = ocp.CheckpointManagerOptions(read_only=True)
         handlers = {
             "weights": ocp.StandardCheckpointHandler(),
@@ -165,6 +199,8 @@ def restore(run: Path, kind: str, weights: Any, training: Any = None) -> Saved:
 
 
 def _shapes(tree: Any) -> list[tuple[int, ...]]:
+    import jax
+
     return sorted(tuple(leaf.shape) for leaf in jax.tree.leaves(tree) if hasattr(leaf, "shape"))
 
 
@@ -180,8 +216,3 @@ def _seal(folder: Path) -> None:
     partial = folder / f"{_SEAL}.partial-{os.getpid()}"
     partial.write_text(json.dumps(_digests(folder)))
     partial.replace(folder / _SEAL)
-
-
-def _intact(folder: Path) -> bool:
-    seal = folder / _SEAL
-    return not seal.exists() or json.loads(seal.read_text()) == _digests(folder)

@@ -32,7 +32,16 @@ PACKAGES = (
     "rich",
     "matplotlib",
     "pyarrow",
+    "openvino",
+    "onnxruntime",
+    "jax2onnx",
 )
+_EXTRAS = {
+    "pyarrow": ("no Parquet output", "parquet"),
+    "openvino": ("scoring on CPUs is slower without it", "openvino"),
+    "onnxruntime": ("scoring on CPUs is slower without it or openvino", "onnxruntime"),
+    "jax2onnx": ("openvino and onnxruntime are not used without it", "openvino"),
+}
 _VOLTA_CUDNN = "9.10.2.21"
 
 
@@ -65,8 +74,9 @@ def _packages() -> list[Finding]:
         version = version_of(package)
         if version:
             found.append(Finding("ok", package, version))
-        elif package == "pyarrow":
-            found.append(Finding("note", package, "not installed: no Parquet output", "pip install 'covidjax[parquet]'"))
+        elif package in _EXTRAS:
+            meaning, extra = _EXTRAS[package]
+            found.append(Finding("note", package, f"not installed: {meaning}", f"pip install 'covidjax[{extra}]'"))
         else:
             found.append(Finding("wrong", package, "not installed", "pip install --force-reinstall covidjax"))
     if version_of("jax") and version_of("jaxlib") and version_of("jax") != version_of("jaxlib"):

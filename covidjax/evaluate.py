@@ -2,47 +2,20 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import Array
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from covidjax import checkpoint, device, metrics, pipeline, rundir
-from covidjax.augment import normalise
-from covidjax.config import Preprocess, Run, UsageError, UserError
+from covidjax import metrics, pipeline, rundir
+from covidjax.config import Preprocess, UserError
 from covidjax.dataset import Dataset
-from covidjax.models import Network, Weights
+from covidjax.models import Weights
 from covidjax.prepare import sample_dataset
-
-Predict = Callable[[Weights, Any], Array]
-"""Weights and uint8 images ``[B, S, S, 1]`` → float32 logits ``[B, classes]``; jitted."""
-
-
-def make_predict(network: Network, channels: int) -> Predict:
-    """The jitted forward pass from pixels to logits; the devices share the batch."""
-
-    def forward(weights: Weights, images: Array) -> Array:
-        return network.apply(weights, normalise(images, channels))[0]
-
-    @functools.cache
-    def program(mesh: Mesh) -> Predict:
-        share = P(device.AXIS)
-        return jax.jit(device.split(forward, mesh, P(), share, result=share))
-
-    def predict(weights: Weights, images: Any) -> Array:
-        mesh = device.mesh(len(images))
-        images = jax.device_put(images, NamedSharding(mesh, P(device.AXIS)))
-        return program(mesh)(device.on_all(weights, mesh), images)
-
-    return predict
+from covidjax.trained import Predict, load_run, make_predict
 
 
 def logits_of(predict: Predict, weights: Weights, batches: Iterable[pipeline.Batch]) -> tuple[np.ndarray, np.ndarray]:
@@ -90,40 +63,6 @@ def open_dataset(path: str | Path, preprocess: Preprocess | None = None) -> Data
 
 def _options(preprocess: Preprocess) -> str:
     return f"--image-size {preprocess.image_size} --lungs {preprocess.lungs} --classes {len(preprocess.classes)}"
-
-
-class Loaded(NamedTuple):
-    """A trained run, ready to predict."""
-
-    run: Run
-    kind: str
-    """``best``, chosen by the validation fold, or ``last``."""
-    step: int
-    weights: Weights
-    network: Network
-
-
-def load_run(path: Path, device_name: str = "auto") -> Loaded:
-    """Settings and weights of a run: its best checkpoint where a validation fold chose one, else its last. The network
-    computes in the precision that the run's settings give on this device.
-
-    Raises:
-      UserError: no run, no usable checkpoint in it, or no such device.
-    """
-    if not path.exists():
-        raise UsageError(f"{path} does not exist; name a folder that `covidjax train` made, such as one under runs/.")
-    run = Run.load(path / rundir.CONFIG)
-    dtype, _ = device.precision(run.config.train.precision, device.start(device_name))
-    network = Network(run.config.model, run.preprocess, dtype)
-    kind = "best" if checkpoint.steps(path, "best") else "last"
-    saved = checkpoint.restore(path, kind, network.abstract())
-    return Loaded(run, kind, saved.step, saved.weights, network)
-
-
-def newest_run(root: Path = Path("runs")) -> Path | None:
-    """The run under ``root`` whose checkpoint is the newest, or None."""
-    runs = [path.parent for path in root.glob("*/config.toml") if checkpoint.steps(path.parent, "last")]
-    return max(runs, key=lambda path: (path / "checkpoints" / "last").stat().st_mtime, default=None)
 
 
 class Evaluation(NamedTuple):

@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import binomtest
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 
 @dataclass(frozen=True)
@@ -53,6 +51,10 @@ def measure(labels: ArrayLike, predictions: ArrayLike, classes: Sequence[str]) -
     Raises:
       ValueError: no examples.
     """
+    # Here: they take a second to import, and scoring without known truth does without.
+    from scipy.stats import binomtest
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
     labels, predictions = np.asarray(labels), np.asarray(predictions)
     if not len(labels):
         raise ValueError("There are no examples to measure.")

@@ -1,4 +1,4 @@
-"""Grain loaders: films from plain files, for ``prepare`` and ``score``, and batches from a prepared dataset.
+"""Grain loaders: batches from a prepared dataset.
 
 Pixels stay uint8 here; everything numeric happens on the device.
 """
@@ -6,31 +6,13 @@ Pixels stay uint8 here; everything numeric happens on the device.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import os
-import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import grain
 import numpy as np
 
-from covidjax import radiograph
-from covidjax.config import Preprocess, UserError
-
-
-class Film(NamedTuple):
-    """What became of one file."""
-
-    path: str
-    image: np.ndarray | None
-    """uint8 ``[S, S, 1]``, or None where the file could not be read."""
-    error: str
-    """Why not; empty for a film that was read."""
-    sha256: str
-    """Of the file's bytes, hexadecimal; empty where there were none."""
-    decode_seconds: float
-    """Reading, decoding and resizing, on the worker that did it."""
+from covidjax.config import UserError
 
 
 class Batch(NamedTuple):
@@ -59,35 +41,6 @@ class Source(Protocol):
     def texts(self, row: int, *keys: str) -> tuple[str, ...]:
         """Some text features of a row."""
         ...
-
-
-def workers_or_default(workers: int | None) -> int:
-    """Threads that decode: one for each core this process may use, unless told otherwise."""
-    return workers or len(os.sched_getaffinity(0))
-
-
-def open_film(path: str | os.PathLike[str], preprocess: Preprocess) -> Film:
-    """Read a file as a model is to see it. Never raises for the file's faults: they are in ``error``."""
-    start = time.perf_counter()
-    image, error, digest = None, "", ""
-    try:
-        data = radiograph.read_bytes(path)
-        digest = hashlib.sha256(data).hexdigest()
-        # Twice the final size: a JPEG decoded smaller than that would lose detail to the two resizings in a row.
-        gray = radiograph.read(data, at_least=2 * preprocess.image_size)
-        image = radiograph.resize(gray, preprocess.image_size)[..., None]
-    except radiograph.RadiographError as fault:
-        error = str(fault)
-    return Film(os.fspath(path), image, error, digest, time.perf_counter() - start)
-
-
-def films(paths: Sequence[str | os.PathLike[str]], preprocess: Preprocess, *, workers: int | None = None) -> Iterator[Film]:
-    """Every file in order, decoded by ``workers`` threads ahead of the reader; memory is bounded by the buffer."""
-    if not paths:
-        return iter(())
-    threads = workers_or_default(workers)
-    dataset = grain.MapDataset.source(paths).map(lambda path: open_film(path, preprocess))
-    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 32)))
 
 
 def order(count: int, batch_size: int, *, seed: int, epoch: int) -> np.ndarray:

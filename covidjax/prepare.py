@@ -17,7 +17,7 @@ import scipy.sparse
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from covidjax import collections, dataset, phantom, pipeline
+from covidjax import collections, dataset, phantom, reading
 from covidjax.collections import Collection, Example
 from covidjax.config import CLASSES, Preprocess, UserError
 from covidjax.dataset import Record, writing
@@ -80,7 +80,7 @@ def prepare(
     folds = assign_folds(labels, patients if grouped else None, classes, folds=options.folds, seed=options.seed)
     skipped = []
     with writing(out, options.preprocess, options.folds) as writer:
-        stream = pipeline.films([example.path for example in examples], options.preprocess, workers=workers)
+        stream = reading.films([example.path for example in examples], options.preprocess, workers=workers)
         for done, (example, patient, fold, film) in enumerate(zip(examples, patients, folds, stream, strict=True), 1):
             if film.image is None:
                 skipped.append({"path": str(example.path), "source": example.source, "reason": film.error})

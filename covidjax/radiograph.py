@@ -10,6 +10,7 @@ import io
 import os
 import stat
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -58,13 +59,27 @@ def read(source: str | os.PathLike[str] | bytes, *, at_least: int | None = None)
     Raises:
       RadiographError: missing, empty, truncated, not an image, below 32 pixels a side or above 200 megapixels.
     """
+    return _decoded(source, at_least, np.asarray)
+
+
+def read_resized(source: str | os.PathLike[str] | bytes, size: int) -> np.ndarray:
+    """``resize(read(source, at_least=2 * size), size)`` without the copies between: uint8 ``[size, size]``.
+
+    Twice the size, since a JPEG decoded smaller than that would lose detail to the two resizings in a row.
+    """
+    return _decoded(source, 2 * size, lambda gray: np.asarray(_resized(gray, size)))
+
+
+def _decoded(
+    source: str | os.PathLike[str] | bytes, at_least: int | None, finish: Callable[[Image.Image], np.ndarray]
+) -> np.ndarray:
     if not isinstance(source, bytes):
         source = read_bytes(source)
     if not source:
         raise RadiographError("the file is empty (0 bytes)")
     try:
         with Image.open(io.BytesIO(source), formats=FORMATS) as image:
-            return _gray(image, at_least)
+            return finish(_gray(image, at_least))
     except Image.DecompressionBombError:
         raise RadiographError(f"more than {LARGEST // 1_000_000} megapixels, which no film has") from None
     except Image.UnidentifiedImageError:
@@ -100,19 +115,22 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         raise RadiographError(f"cannot be opened: {reason}") from error
 
 
-def _gray(image: Image.Image, at_least: int | None) -> np.ndarray:
+def _gray(image: Image.Image, at_least: int | None) -> Image.Image:
+    """Mode ``L``, upright; the image itself where it is so already, since copies of large films cost milliseconds."""
     if min(image.size) < SMALLEST:
         raise RadiographError(f"{image.width}×{image.height} pixels; a film has at least {SMALLEST}×{SMALLEST}")
     if image.format == "JPEG" and at_least and image.mode in ("L", "RGB"):
         image.draft("L", (at_least, at_least))
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I") or upright.mode == "F":
-        return _stretch(np.asarray(upright))
-    if "A" in upright.mode or "transparency" in upright.info:
-        upright = upright.convert("RGBA")
-        black = Image.new("RGBA", upright.size, (0, 0, 0, 255))
-        upright = Image.alpha_composite(black, upright)
-    return np.asarray(upright.convert("L"))
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_stretch(np.asarray(image)))
+    if "A" in image.mode or "transparency" in image.info:
+        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        image = Image.alpha_composite(black, image.convert("RGBA"))
+    if image.mode != "L":
+        return image.convert("L")
+    image.load()
+    return image
 
 
 def _stretch(pixels: np.ndarray) -> np.ndarray:
@@ -127,4 +145,8 @@ def resize(gray: np.ndarray, size: int) -> np.ndarray:
     """Resize uint8 ``[height, width]`` to ``[size, size]``, bilinear with antialiasing; the aspect is not kept."""
     if gray.shape == (size, size):
         return gray
-    return np.asarray(Image.fromarray(gray).resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0))
+    return np.asarray(_resized(Image.fromarray(gray), size))
+
+
+def _resized(gray: Image.Image, size: int) -> Image.Image:
+    return gray.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0)

@@ -6,10 +6,12 @@ import fcntl
 import json
 import os
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from covidjax import pipeline
-from covidjax.config import UsageError, UserError
+from covidjax.config import Run, UsageError, UserError
+
+if TYPE_CHECKING:
+    from covidjax.pipeline import Source
 
 CONFIG, LOG, SEEN, LOCK = "config.toml", "metrics.jsonl", "seen.txt", ".lock"
 
@@ -28,6 +30,17 @@ def make(run: Path) -> None:
         raise UserError(f"{run} holds a run already; go on with --resume, or name another folder with --run.")
     if inside:
         raise UserError(f"{run} holds other files, such as {min(inside)}; name a new or an empty folder with --run.")
+
+
+def settings(run: Path) -> Run:
+    """Settings and preprocessing of a run.
+
+    Raises:
+      UserError: there is no such run, or its settings are damaged.
+    """
+    if not run.exists():
+        raise UsageError(f"{run} does not exist; name a folder that `covidjax train` made, such as one under runs/.")
+    return Run.load(run / CONFIG)
 
 
 def lock(run: Path) -> IO[str]:
@@ -74,8 +87,10 @@ def keep_epochs(run: Path, epochs: int) -> None:
     partial.replace(log)
 
 
-def write_seen(run: Path, source: pipeline.Source) -> None:
+def write_seen(run: Path, source: Source) -> None:
     """Note in a run what its films can be known by again: ``seen.txt``, one key a line."""
+    from covidjax import pipeline  # here: grain is slow to import, and scoring does without
+
     keys = sorted({key for keys in pipeline.identities(source) for key in keys})
     (run / SEEN).write_text("".join(f"{key}\n" for key in keys), errors="surrogateescape")
 

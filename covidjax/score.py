@@ -10,16 +10,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from covidjax import pipeline
+from covidjax import reading
 from covidjax.collections.base import read_table, walk
 from covidjax.collections.folder import class_of
 from covidjax.config import Preprocess, Run, UserError
-from covidjax.evaluate import Loaded, load_run, make_predict
-from covidjax.models import Weights
 from covidjax.radiograph import SUFFIXES
+from covidjax.runtime import Opened, open_run
 
 
 class Row(NamedTuple):
@@ -86,32 +84,34 @@ class Classifier:
     Attributes:
       classes: class names, in the order of the probabilities.
       run: settings and preprocessing of the run.
+      runtime: what computes, with its version.
     """
 
-    def __init__(self, loaded: Loaded):
-        self.run: Run = loaded.run
-        self.preprocess: Preprocess = loaded.run.preprocess
+    def __init__(self, opened: Opened):
+        self.run: Run = opened.run
+        self.preprocess: Preprocess = opened.run.preprocess
         self.classes = self.preprocess.classes
-        self.checkpoint = f"{loaded.kind} checkpoint, step {loaded.step}"
-        self._weights: Weights = jax.device_put(loaded.weights)
-        self._predict = make_predict(loaded.network, loaded.run.config.model.channels)
+        self.checkpoint = f"{opened.kind} checkpoint, step {opened.step}"
+        self.runtime = opened.runtime.title
+        self._runtime = opened.runtime
 
     @classmethod
-    def load(cls, run: str | os.PathLike[str], *, device: str = "auto") -> Classifier:
+    def load(cls, run: str | os.PathLike[str], *, device: str = "auto", runtime: str = "auto") -> Classifier:
         """Load a run.
 
         Args:
           run: its folder.
           device: ``auto``, ``cpu`` or ``gpu``.
+          runtime: ``jax``, ``openvino``, ``onnxruntime``, or ``auto``: the fastest that is installed for the device.
 
         Raises:
-          UserError: no run, a damaged checkpoint, no such device.
+          UserError: no run, a damaged checkpoint, no such device, a runtime that is not installed.
         """
-        return cls(load_run(Path(run), device))
+        return cls(open_run(Path(run), device, runtime))
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """uint8 ``[B, S, S, 1]``, preprocessed → float32 ``[B, classes]``, each row adding up to 1."""
-        return np.asarray(_softmax(self._predict(self._weights, images)))
+        return np.asarray(self._runtime(images))
 
     def score(
         self,
@@ -137,8 +137,11 @@ class Classifier:
         paths = list(paths)
         batch_size = min(batch_size, 1 << max(len(paths) - 1, 0).bit_length())
         size = self.preprocess.image_size
-        waiting: list[tuple[list[pipeline.Film], Any]] = []
-        for films in _grouped(pipeline.films(paths, self.preprocess, workers=workers), batch_size):
+        # While the model is at a batch, the threads fill the next.
+        ahead = max(reading.AHEAD, batch_size)
+        stream = reading.films(paths, self.preprocess, workers=workers, ahead=ahead, digest=False)
+        waiting: list[tuple[list[reading.Film], Any]] = []
+        for films in _grouped(stream, batch_size):
             timing.files += len(films)
             timing.decode += sum(film.decode_seconds for film in films)
             images = [film.image for film in films if film.image is not None]
@@ -147,7 +150,7 @@ class Classifier:
                 start = time.perf_counter()
                 batch = np.zeros((batch_size, size, size, 1), np.uint8)
                 batch[: len(images)] = images
-                result = _softmax(self._predict(self._weights, batch))
+                result = self._runtime(batch)
                 timing.model += time.perf_counter() - start
                 timing.films += len(images)
             waiting.append((films, result))
@@ -157,7 +160,7 @@ class Classifier:
         for films, result in waiting:
             yield from self._rows(films, result, timing)
 
-    def _rows(self, films: list[pipeline.Film], result: Any, timing: Timing) -> Iterator[Row]:
+    def _rows(self, films: list[reading.Film], result: Any, timing: Timing) -> Iterator[Row]:
         start = time.perf_counter()
         values = iter(()) if result is None else iter(np.asarray(result).tolist())
         timing.model += time.perf_counter() - start
@@ -173,14 +176,9 @@ class Classifier:
             yield Row(film.path, "ok", best, probabilities[best], probabilities, "")
 
 
-@jax.jit
-def _softmax(logits: jax.Array) -> jax.Array:
-    return jax.nn.softmax(logits)
-
-
-def _grouped(films: Iterator[pipeline.Film], size: int) -> Iterator[list[pipeline.Film]]:
+def _grouped(films: Iterator[reading.Film], size: int) -> Iterator[list[reading.Film]]:
     """Groups of up to ``size`` readable films; the unreadable ones between them travel along, so order is kept."""
-    group: list[pipeline.Film] = []
+    group: list[reading.Film] = []
     readable = 0
     for film in films:
         group.append(film)

@@ -11,6 +11,15 @@ from PIL import Image
 from covidjax import phantom
 
 
+@pytest.fixture(scope="session", autouse=True)
+def converted_elsewhere(tmp_path_factory):
+    """Converted networks of the tests do not push a user's own out of the cache."""
+    folder = tmp_path_factory.mktemp("models")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("covidjax.runtime.cache", lambda: folder)
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def films(tmp_path_factory):
     """A folder with one subfolder a class and ten PNG files of 64 × 64 pixels, of five patients, in each."""

@@ -210,8 +210,8 @@ def test_names_that_look_like_markup_and_pipes(trained: Path, films: Path, tmp_p
 def test_weights_that_are_no_numbers_give_error_rows(trained: Path, films: Path):  # noqa: F811
     import jax
 
-    classifier = covidjax.load(trained)
-    classifier._weights = jax.tree.map(lambda leaf: leaf * float("nan"), classifier._weights)
+    classifier: Any = covidjax.load(trained, runtime="jax")
+    classifier._runtime._weights = jax.tree.map(lambda leaf: leaf * float("nan"), classifier._runtime._weights)
     rows = list(classifier.score(paths_below(films)[:3]))
     assert {row.status for row in rows} == {"error"}
     assert "not finite" in rows[0].error
@@ -253,16 +253,16 @@ def test_python_api(trained: Path, films: Path):  # noqa: F811
 
 
 def test_rows_come_before_all_files_are_read(trained: Path, films: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
-    from covidjax import pipeline
+    from covidjax import reading
 
     opened = []
-    whole = pipeline.open_film
+    whole = reading.open_film
 
-    def counted(path, preprocess):
+    def counted(path, preprocess, *, digest):
         opened.append(path)
-        return whole(path, preprocess)
+        return whole(path, preprocess, digest=digest)
 
-    monkeypatch.setattr(pipeline, "open_film", counted)
+    monkeypatch.setattr(reading, "open_film", counted)
     rows = covidjax.load(trained).score(paths_below(films) * 20, batch_size=4, workers=2)
     for _ in range(5):
         next(rows)

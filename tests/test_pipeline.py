@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from covidjax import pipeline, radiograph
+from covidjax import pipeline, radiograph, reading
 from covidjax.config import Preprocess, UserError
 from covidjax.dataset import Dataset, Record, writing
 
@@ -57,7 +57,7 @@ def test_films_come_in_order_with_errors_in_their_place(films, tmp_path, workers
     text.write_text("no image")
     good = sorted(films.glob("*/*.png"))
     paths = [good[5], tmp_path / "missing.png", good[0], text, str(good[9]), tmp_path, good[0]]
-    found = list(pipeline.films(paths, SMALL, workers=workers))
+    found = list(reading.films(paths, SMALL, workers=workers))
     assert [film.path for film in found] == [str(path) for path in paths]
     assert [film.error for film in found] == [
         "",
@@ -78,36 +78,27 @@ def test_films_come_in_order_with_errors_in_their_place(films, tmp_path, workers
 
 def test_film_is_what_radiograph_makes_of_it(films):
     path = next(films.glob("Pneumonia/*.png"))
-    film = pipeline.open_film(path, Preprocess(image_size=48))
+    film = reading.open_film(path, Preprocess(image_size=48))
     assert film.image is not None
     assert film.image.shape == (48, 48, 1)
     np.testing.assert_array_equal(film.image[..., 0], radiograph.resize(radiograph.read(path), 48))
 
 
-def test_large_jpeg_is_not_decoded_below_twice_the_final_size(monkeypatch, write_films, tmp_path):
-    asked = []
-    read = radiograph.read
-    monkeypatch.setattr(radiograph, "read", lambda data, *, at_least: asked.append(at_least) or read(data))
-    write_films(tmp_path, "a.jpg")
-    pipeline.open_film(tmp_path / "a.jpg", SMALL)
-    assert asked == [64]
-
-
 def test_no_paths_give_no_films():
-    assert list(pipeline.films([], SMALL)) == []
+    assert list(reading.films([], SMALL)) == []
 
 
 def test_films_are_not_all_read_ahead(monkeypatch):
     opened, lock = [], threading.Lock()
 
-    def open_film(path, preprocess):
+    def open_film(path, preprocess, *, digest):
         with lock:
             opened.append(path)
-        return pipeline.Film(path, None, "", "", 0.0)
+        return reading.Film(path, None, "", "", 0.0)
 
-    monkeypatch.setattr(pipeline, "open_film", open_film)
+    monkeypatch.setattr(reading, "open_film", open_film)
     paths = [str(number) for number in range(1000)]
-    stream = pipeline.films(paths, SMALL, workers=2)
+    stream = reading.films(paths, SMALL, workers=2)
     assert next(stream).path == "0"
     time.sleep(0.3)  # long enough to have read them all
     assert len(opened) < 100
@@ -116,8 +107,8 @@ def test_films_are_not_all_read_ahead(monkeypatch):
 
 
 def test_workers_left_out_are_as_many_as_the_cores():
-    assert pipeline.workers_or_default(3) == 3
-    assert pipeline.workers_or_default(None) >= 1
+    assert reading.workers_or_default(3) == 3
+    assert reading.workers_or_default(None) >= 1
 
 
 @pytest.mark.parametrize(("count", "batch_size", "steps"), [(10, 3, 3), (12, 3, 4), (5, 32, 1), (7, 7, 1), (8, 7, 1)])

@@ -177,6 +177,17 @@ def test_jpeg_decoded_small_is_after_resizing_the_full_one():
     assert distance(small, radiograph.resize(radiograph.read(data), 64)) < 1.5
 
 
+@pytest.mark.parametrize(("kind", "mode"), [("PNG", "L"), ("PNG", "RGBA"), ("PNG", "I;16"), ("JPEG", "L"), ("JPEG", "RGB")])
+@pytest.mark.parametrize("size", [64, 350])
+def test_read_resized_is_read_and_resize(kind: str, mode: str, size: int):
+    large = Image.fromarray(np.random.default_rng(0).integers(0, 256, (700, 900), np.uint8))
+    if mode == "I;16":
+        large = Image.fromarray(np.asarray(large).astype(np.uint16) * 100)
+    data = encoded(large if mode in ("L", "I;16") else large.convert(mode), kind)
+    expected = radiograph.resize(radiograph.read(data, at_least=2 * size), size)
+    np.testing.assert_array_equal(radiograph.read_resized(data, size), expected)
+
+
 def test_turned_jpeg_decoded_small_is_upright():
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from bench.harness import Missing
 from covidjax import device
@@ -67,8 +69,10 @@ class Train:
         dtype, scaled = device.precision(precision, where)
         network = Network(config.model, loaded.run.preprocess, dtype)
         optimizer = make_optimizer(train, learning_rate(train, 1))
-        step = make_step(config, network, optimizer, np.ones(len(loaded.run.preprocess.classes), np.float32), scaled)
-        self._state = initial_state(loaded.weights, optimizer, scaled)
+        mesh = device.mesh(len(images))
+        ones = np.ones(len(loaded.run.preprocess.classes), np.float32)
+        step = make_step(config, network, optimizer, ones, scaled, device.AXIS if mesh.size > 1 else None)
+        self._state = device.on_all(initial_state(loaded.weights, optimizer, scaled), mesh)
         self._call, steps = compiled(step, images, labels, where.platform)
         self._first = max(1, first // steps)
         self.images = steps * len(images)
@@ -91,8 +95,10 @@ def compiled(step: Any, images: np.ndarray, labels: np.ndarray, platform: str) -
     The one place to follow a change there.
     """
     if platform == "cpu":
-        jitted = jax.jit(step, donate_argnums=0)
-        return lambda state: jitted(state, images, labels), 1
+        share, mesh = P(device.AXIS), device.mesh(len(images))
+        images_there, labels_there = jax.device_put((images, labels), NamedSharding(mesh, share))
+        jitted = jax.jit(device.split(step, mesh, P(), share, share, result=P()), donate_argnums=0)
+        return lambda state: jitted(state, images_there, labels_there), 1
     kept_images, kept_labels = jax.device_put((images, labels))
     rows = np.tile(np.arange(len(images), dtype=np.int32), (ACCELERATED_STEPS, 1))
 
@@ -111,7 +117,7 @@ class Forward:
         images, _ = read_batch(batch)
         loaded = load_run(Path(run))
         self._predict = make_predict(loaded.network, loaded.run.config.model.channels)
-        self._weights = jax.device_put(loaded.weights)
+        self._weights = loaded.weights
         self._images: Any = images if where.platform == "cpu" else jax.device_put(images)
         self.images = len(images)
 

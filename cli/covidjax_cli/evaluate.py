@@ -23,8 +23,8 @@ def evaluate(run: Path | None, data: str | None, as_json: bool) -> None:
     Of the dataset it was trained on the test fold is used, of any other one all films.
     """
     from covidjax import report
+    from covidjax.checkpoint import newest_run
     from covidjax.evaluate import evaluate as evaluate_run
-    from covidjax.evaluate import newest_run
 
     chosen = run or newest_run()
     if chosen is None:

@@ -35,6 +35,13 @@ SHOWN = 50
 @click.option("--batch-size", type=click.IntRange(1, 65536), default=32, show_default=True)
 @click.option("--workers", type=click.IntRange(1), help="Decoding threads.  [default: one a core]")
 @click.option("--device", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", show_default=True)
+@click.option(
+    "--runtime",
+    type=click.Choice(["auto", "jax", "openvino", "onnxruntime"]),
+    default="auto",
+    show_default=True,
+    help="What computes; auto is the fastest that is installed for the device.",
+)
 @click.option("--strict", is_flag=True, help="Exit with 1 if any file could not be read.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 def score(
@@ -45,6 +52,7 @@ def score(
     batch_size: int,
     workers: int | None,
     device: str,
+    runtime: str,
     strict: bool,
     as_json: bool,
 ) -> None:
@@ -57,8 +65,7 @@ def score(
     if len(missing) == len(paths):
         raise UsageError(f"{missing[0]} does not exist; name a file or a folder of films.")
 
-    from covidjax import metrics, report
-    from covidjax.evaluate import newest_run
+    from covidjax.checkpoint import newest_run
     from covidjax.output import check_ending, open_output
     from covidjax.score import Classifier, Timing, find_films, truth_from_csv, truth_from_folders
 
@@ -68,8 +75,8 @@ def score(
     if run is None:
         raise UserError("There is no run under runs/ to score with; train one with `covidjax train`, or name one.")
     found = find_films(paths)
-    classifier = Classifier.load(run, device=device)
-    common.say(f"Model: run {run}, {classifier.run.config.model.name}, {classifier.checkpoint}.")
+    classifier = Classifier.load(run, device=device, runtime=runtime)
+    common.say(f"Model: run {run}, {classifier.run.config.model.name}, {classifier.checkpoint}, on {classifier.runtime}.")
     if found.passed_over:
         common.say(f"{found.passed_over} other files passed over: not images, by their ending.")
     classes = classifier.classes
@@ -100,9 +107,14 @@ def score(
                 errors.append(row)
             progress(done, len(found.paths))
     timing.stop()
+
+    from covidjax import report  # now: tables need what the first row did not
+
     total = len(found.paths)
     measured = None
     if known:
+        from covidjax import metrics
+
         true, predicted = zip(*known, strict=True)
         measured = metrics.measure(true, predicted, classes)
     note = report.TRAINED_ON_SYNTHETIC if synthetic else ""

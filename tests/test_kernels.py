@@ -1,0 +1,83 @@
+"""The faster forms of layers against their plain ones."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import Array
+
+from covidjax.models import kernels
+
+
+def numbers(seed: int, *shape: int) -> Array:
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def to_blocks(x: Array) -> Array:
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // 2, 2, width // 2, 2, channels).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, height // 2, width // 2, 4 * channels)
+
+
+def assert_close(found: Array, wanted: Array) -> None:
+    assert float(jnp.abs(found - wanted).max()) <= 2e-6 * float(jnp.abs(wanted).max())
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "inputs", "outputs"), [(12, 16, 1, 8), (6, 4, 3, 2), (8, 10, 8, 16), (2, 2, 5, 3)]
+)
+def test_convolution_into_blocks(height: int, width: int, inputs: int, outputs: int):
+    x, kernel = numbers(0, 3, height, width, inputs), numbers(1, 3, 3, inputs, outputs)
+    gradient = numbers(2, 3, height, width, outputs)
+    plain, plain_gradients = jax.vjp(lambda x, kernel: kernels.conv(x, kernel, 1), x, kernel)
+    blocks, gradients = jax.vjp(kernels.conv_blocks, x, kernel)
+    assert_close(blocks, to_blocks(plain))
+    for found, wanted in zip(gradients(to_blocks(gradient)), plain_gradients(gradient), strict=True):
+        assert_close(found, wanted)
+
+
+def plain_norm_act(z: Array, scale: Array, bias: Array) -> Array:
+    axes = tuple(range(z.ndim - 1))
+    mean, var = z.mean(axes), z.var(axes)
+    a = (z - mean) / jnp.sqrt(var + 1e-5) * scale + bias
+    return jnp.where(a >= 0, a, 0.1 * a)
+
+
+def pool(y: Array) -> Array:
+    batch, height, width, channels = y.shape
+    return y.reshape(batch, height // 2, 2, width // 2, 2, channels).max((2, 4))
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+def test_normalisation_activation_and_pooling(blocks: bool):
+    z, scale, bias = numbers(3, 4, 6, 8, 5) + 2, numbers(4, 5), numbers(5, 5)  # some of the scales are negative
+    assert (np.asarray(scale) < 0).any()
+
+    def plain(z: Array, scale: Array, bias: Array) -> Array:
+        y = plain_norm_act(z, scale, bias)
+        return pool(y) if blocks else y
+
+    def fast(z: Array, scale: Array, bias: Array) -> Array:
+        return kernels.norm_act(to_blocks(z) if blocks else z, scale, bias, blocks, None, 1e-5)[0]
+
+    wanted, wanted_gradients = jax.vjp(plain, z, scale, bias)
+    found, gradients = jax.vjp(fast, z, scale, bias)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+    gradient = numbers(6, *wanted.shape)
+    for a, b in zip(gradients(gradient), wanted_gradients(gradient), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_of_equal_pixels_the_first_gets_the_gradient():
+    z = jnp.concatenate([jnp.ones((1, 1, 1, 4)), jnp.zeros((1, 1, 1, 4))], 2)  # two blocks of one channel
+
+    def total(z: Array) -> Array:
+        y, _, _ = kernels.norm_act(z, jnp.ones(1), jnp.zeros(1), True, None, 1e-5)
+        return y[0, 0, 0, 0]
+
+    gradient = np.asarray(jax.grad(total)(z))[0, 0]
+    # Without ties the three others of a block would differ from it by the whole factor 1/sqrt(var + eps).
+    assert gradient[0, 0] - gradient[0, 1] == pytest.approx(1 / np.sqrt(0.25 + 1e-5), rel=1e-5)
+    assert gradient[0, 1] == gradient[0, 2] == gradient[0, 3]
