@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,9 @@ import pytest
 from PIL import Image
 
 from covidjax import phantom
+
+# Two devices, also where there is one core and whichever test is the first to use jax.
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
 
 
 @pytest.fixture(scope="session", autouse=True)

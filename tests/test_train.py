@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec as P
 
-from covidjax import checkpoint, pipeline, rundir, train
+from covidjax import checkpoint, device, pipeline, rundir, train
 from covidjax.config import CLASSES, Config, ModelConfig, Preprocess, TrainConfig, UserError, load_config
 from covidjax.dataset import Dataset
 from covidjax.models import Network, Weights
@@ -122,6 +123,26 @@ class OneStep:
         return self._step(state, IMAGES, LABELS)
 
 
+def test_two_devices_come_to_the_state_of_one():
+    device.start()
+    mesh = device.mesh(len(IMAGES))
+    assert mesh.size == 2
+    config = load_config(None, ["train.class_weights=balanced"])  # with augmentation: the draws must be shared out too
+    network = Network(config.model, Preprocess(image_size=32))
+    optimizer = optax.sgd(0.1)
+    importance = np.array([0.5, 1.0, 3.0], np.float32)
+    before = initial_state(network.init(0), optimizer, False)
+    alone = jax.jit(make_step(config, network, optimizer, importance, False))(before, IMAGES, LABELS)
+    step = make_step(config, network, optimizer, importance, False, device.AXIS)
+    share = P(device.AXIS)
+    shared = jax.jit(device.split(step, mesh, P(), share, share, result=P()))(before, IMAGES, LABELS)
+    assert float(shared.totals.loss) == pytest.approx(float(alone.totals.loss), rel=1e-5)
+    assert int(shared.totals.correct) == int(alone.totals.correct)
+    assert int(shared.totals.images) == len(IMAGES)
+    for a, b in zip(jax.tree.leaves(shared.weights), jax.tree.leaves(alone.weights), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
 def dense_of(state: Any) -> np.ndarray:
     return np.asarray(state.weights.params["dense"]["kernel"])
 
@@ -143,6 +164,7 @@ def test_loss_is_weighted_and_smoothed_cross_entropy():
     assert int(after.step) == 1
 
 
+@pytest.mark.slow
 def test_scaled_float16_step():
     """An overflowing step is left out and the scale halved; one that does not overflow is the float32 step."""
     half = OneStep((1, 1, 1), jnp.float16)
