@@ -46,6 +46,7 @@ def test_importing_the_library_imports_no_jax():
     assert not modules_after("import covidjax") & {"jax", "numpy"}
 
 
+@pytest.mark.slow
 def test_no_command_imports_tensorflow(films: Path, tmp_path: Path):
     """Every command in one process, where a TensorFlow and a torch are there to be found but break when imported."""
     for package in ("tensorflow", "torch"):

@@ -65,6 +65,7 @@ def test_train_json(prepared: Path, tmp_path: Path):
     assert set(found["seconds"]) >= {"compile", "load", "train", "evaluate", "wall"}
 
 
+@pytest.mark.slow
 def test_sample_is_said_to_be_synthetic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from covidjax import evaluate, prepare
 
@@ -214,6 +215,7 @@ def compare_killed(prepared: Path, folder: Path, kills: int, epochs: int, seed: 
     assert report[0] == report[1]
 
 
+@pytest.mark.slow
 def test_killed_training_resumes_to_the_same_bits(prepared: Path, tmp_path: Path):
     compare_killed(prepared, tmp_path, kills=2, epochs=6, seed=0)
 
