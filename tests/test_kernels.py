@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,7 +62,8 @@ def test_normalisation_activation_and_pooling(blocks: bool):
         return pool(y) if blocks else y
 
     def fast(z: Array, scale: Array, bias: Array) -> Array:
-        return kernels.norm_act(to_blocks(z) if blocks else z, scale, bias, blocks, None, 1e-5)[0]
+        found: Any = kernels.norm_act(to_blocks(z) if blocks else z, scale, bias, blocks, None, 1e-5)
+        return found[0]
 
     wanted, wanted_gradients = jax.vjp(plain, z, scale, bias)
     found, gradients = jax.vjp(fast, z, scale, bias)
@@ -74,8 +77,8 @@ def test_of_equal_pixels_the_first_gets_the_gradient():
     z = jnp.concatenate([jnp.ones((1, 1, 1, 4)), jnp.zeros((1, 1, 1, 4))], 2)  # two blocks of one channel
 
     def total(z: Array) -> Array:
-        y, _, _ = kernels.norm_act(z, jnp.ones(1), jnp.zeros(1), True, None, 1e-5)
-        return y[0, 0, 0, 0]
+        found: Any = kernels.norm_act(z, jnp.ones(1), jnp.zeros(1), True, None, 1e-5)
+        return found[0][0, 0, 0, 0]
 
     gradient = np.asarray(jax.grad(total)(z))[0, 0]
     # Without ties the three others of a block would differ from it by the whole factor 1/sqrt(var + eps).

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
+import keras  # pyright: ignore[reportMissingImports] - only the extra `peers` has it
 import numpy as np
 
 from bench.harness import cores
