@@ -144,6 +144,7 @@ def test_ctrl_c_saves_first(prepared: Path, tmp_path: Path):
     stopped_by(signal.SIGINT, prepared, tmp_path)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_first_and_resume_goes_on_to_the_same_bits(prepared: Path, tmp_path: Path):
     step = stopped_by(signal.SIGTERM, prepared, tmp_path)
     resumed = run("train", "--resume", "--run", tmp_path / "run")
