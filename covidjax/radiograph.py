@@ -15,9 +15,28 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageOps
 
-from covidjax.config import UserError
+from covidjax import dicom
+from covidjax.config import RadiographError
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".tif", ".tiff", ".webp"})
+SUFFIXES = frozenset(
+    {
+        ".dcm",
+        ".dicom",
+        ".dic",
+        ".png",
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jp2",
+        ".j2k",
+        ".jpx",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".webp",
+        ".gif",
+    }
+)
 """File endings that are taken for films when a folder is read; a file that is named itself may have any ending."""
 
 LARGEST = 200_000_000
@@ -26,8 +45,9 @@ LARGEST = 200_000_000
 SMALLEST = 32
 """Least height and width in pixels in which a chest can be told at all."""
 
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
-"""What is decoded, whatever a file is called: not every format that Pillow knows, some of which call other programs."""
+FORMATS = ("PNG", "JPEG", "JPEG2000", "BMP", "TIFF", "WEBP", "GIF")
+"""What is decoded besides DICOM, whatever a file is called: not every format that Pillow knows, some of which call other
+programs."""
 
 LONGEST = 2**30
 """Most bytes of a file."""
@@ -38,10 +58,6 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 # Pillow refuses twice this number of itself, before it allocates anything.
 Image.MAX_IMAGE_PIXELS = LARGEST // 2
-
-
-class RadiographError(UserError):
-    """A film that cannot be read; the message says why."""
 
 
 def read(source: str | os.PathLike[str] | bytes, *, at_least: int | None = None) -> np.ndarray:
@@ -78,12 +94,16 @@ def _decoded(
     if not source:
         raise RadiographError("the file is empty (0 bytes)")
     try:
+        if dicom.is_dicom(source):
+            return finish(_large_enough(Image.fromarray(dicom.decode(source, LARGEST))))
         with Image.open(io.BytesIO(source), formats=FORMATS) as image:
             return finish(_gray(image, at_least))
     except Image.DecompressionBombError:
         raise RadiographError(f"more than {LARGEST // 1_000_000} megapixels, which no film has") from None
     except Image.UnidentifiedImageError:
-        raise RadiographError("not an image in a known format (PNG, JPEG, BMP, TIFF, WebP)") from None
+        raise RadiographError(
+            "not an image in a known format (DICOM, PNG, JPEG, JPEG 2000, BMP, TIFF, WebP, GIF)"
+        ) from None
     except RadiographError:
         raise
     # A damaged file can raise nearly anything from a decoder; whatever it is, it is this file's own fault.
@@ -115,10 +135,15 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         raise RadiographError(f"cannot be opened: {reason}") from error
 
 
-def _gray(image: Image.Image, at_least: int | None) -> Image.Image:
-    """Mode ``L``, upright; the image itself where it is so already, since copies of large films cost milliseconds."""
+def _large_enough(image: Image.Image) -> Image.Image:
     if min(image.size) < SMALLEST:
         raise RadiographError(f"{image.width}×{image.height} pixels; a film has at least {SMALLEST}×{SMALLEST}")
+    return image
+
+
+def _gray(image: Image.Image, at_least: int | None) -> Image.Image:
+    """Mode ``L``, upright; the image itself where it is so already, since copies of large films cost milliseconds."""
+    _large_enough(image)
     if image.format == "JPEG" and at_least and image.mode in ("L", "RGB"):
         image.draft("L", (at_least, at_least))
     ImageOps.exif_transpose(image, in_place=True)

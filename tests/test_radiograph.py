@@ -234,7 +234,7 @@ def test_truncated_file_is_damaged(kind, share):
 def test_what_is_no_image_is_called_so(tmp_path, data):
     path = tmp_path / "film.png"
     path.write_bytes(data)
-    assert reason(path) == "not an image in a known format (PNG, JPEG, BMP, TIFF, WebP)"
+    assert reason(path) == "not an image in a known format (DICOM, PNG, JPEG, JPEG 2000, BMP, TIFF, WebP, GIF)"
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (31, 500), (500, 31)])
