@@ -1,0 +1,35 @@
+"""Fits the weights of ``covidjax.polarity`` to all films below folders and prints how such weights do on other patients.
+
+``python -m bench.polarity FOLDER...``
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from safetensors.numpy import save_file
+from sklearn.model_selection import GroupKFold
+
+from covidjax import polarity, radiograph
+from covidjax.collections.base import patient_of, walk
+
+
+def main(folders: list[str]) -> None:
+    """Print the scores of five folds by patient, and write the weights of all films into the package."""
+    paths = [path for folder in folders for path in walk(Path(folder))[0]]
+    films = [Image.fromarray(radiograph.read(path, at_least=4 * polarity.SIDE)) for path in paths]
+    values = np.stack([polarity.features(film) for film in films])
+    scores = np.zeros(len(values))
+    for train, test in GroupKFold(5).split(values, groups=[patient_of(path.name) for path in paths]):
+        scores[test] = values[test] @ polarity.fit(values[train])
+    unsure, lowest = (scores < polarity.SURE).sum(), ", ".join(f"{value:.2f}" for value in np.sort(scores)[:5])
+    print(f"{len(scores)} films: {(scores < 0).sum()} taken for negatives, {unsure} unsure, lowest scores {lowest}")
+    save_file({"weights": polarity.fit(values)}, polarity.WEIGHTS)
+    print(f"wrote {polarity.WEIGHTS.name}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
