@@ -37,7 +37,7 @@ SUFFIXES = frozenset(
         ".gif",
     }
 )
-"""File endings that are taken for films when a folder is read; a file that is named itself may have any ending."""
+"""File endings that are taken for films when a folder is read, see ``may_be_film``; a file that is named itself may have any."""
 
 LARGEST = 200_000_000
 """Most pixels that are decoded. The largest detectors give some 20 million; more is a mistake or a bomb."""
@@ -58,6 +58,21 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 # Pillow refuses twice this number of itself, before it allocates anything.
 Image.MAX_IMAGE_PIXELS = LARGEST // 2
+
+
+def may_be_film(path: str | os.PathLike[str]) -> bool:
+    """Whether a file in a folder is taken for a film: by its ending, or because it begins as a DICOM file does, which
+    archives name by number. The index that such archives have beside them, DICOMDIR, is none."""
+    name = os.path.basename(os.fspath(path))
+    if os.path.splitext(name)[1].lower() in SUFFIXES:
+        return True
+    if name.upper() == "DICOMDIR" or not os.path.isfile(path):
+        return False
+    try:
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
 
 
 def read(source: str | os.PathLike[str] | bytes, *, at_least: int | None = None) -> np.ndarray:

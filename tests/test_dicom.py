@@ -14,6 +14,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 
 from covidjax import dicom, radiograph
+from covidjax.collections.base import walk
 from covidjax.config import RadiographError
 
 FILM = np.asarray(
@@ -268,3 +269,12 @@ def test_real_films(shared_data):
         height, width = read[name].shape
         middle = read[name][height // 3 : height // 2]
         assert middle[:, width // 2].mean() > max(middle[:, width // 4].mean(), middle[:, 3 * width // 4].mean()) + 20
+
+
+def test_folder_gives_dicom_files_of_any_name_but_not_their_index(tmp_path):
+    for name in ("1.2.840.1", "IM0001", "film.dcm", "DICOMDIR"):
+        (tmp_path / name).write_bytes(written(make()))
+    (tmp_path / "notes").write_text("no film")
+    found, others = walk(tmp_path)
+    assert [path.name for path in found] == ["1.2.840.1", "IM0001", "film.dcm"]
+    assert others == 2

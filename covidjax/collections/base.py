@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from covidjax.config import UserError
-from covidjax.radiograph import SUFFIXES
+from covidjax.radiograph import may_be_film
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def walk(folder: Path) -> tuple[list[Path], int]:
         seen.add((status.st_dev, status.st_ino))
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         visible = sorted(name for name in names if not name.startswith("."))
-        mine = [Path(directory, name) for name in visible if Path(name).suffix.lower() in SUFFIXES]
+        mine = [path for name in visible if may_be_film(path := Path(directory, name))]
         found += mine
         others += len(visible) - len(mine)
     return found, others
