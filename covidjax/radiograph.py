@@ -11,6 +11,7 @@ import os
 import stat
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -37,7 +38,7 @@ SUFFIXES = frozenset(
         ".gif",
     }
 )
-"""File endings that are taken for films when a folder is read, see ``may_be_film``; a file that is named itself may have any."""
+"""File endings that are taken for films when a folder is read (``may_be_film``); a file that is named itself may have any."""
 
 LARGEST = 200_000_000
 """Most pixels that are decoded. The largest detectors give some 20 million; more is a mistake or a bomb."""
@@ -60,16 +61,15 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 Image.MAX_IMAGE_PIXELS = LARGEST // 2
 
 
-def may_be_film(path: str | os.PathLike[str]) -> bool:
+def may_be_film(path: Path) -> bool:
     """Whether a file in a folder is taken for a film: by its ending, or because it begins as a DICOM file does, which
     archives name by number. The index that such archives have beside them, DICOMDIR, is none."""
-    name = os.path.basename(os.fspath(path))
-    if os.path.splitext(name)[1].lower() in SUFFIXES:
+    if path.suffix.lower() in SUFFIXES:
         return True
-    if name.upper() == "DICOMDIR" or not os.path.isfile(path):
+    if path.name.upper() == "DICOMDIR" or not path.is_file():
         return False
     try:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             return file.read(132)[128:] == b"DICM"
     except OSError:
         return False
