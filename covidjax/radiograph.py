@@ -38,7 +38,7 @@ SUFFIXES = frozenset(
         ".gif",
     }
 )
-"""File endings that are taken for films when a folder is read (``may_be_film``); a file that is named itself may have any."""
+"""File endings that are taken for films when a folder is read (``may_be_film``); one that is named itself may have any."""
 
 LARGEST = 200_000_000
 """Most pixels that are decoded. The largest detectors give some 20 million; more is a mistake or a bomb."""
