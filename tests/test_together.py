@@ -195,6 +195,7 @@ def test_probabilities_are_the_means_of_all_networks(ensemble: Path, uneven: Dat
     np.testing.assert_allclose(classifier.probabilities(images), np.mean(each, 0), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_scoring_says_what_computes(alone: tuple[Path, dict[str, Any]], films: Path):
     result = run("score", films / "COVID-19", "--checkpoint", alone[0], "--runtime", "jax")
     assert result.exit_code == 0, result.output
