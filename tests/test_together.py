@@ -113,6 +113,7 @@ def _moved(one: checkpoint.Saved) -> list[np.ndarray]:
     return [np.asarray(leaf) for leaf in (*jax.tree.leaves((one.training["optimizer"], one.weights.batch_stats)), *biases)]
 
 
+@pytest.mark.slow
 def test_together_comes_to_what_one_after_another_comes_to(
     joined: tuple[Path, Joint, Told], alone: tuple[Path, dict[str, Any]]
 ):
@@ -273,6 +274,7 @@ def test_what_keeps_networks_from_being_trained_together(tmp_path: Path):
     assert together._why_not(opened, shared) == "the images do not lie in the device's memory"
 
 
+@pytest.mark.slow
 def test_too_little_memory_for_all_is_enough_for_each(
     joined: tuple[Path, Joint, Told], uneven: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

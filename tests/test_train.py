@@ -202,6 +202,7 @@ def test_result_and_files(dataset: Dataset, finished: Path):
     assert (finished / "config.toml").is_file()
 
 
+@pytest.mark.slow
 def test_it_learns(dataset: Dataset, tmp_path: Path):
     # Learning the training images by heart needs working gradients, statistics and schedule all together.
     settings = ["train.epochs=25", "train.batch_size=8", "augment.rotation=0", "augment.shift=0", "augment.zoom=0"]
