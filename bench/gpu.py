@@ -2,12 +2,14 @@
 
 It checks the GPU's logits, gradients and losses of some steps against the CPU's, in float32 and in the automatic precision;
 trains 100 epochs on 1,044 images at 224 × 224 with the real ``covidjax.train``, evaluation and checkpoints included, and
-lets PyTorch do as many steps; measures forward pass and training step in turns with PyTorch; and works out which share of
-the card's bandwidth and arithmetic the step takes. With --small it does all that on tiny inputs, on a CPU too.
+lets PyTorch do as many steps; trains five folds at once and one alone; measures forward pass and training step in turns
+with PyTorch; and works out which share of the card's bandwidth and arithmetic the step takes. With --small it does all that
+on tiny inputs, on a CPU too.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import subprocess
@@ -53,6 +55,7 @@ ASKED = (
     Asked("losses_auto", "losses of 5 steps, the same", most=0.05),
     Asked("seconds_after_compilation", "100 epochs on 1,044 images, seconds without compilation", most=10.0),
     Asked("run_vs_torch", "the same work, times the best PyTorch", least=2.0),
+    Asked("folds_vs_one", "five folds at once, times one", most=2.5),
 )
 
 
@@ -62,6 +65,7 @@ class Size:
     def __init__(self, small: bool):
         self.pixels, self.batch = (32, 4) if small else (224, 32)
         self.images, self.folds, self.epochs = (60, 5, 3) if small else (1308, 5, 100)
+        self.fold_epochs = 3 if small else 20
         self.rounds, self.seconds = (2, 0.01) if small else (9, 1.0)
         self.copy, self.product = (2**20, 256) if small else (2**30, 8192)
 
@@ -104,13 +108,14 @@ def answers(batch: str, run: str, where: str, precision: Any) -> dict[str, Any]:
     import numpy as np
     import optax
 
-    from bench.peers.ours import UNCHANGED, read_batch
+    from bench.peers.ours import UNCHANGED, constant_given, read_batch
     from covidjax import device
     from covidjax.augment import normalise
     from covidjax.config import Config, TrainConfig
     from covidjax.evaluate import load_run
     from covidjax.models import Network, Weights
     from covidjax.step import initial_state, learning_rate, make_optimizer, make_step
+    from covidjax.task import Classification
 
     used = device.start(where)
     # TensorFloat32 would be compared with float32 here: what is asked is whether the programs are the same.
@@ -129,11 +134,12 @@ def answers(batch: str, run: str, where: str, precision: Any) -> dict[str, Any]:
 
     logits = jax.jit(lambda weights: network.apply(weights, normalise(jnp.asarray(images)))[0])(loaded.weights)
     gradients = jax.jit(jax.grad(loss))(loaded.weights.params)
-    optimizer = make_optimizer(train, learning_rate(train, 1))
-    step = jax.jit(make_step(config, network, optimizer, np.ones(logits.shape[-1], np.float32), scaled))
-    state, losses, before = initial_state(loaded.weights, optimizer, scaled), [], 0.0
+    optimizer = functools.partial(make_optimizer, train)
+    step = jax.jit(make_step(network, Classification(config), optimizer, scaled))
+    given = constant_given(train.learning_rate, logits.shape[-1])
+    state, losses, before = initial_state(loaded.weights, optimizer(learning_rate(train, 1)), scaled), [], 0.0
     for _ in range(5):
-        state = step(state, images, labels)
+        state = step(state, given, images, labels)
         losses.append((float(state.totals.loss) - before) / len(images))
         before = float(state.totals.loss)
     return {
@@ -227,6 +233,62 @@ def study(dataset: str, epochs: int, batch: int) -> dict[str, Any]:
     }
 
 
+def folded(size: Size) -> Result:
+    """Five folds at once against one of them, evaluation and checkpoints included."""
+    dataset = data.dataset(size.images, size.pixels, size.folds)
+    found = apart("bench.gpu", "folds", str(dataset), size.fold_epochs, size.batch)
+    one, five = found["one"], found["five"]
+    rows = [
+        Row("one fold", Spread.of([one]), samples=[one]),
+        Row(f"{size.folds} folds at once", Spread.of([five]), f"{five / one:.2f} times one", [five]),
+    ]
+    note = f"{found['device']}; without the first epoch, which has the compilation in it."
+    title = f"{size.fold_epochs - 1} epochs at {size.pixels} × {size.pixels}, batch {size.batch}"
+    return Result([Table(title, "seconds", rows, note)], {"folds_vs_one": five / one})
+
+
+def folds(dataset: str, epochs: int, batch: int) -> dict[str, Any]:
+    """Seconds from the end of the first epoch to that of the last, of one fold alone and of all at once."""
+    import jax
+
+    from covidjax.config import Config, DataConfig, TrainConfig
+    from covidjax.dataset import Dataset
+    from covidjax.together import train_members
+    from covidjax.train import train
+
+    class Watch:
+        """Remembers when each epoch of any network ended."""
+
+        def __init__(self) -> None:
+            self.ended: list[float] = []
+
+        def begin(self, what: str, steps: int) -> None:
+            pass
+
+        def step(self, epoch: int, step: int, loss: float, accuracy: float, images_per_second: float) -> None:
+            pass
+
+        def epoch(self, record: dict[str, Any]) -> None:
+            self.ended.append(time.perf_counter())
+
+    opened = Dataset(Path(dataset))
+    alone, together = Watch(), Watch()
+    settings = DataConfig(path=dataset)
+    with tempfile.TemporaryDirectory() as folder:
+        single = Config(data=settings, train=TrainConfig(epochs=epochs, batch_size=batch))
+        train(single, opened, Path(folder, "one"), progress=alone)
+        several = Config(data=settings, train=TrainConfig(epochs=epochs, batch_size=batch, cv=True, together="yes"))
+        lines: list[str] = []
+        train_members(several, opened, Path(folder, "five"), progress=lambda name: together, say=lines.append)
+    if lines:
+        raise RuntimeError(lines[0])  # another way than the one to be measured
+    return {
+        "device": jax.devices()[0].device_kind,
+        "one": alone.ended[-1] - alone.ended[0],
+        "five": together.ended[-1] - together.ended[opened.folds - 1],
+    }
+
+
 def paced(size: Size) -> Result:
     """Training step and forward pass, in turns with PyTorch."""
     batch, run = str(data.batch(size.batch, size.pixels)), str(data.run(size.pixels))
@@ -281,12 +343,13 @@ def limits(batch: str, run: str, copied: int, side: int) -> dict[str, Any]:
     import jax.numpy as jnp
     import numpy as np
 
-    from bench.peers.ours import read_batch
+    from bench.peers.ours import constant_given, read_batch
     from covidjax import device
     from covidjax.config import Config, TrainConfig
     from covidjax.evaluate import load_run
     from covidjax.models import Network
     from covidjax.step import initial_state, learning_rate, make_optimizer, make_step
+    from covidjax.task import Classification
 
     used = device.start()
     dtype, scaled = device.precision("auto", used)
@@ -311,10 +374,10 @@ def limits(batch: str, run: str, copied: int, side: int) -> dict[str, Any]:
     loaded = load_run(Path(run))
     train = TrainConfig(batch_size=len(images))
     network = Network(Config().model, loaded.run.preprocess, dtype)
-    optimizer = make_optimizer(train, learning_rate(train, 100))
-    step = make_step(Config(train=train), network, optimizer, np.ones(3, np.float32), scaled)
-    state = initial_state(loaded.weights, optimizer, scaled)
-    cost: Any = jax.jit(step, donate_argnums=0).lower(state, images, labels).compile().cost_analysis()
+    optimizer = functools.partial(make_optimizer, train)
+    step = make_step(network, Classification(Config(train=train)), optimizer, scaled)
+    state, given = initial_state(loaded.weights, optimizer(learning_rate(train, 100)), scaled), constant_given(1e-3, 3)
+    cost: Any = jax.jit(step, donate_argnums=0).lower(state, given, images, labels).compile().cost_analysis()
     return {
         "bandwidth": bandwidth,
         "arithmetic": arithmetic,
@@ -369,6 +432,7 @@ def main(out: Path, small: bool) -> None:
 
     part("check", lambda: checked(size))
     part("study", lambda: trained(size))
+    part("folds", lambda: folded(size))
     part("pace", lambda: paced(size))
     part("limits", lambda: limited(size, figures.get("train_images_per_second")))
     show_checks(check(figures, ASKED))

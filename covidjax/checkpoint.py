@@ -12,10 +12,12 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from covidjax import rundir
 from covidjax.config import UserError
 
 # jax and orbax are imported where they are used: what a run holds can be told without the second they take.
@@ -113,9 +115,36 @@ def chosen(run: Path) -> str:
 
 
 def newest_run(root: Path = Path("runs")) -> Path | None:
-    """The run under ``root`` whose checkpoint is the newest, or None."""
-    runs = [path.parent for path in root.glob("*/config.toml") if steps(path.parent, "last")]
-    return max(runs, key=lambda path: (path / "checkpoints" / "last").stat().st_mtime, default=None)
+    """The run under ``root`` whose checkpoint is the newest, or None. Of a cross-validation or an ensemble every network
+    must have one."""
+
+    def newest(run: Path) -> float | None:
+        try:
+            folders = rundir.members(run) or [run]
+        except UserError:  # its settings are damaged, which is told when it is used
+            folders = [run]
+        if not all(steps(folder, "last") for folder in folders):
+            return None
+        return max((folder / "checkpoints" / "last").stat().st_mtime for folder in folders)
+
+    times = {path.parent: newest(path.parent) for path in root.glob("*/config.toml")}
+    found = {run: time for run, time in times.items() if time is not None}
+    return max(found, key=found.__getitem__, default=None)
+
+
+def drop(run: Path, kind: str, step: int) -> None:
+    """Remove a checkpoint, so that the one before it is the newest."""
+    shutil.rmtree(run / "checkpoints" / kind / str(step))
+
+
+def described(run: Path) -> str:
+    """What a run is used by, in words, such as ``last checkpoint, step 120``."""
+    folders = rundir.members(run)
+    if folders:
+        kind = "folds of a cross-validation" if folders[0].name.startswith("fold") else "networks of an ensemble"
+        return f"mean probabilities of the {len(folders)} {kind}"
+    kind = chosen(run)
+    return f"{kind} checkpoint, step {steps(run, kind)[-1]}"
 
 
 def verify(run: Path, kind: str) -> tuple[int, str]:

@@ -102,6 +102,12 @@ class TrainConfig:
     """``device`` keeps the training images in the device's memory; ``stream`` reads them batch by batch."""
     checkpoint_seconds: float = 10.0
     """Least time between two checkpoints, also within an epoch; the last epoch always saves one."""
+    cv: bool = False
+    """Train a network for every fold of the dataset, which is that one's test fold."""
+    ensemble: int = 1
+    """Train so many networks, with seeds one after another from ``seed``; their mean probabilities count."""
+    together: Literal["auto", "yes", "no"] = "auto"
+    """Whether the networks of ``cv`` or ``ensemble`` are trained as one program; ``auto`` does so off the CPU."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +119,29 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def members(config: Config, folds: int) -> dict[str, Config]:
+    """The settings of each network of a cross-validation or an ensemble, by the name of its folder; empty for a single run.
+
+    Args:
+      config: of the whole; of a validation fold its distance from the test fold is kept, round and round the folds.
+      folds: of the dataset.
+    """
+    train = dataclasses.replace(config.train, cv=False, ensemble=1)
+    single = dataclasses.replace(config, train=train)
+    if config.train.cv:
+        data = config.data
+        apart = None if data.val_fold is None else data.val_fold - data.test_fold
+        held_out = {fold: None if apart is None else (fold + apart) % folds for fold in range(folds)}
+        return {
+            f"fold{test}": dataclasses.replace(single, data=dataclasses.replace(data, test_fold=test, val_fold=val))
+            for test, val in held_out.items()
+        }
+    if config.train.ensemble > 1:
+        seeds = [(config.seed + number) % 2**32 for number in range(config.train.ensemble)]
+        return {f"member{number}": dataclasses.replace(single, seed=seed) for number, seed in enumerate(seeds)}
+    return {}
 
 
 @dataclass(frozen=True)
@@ -176,6 +205,7 @@ def _check(config: Config) -> None:
         ("train.learning_rate", 0 < train.learning_rate < inf, "above 0 and finite"),
         ("train.weight_decay", 0 <= train.weight_decay < inf, "at least 0 and finite"),
         ("train.checkpoint_seconds", train.checkpoint_seconds >= 0, "at least 0"),
+        ("train.ensemble", train.ensemble >= 1, "at least 1"),
         ("train.label_smoothing", 0 <= train.label_smoothing < 1, "at least 0 and below 1"),
         ("data.test_fold", config.data.test_fold >= 0, "at least 0"),
         ("augment.shift", 0 <= config.augment.shift < 1, "at least 0 and below 1"),
@@ -187,6 +217,8 @@ def _check(config: Config) -> None:
     ):
         if not good:
             raise UsageError(f"{name} must be {wanted}.")
+    if train.cv and train.ensemble > 1:
+        raise UsageError("A cross-validation of ensembles is not to be had; leave --cv or train.ensemble out.")
 
 
 def _without_none(table: Mapping[str, Any]) -> dict[str, Any]:

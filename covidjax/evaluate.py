@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
-import optax
+import scipy.special
 
-from covidjax import metrics, pipeline, rundir
+from covidjax import checkpoint, metrics, pipeline, rundir
 from covidjax.config import Preprocess, UserError
 from covidjax.dataset import Dataset
 from covidjax.models import Weights
@@ -18,7 +17,9 @@ from covidjax.prepare import sample_dataset
 from covidjax.trained import Predict, load_run, make_predict
 
 
-def logits_of(predict: Predict, weights: Weights, batches: Iterable[pipeline.Batch]) -> tuple[np.ndarray, np.ndarray]:
+def logits_of(
+    predict: Predict, weights: Weights | list[Weights], batches: Iterable[pipeline.Batch]
+) -> tuple[np.ndarray, np.ndarray]:
     """Logits float32 ``[N, classes]`` and labels int32 ``[N]`` of every real example; padding is dropped."""
     pending, labels = [], []
     for batch in batches:
@@ -28,17 +29,31 @@ def logits_of(predict: Predict, weights: Weights, batches: Iterable[pipeline.Bat
     return np.concatenate(logits), np.concatenate(labels)
 
 
-class HeldOut(NamedTuple):
-    """Loss and accuracy of held-out examples."""
+class Predicted(NamedTuple):
+    """What became of some held-out films."""
 
-    loss: float
-    accuracy: float
+    logits: np.ndarray
+    """float32 ``[N, classes]``."""
+    labels: np.ndarray
+    """int32 ``[N]``."""
+    patients: list[str]
+    """Keys of the patients, ``[N]``."""
+
+    def measure(self, classes: Sequence[str]) -> metrics.Metrics:
+        """Metrics, with intervals over patients."""
+        return metrics.measure(self.labels, self.logits.argmax(-1), classes, self.patients)
 
 
-def summary(logits: np.ndarray, labels: np.ndarray) -> HeldOut:
-    """Mean cross-entropy and accuracy."""
-    loss = optax.softmax_cross_entropy_with_integer_labels(jnp.asarray(logits), jnp.asarray(labels)).mean()
-    return HeldOut(float(loss), float((logits.argmax(-1) == labels).mean()))
+def pooled(found: Sequence[Predicted]) -> Predicted:
+    """Different films, one after another."""
+    logits, labels = (np.concatenate(each) for each in ([p.logits for p in found], [p.labels for p in found]))
+    return Predicted(logits, labels, [patient for each in found for patient in each.patients])
+
+
+def averaged(found: Sequence[Predicted]) -> Predicted:
+    """The same films by several networks: the logarithms of their mean probabilities."""
+    log_probabilities = scipy.special.log_softmax(np.stack([each.logits for each in found]), -1)
+    return found[0]._replace(logits=scipy.special.logsumexp(log_probabilities, 0) - np.log(len(found)))
 
 
 def open_dataset(path: str | Path, preprocess: Preprocess | None = None) -> Dataset:
@@ -78,10 +93,10 @@ def evaluate(path: Path, data: str | None = None, *, batch_size: int = 32) -> Ev
     """Metrics of a run on examples it was not trained on.
 
     Args:
-      path: the run.
-      data: a prepared dataset, of which all is used that the run was not trained on: of its own one the test fold, of
-        another one every film but those that it has in common with the training and validation folds, by content or by
-        published patient number.
+      path: the run; of an ensemble, and of a cross-validation on another dataset, the mean probabilities count.
+      data: a prepared dataset, of which all is used that the run was not trained on: of its own one the test fold, and of a
+        cross-validation every film, each by the network that it was held out from; of another one every film but those
+        that it has in common with the training and validation folds, by content or by published patient number.
       batch_size: images at a time.
 
     Raises:
@@ -90,25 +105,39 @@ def evaluate(path: Path, data: str | None = None, *, batch_size: int = 32) -> Ev
     loaded = load_run(path)
     run = loaded.run
     dataset = open_dataset(data or run.config.data.path, run.preprocess)
-    rows = None
-    if dataset.fingerprint == run.dataset:
-        folds, described = [run.config.data.test_fold], f"test fold {run.config.data.test_fold} of {dataset.path}"
+    source = dataset.source(range(dataset.folds))
+    predict = make_predict(loaded.network, run.config.model.channels)
+    members = rundir.members(path)
+
+    def predicted(weights: Weights | list[Weights], source: pipeline.Source, rows: np.ndarray) -> Predicted:
+        logits, labels = logits_of(predict, weights, pipeline.eval_batches(source, batch_size, rows))
+        return Predicted(logits, labels, pipeline.patients(source, rows))
+
+    def test_fold(weights: Weights | list[Weights], fold: int) -> Predicted:
+        source = dataset.source([fold])
+        return predicted(weights, source, np.arange(len(source)))
+
+    if dataset.fingerprint == run.dataset and run.config.train.cv:
+        folds = [rundir.settings(member).config.data.test_fold for member in members]
+        found = pooled([test_fold(weights, fold) for weights, fold in zip(loaded.members, folds, strict=True)])
+        described = f"all {len(folds)} folds of {dataset.path}, each by the network that it was held out from"
+    elif dataset.fingerprint == run.dataset:
+        fold = run.config.data.test_fold
+        found, described = test_fold(loaded.members, fold), f"test fold {fold} of {dataset.path}"
     elif data is None:
         raise UserError(
             f"{run.config.data.path} is no longer the dataset that {path} was trained on, so its test fold is not "
             "held out; name a dataset with --data."
         )
     else:
-        folds = list(range(dataset.folds))
-        known = rundir.read_seen(path)
-        identities = pipeline.identities(dataset.source(folds))
+        known = set().union(*(rundir.read_seen(folder) for folder in members or [path]))
+        identities = pipeline.identities(source)
         rows = np.asarray([row for row, keys in enumerate(identities) if not known & set(keys)], int)
         left_out = len(identities) - len(rows)
         described = f"{dataset.path}, without {left_out} films of the run's training" if left_out else f"all of {data}"
         if not len(rows):
             raise UserError(f"The run was trained on every film of {data}, or on their patients; name another dataset.")
-    predict = make_predict(loaded.network, run.config.model.channels)
-    batches = pipeline.eval_batches(dataset.source(folds), batch_size, rows)
-    logits, labels = logits_of(predict, loaded.weights, batches)
-    found = metrics.measure(labels, logits.argmax(-1), run.preprocess.classes)
-    return Evaluation(found, described, "synthetic" in dataset.manifest["per_source"])
+        found = predicted(loaded.members, source, rows)
+    if len(loaded.members) > 1 and not (run.config.train.cv and dataset.fingerprint == run.dataset):
+        described += f", by the {checkpoint.described(path)}"
+    return Evaluation(found.measure(run.preprocess.classes), described, "synthetic" in dataset.manifest["per_source"])

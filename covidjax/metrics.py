@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -21,6 +21,29 @@ class ClassMetrics:
     """Number of examples of the class."""
 
 
+Interval = tuple[float, float]
+
+
+class ClassIntervals(NamedTuple):
+    """Of one class, or of the means over the classes."""
+
+    precision: Interval
+    recall: Interval
+    f1: Interval
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """95 % percentile intervals by drawing patients with replacement, each with all their films (Efron and Tibshirani 1993,
+    chapter 13)."""
+
+    patients: int
+    resamples: int
+    accuracy: Interval
+    macro: ClassIntervals
+    per_class: dict[str, ClassIntervals]
+
+
 @dataclass(frozen=True)
 class Metrics:
     """What a classifier's predictions on some examples amount to."""
@@ -30,23 +53,47 @@ class Metrics:
     macro: ClassMetrics
     """Mean over the classes, each counting the same."""
     accuracy: float
-    interval: tuple[float, float]
+    interval: Interval
     """95 % Wilson score interval of the accuracy, each image taken as independent."""
     confusion: list[list[int]]
     """``confusion[true][predicted]``."""
+    bootstrap: Bootstrap | None = None
+    """Intervals over patients, where it is known whose films they are, and they are of two patients at least."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
 
 
-def measure(labels: ArrayLike, predictions: ArrayLike, classes: Sequence[str]) -> Metrics:
+class Spread(NamedTuple):
+    """Mean and standard deviation (of a sample) over the networks of a run."""
+
+    mean: float
+    sd: float
+
+
+def figures(found: Metrics) -> dict[str, float]:
+    """The figures by which whole results are compared."""
+    macro = found.macro
+    return {"accuracy": found.accuracy, "precision": macro.precision, "recall": macro.recall, "f1": macro.f1}
+
+
+def spread(found: Sequence[Metrics]) -> dict[str, Spread]:
+    """Of each of ``figures`` over at least two results."""
+    table = {name: [figures(each)[name] for each in found] for name in figures(found[0])}
+    return {name: Spread(float(np.mean(row)), float(np.std(row, ddof=1))) for name, row in table.items()}
+
+
+def measure(
+    labels: ArrayLike, predictions: ArrayLike, classes: Sequence[str], patients: Sequence[str] | None = None
+) -> Metrics:
     """Precision, recall, F1, accuracy with its interval, confusion matrix.
 
     Args:
       labels: int ``[N]``, true classes.
       predictions: int ``[N]``.
       classes: names, by index.
+      patients: whose film each example is, ``[N]``, for intervals over patients.
 
     Raises:
       ValueError: no examples.
@@ -74,4 +121,45 @@ def measure(labels: ArrayLike, predictions: ArrayLike, classes: Sequence[str]) -
         accuracy=correct / len(labels),
         interval=(float(interval.low), float(interval.high)),
         confusion=confusion_matrix(labels, predictions, labels=indices).tolist(),
+        bootstrap=None if patients is None else _bootstrap(labels, predictions, classes, patients),
     )
+
+
+RESAMPLES = 2000
+
+
+def _bootstrap(
+    labels: np.ndarray, predictions: np.ndarray, classes: Sequence[str], patients: Sequence[str]
+) -> Bootstrap | None:
+    from scipy.stats import bootstrap
+
+    names, patient = np.unique(np.asarray(patients), return_inverse=True)
+    if len(names) < 2:
+        return None
+    count = len(classes)
+    confusions = np.zeros((len(names), count, count), int)
+    np.add.at(confusions, (patient, labels, predictions), 1)
+
+    def statistic(drawn: np.ndarray, axis: int) -> np.ndarray:
+        """Accuracy, then precision, recall and F1 of the mean and of each class, of patients by number."""
+        confusion = confusions[np.moveaxis(drawn, axis, -1)].sum(-3)
+        hits = np.diagonal(confusion, axis1=-2, axis2=-1)
+        predicted, true = confusion.sum(-2), confusion.sum(-1)
+        pairs = (hits, predicted), (hits, true), (2 * hits, predicted + true)
+        each = np.stack([top / np.maximum(bottom, 1) for top, bottom in pairs])  # [3, ..., classes]
+        each = np.moveaxis(np.concatenate([each.mean(-1, keepdims=True), each], -1), -1, 0)  # [1 + classes, 3, ...]
+        accuracy = hits.sum(-1) / np.maximum(true.sum(-1), 1)
+        return np.concatenate([accuracy[None], each.reshape(-1, *accuracy.shape)])
+
+    found = bootstrap(
+        (np.arange(len(names)),),
+        statistic,
+        n_resamples=RESAMPLES,
+        batch=50,
+        vectorized=True,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    accuracy, *others = map(tuple, np.stack(found.confidence_interval, -1).tolist())
+    intervals = [ClassIntervals(*others[at : at + 3]) for at in range(0, len(others), 3)]
+    return Bootstrap(len(names), RESAMPLES, accuracy, intervals[0], dict(zip(classes, intervals[1:], strict=True)))

@@ -89,12 +89,27 @@ def identities(source: Source) -> list[tuple[str, ...]]:
     return [(digest,) if patient.startswith("file:") else (digest, patient) for digest, patient in found]
 
 
+def patients(source: Source, rows: np.ndarray) -> list[str]:
+    """The patient's key of each of some records."""
+    with _reading():
+        return [source.texts(row, "patient")[0] for row in rows.tolist()]
+
+
 def eval_batches(source: Source, batch_size: int, rows: np.ndarray | None = None) -> Iterator[Batch]:
     """Every record (or those of the given rows) once, in order; the last batch is padded to the common size."""
     rows = np.arange(len(source)) if rows is None else rows
     batch_size = min(batch_size, max(len(rows), 1))
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
     return _batches(source, batches, batch_size)
+
+
+def kept_batches(data: Batch, batch_size: int, rows: np.ndarray) -> Iterator[Batch]:
+    """The batches of ``eval_batches`` from images that lie in memory, on the device's if they are its arrays."""
+    batch_size = min(batch_size, max(len(rows), 1))
+    for start in range(0, len(rows), batch_size):
+        part = rows[start : start + batch_size]
+        padded = np.concatenate([part, np.zeros(batch_size - len(part), part.dtype)])
+        yield Batch(data.images[padded], data.labels[padded], len(part))
 
 
 def load_all(source: Source) -> Batch:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from covidjax.config import printable
-from covidjax.metrics import Metrics
+from covidjax.metrics import Metrics, figures, spread
 
 SYNTHETIC = "Synthetic sample: these figures say nothing about patients."
 WIDE = 1000
@@ -23,16 +24,49 @@ TRAINED_ON_SYNTHETIC = "Trained on the synthetic sample: these figures say nothi
 
 
 def metrics_table(found: Metrics, title: str) -> Group:
-    """Precision, recall and F1 of each class, their means, and the accuracy with its interval below."""
-    numbers = ("precision", "recall", "F1", "images")
-    rows = [
-        (name, f"{row.precision:.3f}", f"{row.recall:.3f}", f"{row.f1:.3f}", row.support)
-        for name, row in (*found.per_class.items(), ("macro mean", found.macro))
-    ]
+    """Precision, recall and F1 of each class, their means, and the accuracy with its interval below. Intervals are over
+    patients where those are known."""
+    over = found.bootstrap
+    numbers = ("precision", "recall", "F1", *(("F1 95 % interval",) if over else ()), "images")
+    rows = []
+    for name, row in (*found.per_class.items(), ("macro mean", found.macro)):
+        intervals = over and (over.macro if row is found.macro else over.per_class[name])
+        of_f1 = (_interval(intervals.f1),) if intervals else ()
+        rows.append((name, f"{row.precision:.3f}", f"{row.recall:.3f}", f"{row.f1:.3f}", *of_f1, row.support))
     table = rows_table(("class", *numbers), rows, right=numbers)
-    low, high = found.interval
-    below = f"accuracy {found.accuracy:.3f} (95 % interval {low:.3f}–{high:.3f}, {found.macro.support} images)"
-    return titled(title, table, below)
+    interval = _interval(over.accuracy if over else found.interval)
+    whose = f"{found.macro.support} images" + (f" of {over.patients} patients" if over else "")
+    return titled(title, table, f"accuracy {found.accuracy:.3f} (95 % interval {interval}, {whose})")
+
+
+def _interval(interval: tuple[float, float]) -> str:
+    low, high = interval
+    return f"{low:.3f}–{high:.3f}"
+
+
+def members_table(found: Mapping[str, Metrics], title: str) -> Group:
+    """Accuracy and macro means of each network of a run, and their mean ± standard deviation."""
+    names = {"accuracy": "accuracy", "precision": "macro precision", "recall": "macro recall", "f1": "macro F1"}
+    rows: list[tuple[object, ...]] = [
+        (name, *(f"{figures(each)[figure]:.3f}" for figure in names), each.macro.support) for name, each in found.items()
+    ]
+    over_all = spread(list(found.values()))
+    rows.append(("mean ± sd", *(f"{over_all[figure].mean:.3f} ± {over_all[figure].sd:.3f}" for figure in names), ""))
+    columns = (*names.values(), "images")
+    return titled(title, rows_table(("network", *columns), rows, right=columns))
+
+
+def mean_history(histories: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Loss and accuracy of every epoch, as means over the networks of a run."""
+
+    def mean(parts: Sequence[dict[str, float]]) -> dict[str, float]:
+        return {name: float(np.mean([part[name] for part in parts])) for name in parts[0]}
+
+    folds = [name for name in ("train", "val", "test") if histories[0] and name in histories[0][0]]
+    return [
+        {"epoch": records[0]["epoch"]} | {name: mean([record[name] for record in records]) for name in folds}
+        for records in zip(*histories, strict=True)
+    ]
 
 
 def confusion_table(found: Metrics) -> Group:
@@ -84,7 +118,12 @@ def plain(parts: Iterable[RenderableType]) -> str:
 
 
 def write(
-    folder: Path, found: Metrics, history: Sequence[dict[str, Any]], tables: Iterable[RenderableType], note: str
+    folder: Path,
+    found: Metrics,
+    history: Sequence[dict[str, Any]],
+    tables: Iterable[RenderableType],
+    note: str,
+    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Write ``report/`` of a run: tables as text, metrics as JSON, curves and confusion matrix as PNG.
 
@@ -94,10 +133,11 @@ def write(
       history: the lines of ``metrics.jsonl``.
       tables: what the command prints.
       note: stands under every figure, such as that the images are synthetic.
+      more: goes into the JSON beside the metrics.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tables.txt").write_text(f"{note}\n\n" * bool(note) + plain(tables))
-    (folder / "metrics.json").write_text(json.dumps({"note": note, **found.as_dict()}, indent=2))
+    (folder / "metrics.json").write_text(json.dumps({"note": note, **found.as_dict(), **more}, indent=2))
     _curves(folder / "curves.png", history, note)
     _confusion(folder / "confusion_matrix.png", found, note)
 

@@ -43,6 +43,22 @@ def settings(run: Path) -> Run:
     return Run.load(run / CONFIG)
 
 
+def begin(run: Path, settings: Run) -> None:
+    """Make a run's folder and write its settings; from here on --resume goes on, whatever happens."""
+    make(run)
+    settings.save(run / CONFIG)
+
+
+def members(run: Path) -> list[Path]:
+    """The folders of the networks of a cross-validation or an ensemble, each a run; empty for a single run."""
+    train = Run.load(run / CONFIG).config.train
+    if not train.cv and train.ensemble == 1:
+        return []
+    stem = "fold" if train.cv else "member"
+    found = [path.parent for path in run.glob(f"{stem}*/{CONFIG}") if path.parent.name.removeprefix(stem).isdigit()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix(stem)))
+
+
 def lock(run: Path) -> IO[str]:
     """Hold a run's folder for this process alone, until the file is closed or the process ends.
 

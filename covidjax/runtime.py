@@ -56,9 +56,8 @@ class Opened(NamedTuple):
     """A trained run, ready to compute."""
 
     run: Run
-    kind: str
-    """``best`` or ``last``."""
-    step: int
+    described: str
+    """What of the run computes, such as ``last checkpoint, step 120``."""
     runtime: Runtime
 
 
@@ -66,7 +65,7 @@ def open_run(path: Path, device: str = "auto", name: str = "auto") -> Opened:
     """Make a trained run ready.
 
     Args:
-      path: its folder.
+      path: its folder; of a cross-validation or an ensemble the probabilities are the means of all its networks'.
       device: ``auto``, ``cpu`` or ``gpu``.
       name: one of ``CHOICES``; ``auto`` is jax on a GPU, and on a CPU the first that is installed of OpenVINO, ONNX
         Runtime and jax, which is their order of speed.
@@ -80,11 +79,11 @@ def open_run(path: Path, device: str = "auto", name: str = "auto") -> Opened:
         from covidjax.trained import load_run
 
         loaded = load_run(path, device)
-        return Opened(loaded.run, loaded.kind, loaded.step, Jax(loaded))
-    kind = checkpoint.chosen(path)
-    step, weights = checkpoint.verify(path, kind)
+        return Opened(loaded.run, checkpoint.described(path), Jax(loaded))
+    folders = rundir.members(path) or [path]
+    weights = [checkpoint.verify(folder, checkpoint.chosen(folder))[1] for folder in folders]
     model = _converted(path, run, weights)
-    return Opened(run, kind, step, OpenVino(model) if name == "openvino" else OnnxRuntime(model))
+    return Opened(run, checkpoint.described(path), OpenVino(model) if name == "openvino" else OnnxRuntime(model))
 
 
 def installed(name: str) -> bool:
@@ -128,7 +127,7 @@ class Jax:
         self.title = f"{TITLES['jax']} {jax.__version__}"
         self._predict = make_predict(loaded.network, loaded.run.config.model.channels)
         self._softmax = jax.jit(jax.nn.softmax)
-        self._weights = loaded.weights
+        self._weights = loaded.members
 
     def __call__(self, images: np.ndarray) -> Any:
         return self._softmax(self._predict(self._weights, images))
@@ -175,7 +174,7 @@ class OnnxRuntime:
         return np.asarray(self._session.run(None, {self._input: images})[0])
 
 
-def _converted(path: Path, run: Run, weights: str) -> bytes:
+def _converted(path: Path, run: Run, weights: list[str]) -> bytes:
     """The run as ONNX, from the cache or made anew and put there."""
     versions = [importlib.metadata.version(package) for package in ("covidjax", "jax2onnx", "onnxruntime")]
     key = json.dumps([weights, asdict(run.config.model), asdict(run.preprocess), _OPSET, versions])
@@ -221,7 +220,9 @@ def convert(path: Path) -> bytes:
     network = Network(config.model, loaded.run.preprocess, jnp.float32, plain=True)
 
     def predict(images: jax.Array) -> jax.Array:
-        return jax.nn.softmax(network.apply(loaded.weights, normalise(images, config.model.channels))[0])
+        seen = normalise(images, config.model.channels)
+        each = [jax.nn.softmax(network.apply(weights, seen)[0]) for weights in loaded.members]
+        return sum(each[1:], each[0]) / len(each) if len(each) > 1 else each[0]
 
     with _quiet(), tempfile.TemporaryDirectory() as folder:
         import jax2onnx

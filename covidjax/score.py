@@ -91,7 +91,7 @@ class Classifier:
         self.run: Run = opened.run
         self.preprocess: Preprocess = opened.run.preprocess
         self.classes = self.preprocess.classes
-        self.checkpoint = f"{opened.kind} checkpoint, step {opened.step}"
+        self.checkpoint = opened.described
         self.runtime = opened.runtime.title
         self._runtime = opened.runtime
 

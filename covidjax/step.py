@@ -1,4 +1,4 @@
-"""One step of training: the state, the learning rate, the loss, the update. All of it runs on the device.
+"""One step of training: the state, the learning rate, the update. All of it runs on the device.
 
 The recipe is near that of the paper's framework (fastai): Adam, one-cycle learning rate, cross-entropy. Every random draw
 follows from the seed and the step's number, and every sum from the state, so the same state goes on to the same bits.
@@ -15,9 +15,9 @@ import numpy as np
 import optax
 from jax import Array, lax
 
-from covidjax.augment import augment, normalise
-from covidjax.config import Config, TrainConfig
+from covidjax.config import TrainConfig
 from covidjax.models import Network, Weights
+from covidjax.task import Classification
 
 _FIRST_SCALE, _LARGEST_SCALE, _SCALE_GROWTH_STEPS = 2.0**15, 2.0**24, 1000
 
@@ -33,7 +33,8 @@ class Totals(NamedTuple):
     """Sums over the epoch so far."""
 
     loss: Array
-    correct: Array
+    score: Array
+    """By the task: how many were right."""
     images: Array
 
 
@@ -65,44 +66,56 @@ def class_weights(config: TrainConfig, counts: np.ndarray) -> np.ndarray:
     return (counts.sum() / (len(counts) * np.maximum(counts, 1))).astype(np.float32)
 
 
+class Given(NamedTuple):
+    """What differs between the networks of a cross-validation or an ensemble: arguments of the step, so that all share
+    one program."""
+
+    seed: Array | np.ndarray | np.uint32
+    """uint32 ``[]``."""
+    rates: Array | np.ndarray
+    """Learning rate of every step, float32 ``[steps]`` or longer."""
+    class_weights: Array | np.ndarray
+    """float32 ``[classes]``."""
+
+
+def rates(schedule: optax.Schedule, steps: int) -> np.ndarray:
+    """The schedule as a table, float32. Its length is the next multiple of 1024, so that runs of other lengths are the
+    same program; what is beyond ``steps`` is not reached."""
+    return np.asarray(jax.vmap(schedule)(jnp.arange(-(-steps // 1024) * 1024)), np.float32)
+
+
+Optimizer = Callable[[optax.Schedule], optax.GradientTransformation]
+
+
 def make_step(
-    config: Config,
-    network: Network,
-    optimizer: optax.GradientTransformation,
-    weights_of_classes: np.ndarray,
-    scaled: bool,
-    axis: str | None = None,
-) -> Callable[[State, Array, Array], State]:
-    """One step of training, to be jitted: (state, uint8 images ``[B, S, S, 1]``, int32 labels ``[B]``) → state.
+    network: Network, task: Classification, optimizer: Optimizer, scaled: bool, axis: str | None = None
+) -> Callable[[State, Given, Array, Array], State]:
+    """One step of training, to be jitted: (state, given, uint8 images ``[B, S, S, 1]``, targets ``[B, ...]``) → state.
 
     With an ``axis`` of a mesh each device calls it with its share of the batch, and all come to the same state: that which
     one device would have come to with the whole batch, within rounding.
     """
-    key = jax.random.key(config.seed)
-    smoothing = config.train.label_smoothing
 
     def everywhere(values: Any) -> Any:
         """Added up over the devices."""
         return values if axis is None else lax.psum(values, axis)
 
-    def step(state: State, images: Array, labels: Array) -> State:
-        seen = augment(jax.random.fold_in(key, state.step), images, config.augment, axis)
-        inputs = normalise(seen, config.model.channels)
-        batch = len(labels) * (1 if axis is None else lax.axis_size(axis))
+    def step(state: State, given: Given, images: Array, targets: Array) -> State:
+        key = jax.random.fold_in(jax.random.key(given.seed), state.step)
+        inputs, targets = task.inputs(key, images, targets, axis)
+        batch = len(images) * (1 if axis is None else lax.axis_size(axis))
 
         def loss_of(params: Any) -> tuple[Array, tuple[Array, Array, dict[str, Any]]]:
             logits, _, stats = network.apply(Weights(params, state.weights.batch_stats), inputs, train=True, axis=axis)
-            targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
-            importance = jnp.asarray(weights_of_classes)[labels]
-            losses = optax.softmax_cross_entropy(logits, targets)
-            loss = jnp.sum(losses * importance) / everywhere(jnp.sum(importance))  # this device's part of it
-            return loss * state.scale.value, (loss, logits, stats)
+            found = task.losses(logits, targets, jnp.asarray(given.class_weights))
+            loss = jnp.sum(found.loss * found.importance) / everywhere(jnp.sum(found.importance))  # this device's part
+            return loss * state.scale.value, (loss, jnp.sum(found.score), stats)
 
-        (_, (loss, logits, stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.weights.params)
-        correct = jnp.sum(jnp.argmax(logits, -1) == labels)
-        grads, loss, correct = everywhere((grads, loss, correct))
+        (_, (loss, score, stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.weights.params)
+        grads, loss, score = everywhere((grads, loss, score))
         grads = jax.tree.map(lambda g: g / state.scale.value, grads)
-        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.weights.params)
+        transformation = optimizer(lambda count: jnp.asarray(given.rates)[count])
+        updates, optimizer_state = transformation.update(grads, state.optimizer, state.weights.params)
         weights = Weights(optax.apply_updates(state.weights.params, updates), stats)
         scale, bad = state.scale, ~jnp.isfinite(loss)
         if scaled:
@@ -121,7 +134,7 @@ def make_step(
             scale = Scale(jnp.clip(value, 1.0, _LARGEST_SCALE), good_steps)
         totals = Totals(
             state.totals.loss + jnp.where(jnp.isfinite(loss), loss, 0.0) * batch,
-            state.totals.correct + correct,
+            state.totals.score + score,
             state.totals.images + batch,
         )
         bad_step = jnp.where((state.bad_step < 0) & bad, state.step, state.bad_step)
@@ -131,7 +144,7 @@ def make_step(
 
 
 def zero_totals() -> Totals:
-    return Totals(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+    return Totals(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
 
 
 def initial_state(weights: Weights, optimizer: optax.GradientTransformation, scaled: bool) -> State:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -17,8 +18,9 @@ from covidjax.augment import normalise
 from covidjax.config import Run
 from covidjax.models import Network, Weights
 
-Predict = Callable[[Weights, Any], Array]
-"""Weights and uint8 images ``[B, S, S, 1]`` → float32 logits ``[B, classes]``; jitted."""
+Predict = Callable[[Weights | list[Weights], Any], Array]
+"""Weights and uint8 images ``[B, S, S, 1]`` → float32 logits ``[B, classes]``; jitted. Of several networks' weights the
+logits are the logarithms of their mean probabilities."""
 
 
 def make_predict(network: Network, channels: int) -> Predict:
@@ -28,11 +30,19 @@ def make_predict(network: Network, channels: int) -> Predict:
         return network.apply(weights, normalise(images, channels))[0]
 
     @functools.cache
-    def program(mesh: Mesh) -> Predict:
+    def program(mesh: Mesh) -> Callable[[Weights, Any], Array]:
         share = P(device.AXIS)
         return jax.jit(device.split(forward, mesh, P(), share, result=share))
 
-    def predict(weights: Weights, images: Any) -> Array:
+    @jax.jit
+    def mean(logits: list[Array]) -> Array:
+        log_probabilities = jax.nn.log_softmax(jnp.stack(logits))
+        return jax.nn.logsumexp(log_probabilities, 0) - jnp.log(len(logits))
+
+    def predict(weights: Weights | list[Weights], images: Any) -> Array:
+        if isinstance(weights, list):
+            logits = [predict(each, images) for each in weights]
+            return mean(logits) if len(logits) > 1 else logits[0]
         mesh = device.mesh(len(images))
         images = jax.device_put(images, NamedSharding(mesh, P(device.AXIS)))
         return program(mesh)(device.on_all(weights, mesh), images)
@@ -45,15 +55,22 @@ class Loaded(NamedTuple):
 
     run: Run
     kind: str
-    """``best``, chosen by the validation fold, or ``last``."""
+    """``best``, chosen by the validation fold, or ``last``; of several networks the first one's."""
     step: int
-    weights: Weights
+    members: list[Weights]
+    """One, or those of every fold of a cross-validation or every network of an ensemble."""
     network: Network
+
+    @property
+    def weights(self) -> Weights:
+        """Of a single run."""
+        return self.members[0]
 
 
 def load_run(path: Path, device_name: str = "auto") -> Loaded:
-    """Settings and weights of a run: its best checkpoint where a validation fold chose one, else its last. The network
-    computes in the precision that the run's settings give on this device.
+    """Settings and weights of a run, or of all members of a cross-validation or an ensemble: the best checkpoint where a
+    validation fold chose one, else the last. The network computes in the precision that the run's settings give on this
+    device.
 
     Raises:
       UserError: no run, no usable checkpoint in it, or no such device.
@@ -61,6 +78,7 @@ def load_run(path: Path, device_name: str = "auto") -> Loaded:
     run = rundir.settings(path)
     dtype, _ = device.precision(run.config.train.precision, device.start(device_name))
     network = Network(run.config.model, run.preprocess, dtype)
-    kind = checkpoint.chosen(path)
-    saved = checkpoint.restore(path, kind, network.abstract())
-    return Loaded(run, kind, saved.step, saved.weights, network)
+    folders = rundir.members(path) or [path]
+    kind = checkpoint.chosen(folders[0])
+    saved = [checkpoint.restore(folder, checkpoint.chosen(folder), network.abstract()) for folder in folders]
+    return Loaded(run, kind, saved[0].step, [each.weights for each in saved], network)

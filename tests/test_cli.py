@@ -107,12 +107,15 @@ ROOMS = [
     {"pipeline", "reading"},
     {"dataset"},
     {"prepare", "augment", "metrics", "device", "rundir"},
-    {"models", "doctor"},
+    {"models", "doctor", "task"},
     {"checkpoint", "report"},
     {"trained"},
     {"evaluate", "runtime"},
     {"step"},
-    {"train", "score"},
+    {"program"},
+    {"member", "score"},
+    {"train"},
+    {"together"},
     {"output"},
 ]
 

@@ -2,9 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
 
-from covidjax.metrics import ClassMetrics, measure
+from covidjax.metrics import ClassMetrics, measure, spread
 
 CLASSES = ("COVID-19", "No-Findings", "Pneumonia")
 CONFUSION = [[8, 1, 1], [0, 15, 5], [2, 4, 14]]
@@ -65,6 +66,38 @@ def test_wilson_interval_by_hand(right, total, low, high):
     result = measure([0] * total, [0] * right + [1] * (total - right), CLASSES)
     assert result.accuracy == pytest.approx(right / total)
     assert result.interval == pytest.approx((low, high), abs=1e-4)
+
+
+def test_bootstrap_is_over_patients():
+    random = np.random.default_rng(3)
+    labels, predictions = random.integers(0, 3, (2, 60))
+    predictions = np.where(random.random(60) < 0.6, labels, predictions)
+    patients = [f"p{number}" for number in range(60)]
+    found = measure(labels, predictions, CLASSES, patients).bootstrap
+    assert found
+    assert (found.patients, found.resamples) == (60, 2000)
+    # By a loop over draws of its own.
+    draws = [random.integers(0, 60, 60) for _ in range(400)]
+    each = [measure(labels[draw], predictions[draw], CLASSES) for draw in draws]
+    for interval, figures in (
+        (found.accuracy, [one.accuracy for one in each]),
+        (found.macro.f1, [one.macro.f1 for one in each]),
+        (found.per_class["Pneumonia"].precision, [one.per_class["Pneumonia"].precision for one in each]),
+        (found.per_class["COVID-19"].recall, [one.per_class["COVID-19"].recall for one in each]),
+    ):
+        assert interval == pytest.approx(np.percentile(figures, [2.5, 97.5]), abs=0.04)
+    # Every film of a patient twice tells no more than once.
+    twice = measure(np.tile(labels, 2), np.tile(predictions, 2), CLASSES, patients * 2)
+    assert twice.bootstrap == found
+    assert twice.interval[0] > measure(labels, predictions, CLASSES).interval[0]
+    assert measure([0, 1], [0, 1], CLASSES, ["same", "same"]).bootstrap is None
+    assert measure([0, 1], [0, 1], CLASSES).bootstrap is None
+
+
+def test_spread_of_several():
+    found = spread([measure([0, 1], [0, 1], ("a", "b")), measure([0, 1], [1, 0], ("a", "b"))])
+    assert found["accuracy"] == pytest.approx((0.5, 0.5**0.5))
+    assert set(found) == {"accuracy", "precision", "recall", "f1"}
 
 
 def test_no_examples_are_refused():

@@ -104,7 +104,11 @@ def relative(found: object, wanted: object) -> float:
 
 @pytest.mark.parametrize(
     ("size", "channels", "classes", "batch", "seed"),
-    [(64, 1, 3, 4, 0), pytest.param(67, 3, 2, 4, 0, marks=pytest.mark.slow), (224, 1, 3, 2, 1)],
+    [
+        (64, 1, 3, 4, 0),
+        pytest.param(67, 3, 2, 4, 0, marks=pytest.mark.slow),
+        pytest.param(224, 1, 3, 2, 1, marks=pytest.mark.slow),
+    ],
 )
 def test_torch_twin_has_equal_logits_statistics_and_gradients(
     size: int, channels: int, classes: int, batch: int, seed: int

@@ -13,11 +13,13 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from covidjax import checkpoint, device, pipeline, rundir, train
+from covidjax import checkpoint, device, pipeline, program, rundir, train
 from covidjax.config import CLASSES, Config, ModelConfig, Preprocess, TrainConfig, UserError, load_config
 from covidjax.dataset import Dataset
+from covidjax.member import Interrupted, without_weights
 from covidjax.models import Network, Weights
-from covidjax.step import class_weights, initial_state, learning_rate, make_step
+from covidjax.step import Given, State, class_weights, initial_state, learning_rate, make_step
+from covidjax.task import Classification
 
 
 class Silent:
@@ -62,10 +64,15 @@ def finished(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path
     return run
 
 
-def saved(run: Path, kind: str = "last") -> checkpoint.Saved:
+@functools.cache
+def shapes() -> State:
     network = Network(ModelConfig(), Preprocess(image_size=32))
-    state = jax.eval_shape(lambda: initial_state(network.init(0), optax.adam(optax.constant_schedule(1.0)), False))
-    return checkpoint.restore(run, kind, state.weights, train._without_weights(state))
+    return jax.eval_shape(lambda: initial_state(network.init(0), optax.adam(optax.constant_schedule(1.0)), False))
+
+
+def saved(run: Path, kind: str = "last") -> checkpoint.Saved:
+    state = shapes()
+    return checkpoint.restore(run, kind, state.weights, without_weights(state))
 
 
 def assert_same_bits(first: checkpoint.Saved, second: checkpoint.Saved) -> None:
@@ -107,6 +114,10 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 1), np.uint8)
 LABELS = np.array([0, 0, 0, 0, 0, 1, 1, 2], np.int32)
 
 
+def given(importance: tuple[float, ...]) -> Given:
+    return Given(np.uint32(0), np.full(8, 0.1, np.float32), np.asarray(importance, np.float32))
+
+
 class OneStep:
     """A compiled step without augmentation, and the state before it."""
 
@@ -114,13 +125,13 @@ class OneStep:
         config = no_augmentation(*settings)
         scaled = dtype == jnp.float16
         self.network = Network(config.model, Preprocess(image_size=32), dtype)
-        optimizer = optax.sgd(0.1)
-        self.before = initial_state(self.network.init(0), optimizer, scaled)
-        self._step = jax.jit(make_step(config, self.network, optimizer, np.asarray(importance, np.float32), scaled))
+        self.before = initial_state(self.network.init(0), optax.sgd(optax.constant_schedule(0.1)), scaled)
+        self._given = given(importance)
+        self._step = jax.jit(make_step(self.network, Classification(config), optax.sgd, scaled))
 
     def after(self, scale: float = 1.0) -> Any:
         state = self.before._replace(scale=self.before.scale._replace(value=jnp.float32(scale)))
-        return self._step(state, IMAGES, LABELS)
+        return self._step(state, self._given, IMAGES, LABELS)
 
 
 def test_two_devices_come_to_the_state_of_one():
@@ -129,15 +140,14 @@ def test_two_devices_come_to_the_state_of_one():
     assert mesh.size == 2
     config = load_config(None, ["train.class_weights=balanced"])  # with augmentation: the draws must be shared out too
     network = Network(config.model, Preprocess(image_size=32))
-    optimizer = optax.sgd(0.1)
-    importance = np.array([0.5, 1.0, 3.0], np.float32)
-    before = initial_state(network.init(0), optimizer, False)
-    alone = jax.jit(make_step(config, network, optimizer, importance, False))(before, IMAGES, LABELS)
-    step = make_step(config, network, optimizer, importance, False, device.AXIS)
+    task, arguments = Classification(config), (given((0.5, 1.0, 3.0)), IMAGES, LABELS)
+    before = initial_state(network.init(0), optax.sgd(optax.constant_schedule(0.1)), False)
+    alone = jax.jit(make_step(network, task, optax.sgd, False))(before, *arguments)
+    step = make_step(network, task, optax.sgd, False, device.AXIS)
     share = P(device.AXIS)
-    shared = jax.jit(device.split(step, mesh, P(), share, share, result=P()))(before, IMAGES, LABELS)
+    shared = jax.jit(device.split(step, mesh, P(), P(), share, share, result=P()))(before, *arguments)
     assert float(shared.totals.loss) == pytest.approx(float(alone.totals.loss), rel=1e-5)
-    assert int(shared.totals.correct) == int(alone.totals.correct)
+    assert int(shared.totals.score) == int(alone.totals.score)
     assert int(shared.totals.images) == len(IMAGES)
     for a, b in zip(jax.tree.leaves(shared.weights), jax.tree.leaves(alone.weights), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
@@ -159,7 +169,7 @@ def test_loss_is_weighted_and_smoothed_cross_entropy():
     losses = -(targets * log_probabilities).sum(1)
     expected = (losses * importance[LABELS]).sum() / importance[LABELS].sum()
     assert float(after.totals.loss) / 8 == pytest.approx(expected, rel=1e-5)
-    assert int(after.totals.correct) == (logits.argmax(1) == LABELS).sum()
+    assert int(after.totals.score) == (logits.argmax(1) == LABELS).sum()
     assert int(after.totals.images) == 8
     assert int(after.step) == 1
 
@@ -192,6 +202,7 @@ def test_result_and_files(dataset: Dataset, finished: Path):
     assert (finished / "config.toml").is_file()
 
 
+@pytest.mark.slow
 def test_it_learns(dataset: Dataset, tmp_path: Path):
     # Learning the training images by heart needs working gradients, statistics and schedule all together.
     settings = ["train.epochs=25", "train.batch_size=8", "augment.rotation=0", "augment.shift=0", "augment.zoom=0"]
@@ -210,8 +221,8 @@ def test_streaming_gives_the_same_bits(dataset: Dataset, finished: Path, tmp_pat
 @pytest.mark.slow
 def test_scan_over_steps_gives_the_same_result(dataset: Dataset, finished: Path, tmp_path: Path, monkeypatch):
     # The accelerators' way, taken on the CPU: the same sums in another program, so equal within rounding.
-    monkeypatch.setattr(train, "_one_by_one", train._scanned)
-    monkeypatch.setattr(train, "SCAN_STEPS", 3)
+    monkeypatch.setattr(program.Program, "accelerated", True)
+    monkeypatch.setattr(program, "SCAN_STEPS", 3)
     _, progress = run_training(
         dataset, tmp_path / "run", "train.epochs=1", "train.schedule=constant", "train.learning_rate=1e-4"
     )
@@ -229,7 +240,7 @@ def test_scan_over_steps_gives_the_same_result(dataset: Dataset, finished: Path,
 @pytest.mark.parametrize("steps", [pytest.param(1, marks=pytest.mark.slow), 5])
 def test_stopped_anywhere_resumes_to_the_same_bits(dataset: Dataset, finished: Path, tmp_path: Path, steps: int):
     run = tmp_path / "run"
-    with pytest.raises(train.Interrupted, match="--resume --run"):
+    with pytest.raises(Interrupted, match="--resume --run"):
         run_training(dataset, run, stop_after=steps)
     assert checkpoint.steps(run, "last")[-1] == steps
     run_training(dataset, run, resume=True)
@@ -239,7 +250,7 @@ def test_stopped_anywhere_resumes_to_the_same_bits(dataset: Dataset, finished: P
 
 def test_half_written_log_lines_come_again(dataset: Dataset, finished: Path, tmp_path: Path):
     run = tmp_path / "run"
-    with pytest.raises(train.Interrupted):
+    with pytest.raises(Interrupted):
         run_training(dataset, run, stop_after=1)
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 1, "st')

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -17,7 +19,8 @@ from covidjax.config import AugmentConfig, Config, TrainConfig
 from covidjax.evaluate import load_run, make_predict
 from covidjax.models import Network
 from covidjax.score import Classifier
-from covidjax.step import State, initial_state, learning_rate, make_optimizer, make_step
+from covidjax.step import Given, State, initial_state, make_optimizer, make_step
+from covidjax.task import Classification
 
 ACCELERATED_STEPS = 32
 """Steps in one compiled scan off the CPU, as many as an epoch of the study's 1,044 images has."""
@@ -68,12 +71,14 @@ class Train:
         config = Config(augment=AugmentConfig() if augmented else UNCHANGED, train=train)
         dtype, scaled = device.precision(precision, where)
         network = Network(config.model, loaded.run.preprocess, dtype)
-        optimizer = make_optimizer(train, learning_rate(train, 1))
+        optimizer = functools.partial(make_optimizer, train)
         mesh = device.mesh(len(images))
-        ones = np.ones(len(loaded.run.preprocess.classes), np.float32)
-        step = make_step(config, network, optimizer, ones, scaled, device.AXIS if mesh.size > 1 else None)
-        self._state = device.on_all(initial_state(loaded.weights, optimizer, scaled), mesh)
-        self._call, steps = compiled(step, images, labels, where.platform)
+        axis = device.AXIS if mesh.size > 1 else None
+        step = make_step(network, Classification(config), optimizer, scaled, axis)
+        state = initial_state(loaded.weights, optimizer(optax.constant_schedule(0.0)), scaled)
+        given = constant_given(1e-3, len(loaded.run.preprocess.classes))
+        self._state, given = device.on_all((state, given), mesh)
+        self._call, steps = compiled(step, given, images, labels, where.platform)
         self._first = max(1, first // steps)
         self.images = steps * len(images)
         self.note = f"{np.dtype(dtype).name}, augmented" if augmented else np.dtype(dtype).name
@@ -89,7 +94,12 @@ class Train:
         return [float(self._state.totals.loss) / int(self._state.totals.images)]
 
 
-def compiled(step: Any, images: np.ndarray, labels: np.ndarray, platform: str) -> tuple[Any, int]:
+def constant_given(rate: float, classes: int) -> Given:
+    """What a step is given: seed 0, a constant learning rate, equal weights of the classes."""
+    return Given(np.uint32(0), np.full(1024, rate, np.float32), np.ones(classes, np.float32))
+
+
+def compiled(step: Any, given: Given, images: np.ndarray, labels: np.ndarray, platform: str) -> tuple[Any, int]:
     """The way from a step to the program that ``covidjax.train`` runs, and how many steps one call of it takes.
 
     The one place to follow a change there.
@@ -97,16 +107,16 @@ def compiled(step: Any, images: np.ndarray, labels: np.ndarray, platform: str) -
     if platform == "cpu":
         share, mesh = P(device.AXIS), device.mesh(len(images))
         images_there, labels_there = jax.device_put((images, labels), NamedSharding(mesh, share))
-        jitted = jax.jit(device.split(step, mesh, P(), share, share, result=P()), donate_argnums=0)
-        return lambda state: jitted(state, images_there, labels_there), 1
+        jitted = jax.jit(device.split(step, mesh, P(), P(), share, share, result=P()), donate_argnums=0)
+        return lambda state: jitted(state, given, images_there, labels_there), 1
     kept_images, kept_labels = jax.device_put((images, labels))
     rows = np.tile(np.arange(len(images), dtype=np.int32), (ACCELERATED_STEPS, 1))
 
-    def scan(state: State, images: jax.Array, labels: jax.Array, rows: jax.Array) -> State:
-        return jax.lax.scan(lambda s, row: (step(s, images[row], labels[row]), None), state, rows)[0]
+    def scan(state: State, given: Given, images: jax.Array, labels: jax.Array, rows: jax.Array) -> State:
+        return jax.lax.scan(lambda s, row: (step(s, given, images[row], labels[row]), None), state, rows)[0]
 
     jitted = jax.jit(scan, donate_argnums=0)
-    return lambda state: jitted(state, kept_images, kept_labels, rows), ACCELERATED_STEPS
+    return lambda state: jitted(state, given, kept_images, kept_labels, rows), ACCELERATED_STEPS
 
 
 class Forward:

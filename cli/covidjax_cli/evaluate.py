@@ -20,7 +20,8 @@ from covidjax_cli import common
 def evaluate(run: Path | None, data: str | None, as_json: bool) -> None:
     """Metrics of RUN (the newest one under runs/ if left out) on films that it was not trained on.
 
-    Of the dataset it was trained on the test fold is used, of any other one all films.
+    Of the dataset it was trained on the test fold is used, of any other one all films. Of a cross-validation every fold is
+    used, each by the network that it was held out from; on other films, and of an ensemble, the mean probabilities count.
     """
     from covidjax import report
     from covidjax.checkpoint import newest_run

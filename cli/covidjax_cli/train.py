@@ -6,9 +6,10 @@ import contextlib
 import itertools
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,11 @@ from covidjax.config import Config, Run, UsageError, UserError, load_config
 from covidjax_cli import common
 
 if TYPE_CHECKING:
-    from covidjax.train import Result
+    from covidjax.dataset import Dataset
+    from covidjax.member import Result
+    from covidjax.program import Timing
+
+    Shown = tuple[list[Any], dict[str, Any]]
 
 DEFAULTS = Config()
 
@@ -36,6 +41,7 @@ DEFAULTS = Config()
 )
 @click.option("--test-fold", type=click.IntRange(0), help=f"The held-out fold.  [default: {DEFAULTS.data.test_fold}]")
 @click.option("--val-fold", type=click.IntRange(0), help="A training fold to hold out for choosing the best checkpoint.")
+@click.option("--cv", is_flag=True, help="Train a network for every fold as the test fold, and report over all films.")
 @click.option("--run", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/<model>-<time>]")
 @click.option("--resume", is_flag=True, help="Go on where --run, or else the newest run under runs/, stopped.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), help=f"[default: {DEFAULTS.seed}]")
@@ -48,6 +54,7 @@ def train(
     epochs: int | None,
     test_fold: int | None,
     val_fold: int | None,
+    cv: bool,
     run: Path | None,
     resume: bool,
     seed: int | None,
@@ -57,6 +64,9 @@ def train(
 
     Writes config.toml, metrics.jsonl, checkpoints/ and report/ into the run's folder. Ctrl-C saves first; --resume goes on
     to the same result as if nothing had happened.
+
+    With --cv, or an ensemble by --set train.ensemble=N, every network has such a folder within the run's, fold0 … or
+    member0 …, and report/ has what they amount to.
     """
     flags = {
         "model.name": model,
@@ -64,6 +74,7 @@ def train(
         "train.epochs": epochs,
         "data.test_fold": test_fold,
         "data.val_fold": val_fold,
+        "train.cv": cv or None,
         "seed": seed,
     }
     given = {key: value for key, value in flags.items() if value is not None}
@@ -77,7 +88,6 @@ def train(
 
     from covidjax import report
     from covidjax.evaluate import open_dataset
-    from covidjax.train import train as train_network
 
     dataset = open_dataset(settings.data.path)
     if run and resume and dataset.fingerprint != Run.load(run / "config.toml").dataset:
@@ -86,16 +96,65 @@ def train(
         )
     run = run or _fresh_folder(settings.model.name)
     common.say(f"Run: {run}")
-    with common.stopping() as stop, _progress(settings.train.epochs) as progress:
-        result = train_network(settings, dataset, run, resume=resume, progress=progress, stop=stop)
     note = report.SYNTHETIC if sample else ""
-    tables = _tables(result, settings, note)
-    report.write(run / "report", result.metrics, result.history, tables, note)
+    several = settings.train.cv or settings.train.ensemble > 1
+    tables, summary = (_train_members if several else _train_one)(settings, dataset, run, resume, note)
     if as_json:
-        common.show_json(_summary(run, result, note))
+        common.show_json(summary)
     else:
         common.show(tables)
     common.say(f"Wrote {run}/report; score films with `covidjax score FOLDER --checkpoint {run}`.")
+
+
+def _train_one(settings: Config, dataset: Dataset, run: Path, resume: bool, note: str) -> Shown:
+    """Train a single run and write its report; tables and JSON to show."""
+    from covidjax.train import train as train_network
+
+    with common.stopping() as stop, _progress(settings.train.epochs) as progress:
+        result = train_network(settings, dataset, run, resume=resume, progress=progress(""), stop=stop)
+    tables = [*_tables(result, settings, note), _timing(result.timing)]
+    _write(run, result, tables, note)
+    return tables, _summary(run, result, note)
+
+
+def _train_members(settings: Config, dataset: Dataset, run: Path, resume: bool, note: str) -> Shown:
+    """Train the networks of a cross-validation or an ensemble and write their reports; tables and JSON to show."""
+    from covidjax import report
+    from covidjax.config import members
+    from covidjax.metrics import spread
+    from covidjax.together import train_members
+
+    with common.stopping() as stop, _progress(settings.train.epochs) as progress:
+        joint = train_members(settings, dataset, run, resume=resume, progress=progress, say=common.say, stop=stop)
+    configs = members(settings, dataset.folds)
+    for name, result in joint.members.items():
+        _write(run / name, result, _tables(result, configs[name], note), note)
+    each = {name: result.metrics for name, result in joint.members.items()}
+    below = f"\n{note}" * bool(note)
+    if settings.train.cv:
+        titles = "Folds", "All folds, every film by the network that it was held out from"
+    else:
+        titles = "Networks", f"Test fold {settings.data.test_fold}, mean probabilities of the networks"
+    tables = [
+        report.members_table(each, titles[0] + below),
+        report.metrics_table(joint.metrics, titles[1] + below),
+        report.confusion_table(joint.metrics),
+        _timing(joint.timing),
+    ]
+    over_all = {
+        "spread": {name: figure._asdict() for name, figure in spread(list(each.values())).items()},
+        "members": {name: _summary(run / name, result, note) for name, result in joint.members.items()},
+    }
+    history = report.mean_history([result.history for result in joint.members.values()])
+    report.write(run / "report", joint.metrics, history, tables, note, over_all)
+    timing = {"seconds": joint.timing.seconds, "images": joint.timing.images}
+    return tables, {"run": str(run), "note": note, "metrics": joint.metrics.as_dict(), **over_all, **timing}
+
+
+def _write(run: Path, result: Result, tables: list[Any], note: str) -> None:
+    from covidjax import report
+
+    report.write(run / "report", result.metrics, result.history, tables, note)
 
 
 def _fresh_folder(model: str) -> Path:
@@ -142,30 +201,31 @@ def _begun(run: Path | None, settings: Config, given: dict[str, Any], changed: b
 class _Lines:
     """Progress as plain lines: one an epoch, and one now and then within a long one."""
 
-    def __init__(self, epochs: int):
+    def __init__(self, epochs: int, name: str):
         self._epochs, self._said = epochs, time.monotonic()
+        self._of = f"{name}, " if name else ""
         self._steps = 0
 
     def begin(self, what: str, steps: int) -> None:
         self._steps = steps
-        common.say(what)
+        common.say(f"{self._of}{what}")
 
     def step(self, epoch: int, step: int, loss: float, accuracy: float, images_per_second: float) -> None:
         if time.monotonic() - self._said >= common.PLAIN_SECONDS and step < self._steps:
             self._said = time.monotonic()
             now = f"loss {loss:.3f}, accuracy {accuracy:.3f}, {images_per_second:,.1f} images/s"
-            common.say(f"epoch {epoch}/{self._epochs}, step {step}/{self._steps}: {now}")
+            common.say(f"{self._of}epoch {epoch}/{self._epochs}, step {step}/{self._steps}: {now}")
 
     def epoch(self, record: dict[str, Any]) -> None:
         self._said = time.monotonic()
-        common.say(_epoch_line(record, self._epochs))
+        common.say(self._of + _epoch_line(record, self._epochs))
 
 
 class _Bar(_Lines):
-    """Progress as a bar over all steps of the run."""
+    """Progress as a bar over all steps of a network's training."""
 
-    def __init__(self, epochs: int, bar: Any):
-        super().__init__(epochs)
+    def __init__(self, epochs: int, name: str, bar: Any):
+        super().__init__(epochs, name)
         self._bar = bar
         self._task = None
 
@@ -174,16 +234,17 @@ class _Bar(_Lines):
             self._task = self._bar.add_task("", total=self._steps * self._epochs, now="")
         now = f"loss {loss:.3f}  accuracy {accuracy:.3f}  {images_per_second:,.1f} images/s"
         done = (epoch - 1) * self._steps + step
-        self._bar.update(self._task, completed=done, description=f"epoch {epoch}/{self._epochs}", now=now)
+        self._bar.update(self._task, completed=done, description=f"{self._of}epoch {epoch}/{self._epochs}", now=now)
 
 
 @contextlib.contextmanager
-def _progress(epochs: int) -> Iterator[_Lines]:
+def _progress(epochs: int) -> Iterator[Callable[[str], _Lines]]:
+    """What makes the one to tell of a network, by its name."""
     if not sys.stderr.isatty():
-        yield _Lines(epochs)
+        yield partial(_Lines, epochs)
         return
     with common.bar("now") as bar:
-        yield _Bar(epochs, bar)
+        yield lambda name: _Bar(epochs, name, bar)
 
 
 def _epoch_line(record: dict[str, Any], epochs: int) -> str:
@@ -199,13 +260,14 @@ def _tables(result: Result, settings: Config, note: str) -> list[Any]:
     from covidjax import report
 
     title = f"Test fold {settings.data.test_fold}, {result.checkpoint} checkpoint" + f"\n{note}" * bool(note)
-    timing = result.timing
+    return [report.metrics_table(result.metrics, title), report.confusion_table(result.metrics)]
+
+
+def _timing(timing: Timing) -> Any:
+    from covidjax import report
+
     stages = [(name, seconds, timing.images.get(name, 0)) for name, seconds in timing.seconds.items()]
-    return [
-        report.metrics_table(result.metrics, title),
-        report.confusion_table(result.metrics),
-        report.timing_table(stages, "checkpoint: time that training waited for it"),
-    ]
+    return report.timing_table(stages, "checkpoint: time that training waited for it")
 
 
 def _summary(run: Path, result: Result, note: str) -> dict[str, Any]:

@@ -6,6 +6,8 @@ its layers do; so a network is split once here, and plain ``jax.jit`` does the r
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -58,13 +60,16 @@ class Network:
         five seconds of compilation, and this one's numbers depend on the platform.
         """
 
-        @jax.jit
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            return self._draw(jax.random.key(seed, impl="rbg"))
+
+    @functools.cached_property
+    def _draw(self) -> Callable[[Array], Weights]:
         def draw(key: Array) -> Weights:
             _, params, stats = nnx.split(self._make(key), nnx.Param, nnx.BatchStat)
             return Weights(nnx.to_pure_dict(params), nnx.to_pure_dict(stats))
 
-        with jax.default_device(jax.local_devices(backend="cpu")[0]):
-            return draw(jax.random.key(seed, impl="rbg"))
+        return jax.jit(draw)
 
     def abstract(self) -> Weights:
         """Shapes and dtypes of the weights."""

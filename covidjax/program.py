@@ -1,0 +1,205 @@
+"""What the networks of a run share: device, network, images, and the compiled programs that take rows to steps."""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from covidjax import device, pipeline
+from covidjax.config import Config
+from covidjax.dataset import Dataset
+from covidjax.models import Network
+from covidjax.step import Given, State, initial_state, make_optimizer, make_step
+from covidjax.task import Classification
+from covidjax.trained import make_predict
+
+SCAN_STEPS = 512
+"""Steps that are one compiled scan on an accelerator, with no host work between them. On a CPU they are called one by
+one: XLA's CPU backend computes a convolution inside a loop with scalar code, forty times slower."""
+
+Steps = Callable[[State, Given, np.ndarray], Iterator[tuple[State, int]]]
+"""Takes the state through the steps whose rows ``[steps, batch]`` are given; yields it, with the number of steps done,
+after every call of the device."""
+
+
+@dataclass
+class Timing:
+    """Seconds by stage, and images handled where that makes sense."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    images: dict[str, int] = field(default_factory=dict)
+
+    def add(self, stage: str, since: float, images: int = 0) -> None:
+        """Add the time since then to a stage."""
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - since
+        if images:
+            self.images[stage] = self.images.get(stage, 0) + images
+
+
+class Stopwatch:
+    """Times the steps of an epoch, without what compiling and saving took in it."""
+
+    def __init__(self, timing: Timing):
+        self._timing, self._images = timing, 0
+        self._start, self._before = time.perf_counter(), self._aside()
+        self.speed = 0.0
+
+    def add(self, images: int) -> None:
+        """So many more images have been trained on."""
+        self._images += images
+        self.speed = self._images / max(self._seconds(), 1e-9)
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self._start - (self._aside() - self._before)
+
+    def _aside(self) -> float:
+        return sum(self._timing.seconds.get(stage, 0.0) for stage in ("compile", "checkpoint"))
+
+    def done(self) -> None:
+        """The epoch's steps have ended."""
+        self.add(0)
+        self._timing.add("train", time.perf_counter() - self._seconds(), self._images)
+
+
+class Program:
+    """Device, network, task, images and compiled programs, made once for all networks of a run.
+
+    Args:
+      config: of a single run, or of the whole of a cross-validation or an ensemble.
+      dataset: of which all folds are held in memory where they fit.
+      timing: told of loading and compiling.
+
+    Attributes:
+      data: every image of the dataset, on the device unless that is a CPU; None where images are read batch by batch.
+    """
+
+    def __init__(self, config: Config, dataset: Dataset, timing: Timing):
+        settings = config.train
+        self.timing = timing
+        self.where = device.start()
+        self.dtype, self.scaled = device.precision(settings.precision, self.where)
+        self.network = Network(config.model, dataset.preprocess, self.dtype)
+        self.task = Classification(config)
+        self.optimizer = functools.partial(make_optimizer, settings)
+        self.predict = make_predict(self.network, config.model.channels)
+        self.source = dataset.source(range(dataset.folds))
+        self.data: pipeline.Batch | None = None
+        self.channels, self.eval_batch = config.model.channels, settings.batch_size
+        self._steps: dict[int, Steps] = {}
+        size = len(self.source) * dataset.preprocess.image_size**2
+        if settings.cache == "device" or (settings.cache == "auto" and device.fits(size, self.where)):
+            start = time.perf_counter()
+            self.data = pipeline.load_all(self.source)
+            if self.accelerated:
+                images: Any = jax.device_put(self.data.images, jax.devices()[0])
+                self.data = self.data._replace(images=images)
+            timing.add("load", start, len(self.source))
+
+    @property
+    def accelerated(self) -> bool:
+        """Whether images lie on the device and steps are scanned there, without host work between them."""
+        return self.where.platform != "cpu"
+
+    def describe(self) -> str:
+        """Device and precision, in words."""
+        where = self.where
+        name = f"CPU, {os.cpu_count()} cores" if where.platform == "cpu" else f"{where.device_kind} ({where.platform})"
+        return f"{name}, {np.dtype(self.dtype).name}"
+
+    def fresh(self, seed: int) -> State:
+        """The state before the first step."""
+        return initial_state(self.network.init(seed), self.optimizer(lambda count: count), self.scaled)
+
+    def batches(self, rows: np.ndarray) -> Iterable[pipeline.Batch]:
+        """Held-out examples in batches, from memory where they lie there."""
+        if self.data is None:
+            return pipeline.eval_batches(self.source, self.eval_batch, rows)
+        return pipeline.kept_batches(self.data, self.eval_batch, rows)
+
+    def steps(self, batch: int) -> Steps:
+        """The way from rows to steps for a size of batch: images on the device, in memory, or streamed."""
+        if batch not in self._steps:
+            mesh = device.mesh(batch)
+            axis = device.AXIS if mesh.size > 1 else None
+            step = make_step(self.network, self.task, self.optimizer, self.scaled, axis)
+            compiled = functools.partial(self.compiled, mesh)
+            if self.data is None:
+                self._steps[batch] = _streamed(step, self.source, compiled, mesh)
+            else:
+                way = _scanned if self.accelerated else _one_by_one
+                self._steps[batch] = way(step, self.data, compiled, mesh)
+        return self._steps[batch]
+
+    def compiled(self, mesh: Mesh, function: Callable[..., Any], *shares: P, donated: bool = True) -> Callable[..., Any]:
+        """The jitted function of a state, which is donated, and other trees of arrays, of each of which every device of the
+        mesh has the given share. Its compilations, one for each set of shapes, are timed."""
+        whole = NamedSharding(mesh, P())
+        jitted = jax.jit(
+            device.split(function, mesh, P(), *shares, result=P()),
+            donate_argnums=0 if donated else (),
+            in_shardings=(whole, *(NamedSharding(mesh, share) for share in shares)),
+            out_shardings=whole,
+        )
+        programs: dict[Any, Callable[..., Any]] = {}
+
+        def call(state: Any, *arrays: Any) -> Any:
+            shapes = tuple(leaf.shape for leaf in jax.tree.leaves(arrays))
+            if shapes not in programs:
+                start = time.perf_counter()
+                programs[shapes] = jitted.lower(state, *arrays).compile()
+                self.timing.add("compile", start)
+            return programs[shapes](state, *arrays)
+
+        return call
+
+
+def _one_by_one(step: Callable[..., State], data: pipeline.Batch, compiled: Callable[..., Any], mesh: Mesh) -> Steps:
+    call = compiled(step, P(), P(device.AXIS), P(device.AXIS))
+
+    def steps(state: State, given: Given, rows: np.ndarray) -> Iterator[tuple[State, int]]:
+        for row in rows:
+            state = call(state, given, data.images[row], data.labels[row])
+            yield state, 1
+
+    return steps
+
+
+def _scanned(step: Callable[..., State], data: pipeline.Batch, compiled: Callable[..., Any], mesh: Mesh) -> Steps:
+    images, labels = device.on_all((data.images, data.labels), mesh)
+
+    def scan(state: State, given: Given, images: jax.Array, labels: jax.Array, rows: jax.Array) -> State:
+        return jax.lax.scan(lambda s, row: (step(s, given, images[row], labels[row]), None), state, rows)[0]
+
+    call = compiled(scan, P(), P(), P(), P(None, device.AXIS))
+
+    def steps(state: State, given: Given, rows: np.ndarray) -> Iterator[tuple[State, int]]:
+        for first in range(0, len(rows), SCAN_STEPS):
+            part = rows[first : first + SCAN_STEPS]
+            state = call(state, given, images, labels, part)
+            yield state, len(part)
+
+    return steps
+
+
+def _streamed(step: Callable[..., State], source: pipeline.Source, compiled: Callable[..., Any], mesh: Mesh) -> Steps:
+    call = compiled(step, P(), P(device.AXIS), P(device.AXIS))
+    shares = NamedSharding(mesh, P(device.AXIS))
+
+    def steps(state: State, given: Given, rows: np.ndarray) -> Iterator[tuple[State, int]]:
+        batches = (jax.device_put((batch.images, batch.labels), shares) for batch in pipeline.train_batches(source, rows))
+        batch = next(batches, None)
+        while batch:
+            state = call(state, given, *batch)
+            batch = next(batches, None)  # on its way to the device while that computes the step
+            yield state, 1
+
+    return steps

@@ -1,0 +1,347 @@
+"""Cross-validations and ensembles: trained together as they are one after another, resumed, pooled, scored."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from commands import refused, run
+from test_train import Silent, assert_same_bits, saved, without_times
+
+import covidjax
+from covidjax import checkpoint, phantom, pipeline, program, rundir, runtime, together
+from covidjax.config import Config, Preprocess, UsageError, load_config, members
+from covidjax.dataset import Dataset, Record, writing
+from covidjax.evaluate import Predicted, averaged, pooled
+from covidjax.member import Interrupted
+from covidjax.together import Joint, train_members
+from covidjax.trained import load_run, make_predict
+
+SIZES = (8, 12, 17)
+"""Images of the folds."""
+SETTINGS = ("train.epochs=2", "train.batch_size=4", "train.learning_rate=1e-6")
+
+
+@pytest.fixture(scope="session")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """A dataset of 32 × 32 pixels whose three folds are of different sizes, of two films a patient."""
+    out = tmp_path_factory.mktemp("dataset") / "uneven"
+    films = iter(phantom.sample(sum(SIZES), size=32))
+    with writing(out, Preprocess(image_size=32), len(SIZES)) as writer:
+        for fold, size in enumerate(SIZES):
+            for number in range(size):
+                film, name = next(films), f"{fold}-{number}.png"
+                digest = hashlib.sha256(name.encode()).hexdigest()
+                label = phantom.CLASSES[number % 3]
+                writer.add(fold, Record(film.image[..., None], label, f"p{fold}-{number // 2}", "mine", name, digest))
+        writer.close()
+    return Dataset(out)
+
+
+class Told:
+    """Progress of several networks, and a question to stop after so many of their epochs."""
+
+    def __init__(self, stop_after: int | None = None):
+        self.stop_after = stop_after
+        self.networks: dict[str, Silent] = {}
+        self.said: list[str] = []
+
+    def of(self, name: str) -> Silent:
+        return self.networks.setdefault(name, Silent())
+
+    def stop(self) -> bool:
+        epochs = sum(len(network.records) for network in self.networks.values())
+        return self.stop_after is not None and epochs >= self.stop_after
+
+
+def trained(
+    dataset: Dataset, out: Path, *settings: str, stop_after: int | None = None, resume: bool = False
+) -> tuple[Joint, Told]:
+    told = Told(stop_after)
+    config = load_config(None, [f"data.path={dataset.path}", *SETTINGS, *settings])
+    found = train_members(config, dataset, out, resume=resume, progress=told.of, say=told.said.append, stop=told.stop)
+    return found, told
+
+
+CV = ("train.cv=true", "data.val_fold=1")
+JOINED = (*CV, "train.together=yes")
+
+
+@pytest.fixture(scope="module")
+def joined(uneven: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Joint, Told]:
+    out = tmp_path_factory.mktemp("joined") / "run"
+    return out, *trained(uneven, out, *JOINED)
+
+
+@pytest.fixture(scope="module")
+def alone(uneven: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Trained by the command, one after another; the run and what --json printed."""
+    out = tmp_path_factory.mktemp("alone") / "run"
+    settings = [word for setting in SETTINGS for word in ("--set", setting)]
+    result = run("train", "--cv", "--val-fold", 1, "--data", uneven.path, "--run", out, "--json", *settings)
+    assert result.exit_code == 0, result.output
+    for line in ("fold 1/3, CPU", "fold 2/3, epoch 1/2: train loss", "fold 3/3, epoch 2/2: train loss"):
+        assert line in result.stderr
+    return out, json.loads(result.stdout)
+
+
+def test_settings_of_the_members():
+    cv = members(load_config(None, ["train.cv=true", "data.val_fold=1"]), 3)
+    assert {name: (each.data.test_fold, each.data.val_fold) for name, each in cv.items()} == {
+        "fold0": (0, 1),
+        "fold1": (1, 2),
+        "fold2": (2, 0),
+    }
+    assert not any(each.train.cv for each in cv.values())
+    ensemble = members(load_config(None, ["train.ensemble=2", f"seed={2**32 - 1}"]), 3)
+    assert {name: each.seed for name, each in ensemble.items()} == {"member0": 2**32 - 1, "member1": 0}
+    assert {each.train.ensemble for each in ensemble.values()} == {1}
+    assert members(Config(), 3) == {}
+    with pytest.raises(UsageError, match=r"leave --cv or train\.ensemble out"):
+        load_config(None, ["train.cv=true", "train.ensemble=2"])
+
+
+def _moved(one: checkpoint.Saved) -> list[np.ndarray]:
+    biases = [leaf for path, leaf in jax.tree.leaves_with_path(one.weights.params) if "bias" in str(path)]
+    return [np.asarray(leaf) for leaf in (*jax.tree.leaves((one.training["optimizer"], one.weights.batch_stats)), *biases)]
+
+
+@pytest.mark.slow
+def test_together_comes_to_what_one_after_another_comes_to(
+    joined: tuple[Path, Joint, Told], alone: tuple[Path, dict[str, Any]]
+):
+    """Also where one fold's epoch is longer than another's, and which weights were the best."""
+    folder, joint, told = joined
+    assert told.said == []
+    assert [network.epoch_steps for network in told.networks.values()] == [4, 2, 3]
+    for name, result in joint.members.items():
+        found, expected = (without_times(each / name / rundir.LOG) for each in (folder, alone[0]))
+        for a, b in zip(found, expected, strict=True):
+            assert (a["epoch"], a["step"], a["learning_rate"]) == (b["epoch"], b["step"], b["learning_rate"])
+            for fold in ("train", "val", "test"):
+                assert a[fold]["loss"] == pytest.approx(b[fold]["loss"], rel=1e-5)
+        assert result.checkpoint == "best"
+        assert checkpoint.steps(folder / name, "best") == checkpoint.steps(alone[0] / name, "best")
+        # What adds up gradients, steps and statistics. Where rounding turns a maximum over they differ by more than it.
+        for mine, other in zip(*(_moved(saved(each / name)) for each in (folder, alone[0])), strict=True):
+            assert np.linalg.norm(mine - other) <= 1e-2 * np.linalg.norm(other)
+    assert joint.metrics.confusion == alone[1]["metrics"]["confusion"]
+
+
+def test_result_of_a_cross_validation(alone: tuple[Path, dict[str, Any]], uneven: Dataset):
+    folder, found = alone
+    each = [found["members"][f"fold{fold}"]["metrics"] for fold in range(3)]
+    assert [one["macro"]["support"] for one in each] == list(SIZES)
+    assert found["metrics"]["confusion"] == np.sum([one["confusion"] for one in each], 0).tolist()
+    accuracies = [one["accuracy"] for one in each]
+    assert found["spread"]["accuracy"] == pytest.approx({"mean": np.mean(accuracies), "sd": np.std(accuracies, ddof=1)})
+    assert found["metrics"]["bootstrap"]["patients"] == sum(-(-size // 2) for size in SIZES)
+    assert json.loads((folder / "report" / "metrics.json").read_text())["spread"] == found["spread"]
+    for report in (folder / "report", folder / "fold0" / "report"):
+        assert {path.name for path in report.iterdir()} >= {"tables.txt", "metrics.json", "curves.png"}
+    tables = (folder / "report" / "tables.txt").read_text()
+    for text in ("mean ± sd", "every film by the network that it was held out from", "F1 95 % interval", "Timing"):
+        assert text in tables
+    # Each fold is a run by itself, and the whole evaluates to its own result.
+    assert json.loads(run("evaluate", folder / "fold2", "--json").stdout)["metrics"] == each[2]
+    again = json.loads(run("evaluate", folder, "--json").stdout)
+    assert again["metrics"] == found["metrics"]
+    assert again["data"] == f"all 3 folds of {uneven.path}, each by the network that it was held out from"
+
+
+@pytest.mark.slow
+def test_finished_networks_are_not_trained_again(alone: tuple[Path, dict[str, Any]]):
+    before = [load_run(member).step for member in rundir.members(alone[0])]
+    result = run("train", "--resume", "--run", alone[0], "--json")
+    assert result.exit_code == 0, result.output
+    assert "epoch" not in result.stderr.replace("steps an epoch", "")
+    assert json.loads(result.stdout)["metrics"] == alone[1]["metrics"]
+    assert [load_run(member).step for member in rundir.members(alone[0])] == before
+
+
+@pytest.fixture(scope="module")
+def ensemble(alone: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folds' networks in the folders of an ensemble: three networks, whatever they were trained on."""
+    out = tmp_path_factory.mktemp("ensemble") / "run"
+    shutil.copytree(alone[0], out)
+    text = (out / "config.toml").read_text()
+    assert "cv = true" in text
+    (out / "config.toml").write_text(text.replace("cv = true", "cv = false").replace("ensemble = 1", "ensemble = 3"))
+    for number in range(3):
+        (out / f"fold{number}").rename(out / f"member{number}")
+    return out
+
+
+@pytest.mark.parametrize(
+    "name", ["jax", *(pytest.param(name, marks=pytest.mark.slow) for name in ("openvino", "onnxruntime"))]
+)
+def test_probabilities_are_the_means_of_all_networks(ensemble: Path, uneven: Dataset, name: str):
+    if not runtime.installed(name) and name != "jax":
+        pytest.skip(f"{name} is not installed")
+    images = pipeline.load_all(uneven.source([0])).images[:4]
+    loaded = load_run(ensemble)
+    predict = make_predict(loaded.network, 1)
+    each = [jax.nn.softmax(predict(weights, images)) for weights in loaded.members]
+    assert len(each) == 3
+    assert np.ptp(each, 0).max() > 0.01
+    classifier = covidjax.load(ensemble, runtime=name)
+    assert classifier.checkpoint == "mean probabilities of the 3 networks of an ensemble"
+    np.testing.assert_allclose(classifier.probabilities(images), np.mean(each, 0), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_scoring_says_what_computes(alone: tuple[Path, dict[str, Any]], films: Path):
+    result = run("score", films / "COVID-19", "--checkpoint", alone[0], "--runtime", "jax")
+    assert result.exit_code == 0, result.output
+    assert "mean probabilities of the 3 folds of a cross-validation, on JAX" in result.stderr.splitlines()[0]
+
+
+@pytest.mark.slow
+def test_evaluating_says_what_computes(alone: tuple[Path, dict[str, Any]], ensemble: Path, prepared: Path):
+    found = json.loads(run("evaluate", alone[0], "--data", prepared, "--json").stdout)
+    assert found["data"] == f"all of {prepared}, by the mean probabilities of the 3 folds of a cross-validation"
+    assert found["metrics"]["macro"]["support"] == 30
+    found = json.loads(run("evaluate", ensemble, "--json").stdout)
+    assert found["data"].endswith("by the mean probabilities of the 3 networks of an ensemble")
+    assert found["metrics"]["macro"]["support"] == SIZES[0]
+
+
+def test_a_network_that_is_not_trained_yet_is_missed(alone: tuple[Path, dict[str, Any]], tmp_path: Path, films: Path):
+    shutil.copytree(alone[0], tmp_path / "runs" / "half")
+    shutil.rmtree(tmp_path / "runs" / "half" / "fold1" / "checkpoints")
+    message = refused("score", films, "--checkpoint", tmp_path / "runs" / "half", code=1)
+    assert message.startswith(f"{tmp_path / 'runs' / 'half' / 'fold1'} has no finished checkpoint")
+    assert checkpoint.newest_run(tmp_path / "runs") is None
+    shutil.copytree(alone[0], tmp_path / "runs" / "whole")
+    assert checkpoint.newest_run(tmp_path / "runs") == tmp_path / "runs" / "whole"
+
+
+def test_mean_of_probabilities_by_hand():
+    films = [["a", "b"], np.array([0, 1], np.int32)]
+    logits = [np.log(np.array(p, np.float32)) for p in ([[0.8, 0.2], [0.6, 0.4]], [[0.4, 0.6], [0.0001, 0.9999]])]
+    found = averaged([Predicted(each + 3, films[1], films[0]) for each in logits])
+    np.testing.assert_allclose(np.exp(found.logits), [[0.6, 0.4], [0.30005, 0.69995]], rtol=1e-5)
+    assert found.measure(("x", "y")).accuracy == 1
+    both = pooled([found, found])
+    assert (len(both.logits), both.labels.tolist(), both.patients) == (4, [0, 1, 0, 1], ["a", "b", "a", "b"])
+
+
+class Reached:
+    """A member by what of it decides whether all can go on together, with checkpoints of some steps."""
+
+    def __init__(self, run: Path, *steps: int, epoch_steps: int = 5, batch: int = 4):
+        self.run, self.epoch_steps, self.batch, self.config = run, epoch_steps, batch, load_config(None, SETTINGS[1:])
+        for step in steps:
+            (run / "checkpoints" / "last" / str(step)).mkdir(parents=True)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "reason", "left"),
+    [
+        ((), (), "", ([], [])),
+        ((5, 10), (6, 12), "", ([5, 10], [6, 12])),
+        ((5, 10), (6,), "", ([5], [6])),  # killed while the second checkpoints were saved
+        ((5,), (), "", ([], [])),
+        ((15, 20), (12, 18), "", ([15], [12, 18])),
+        ((15, 20), (6, 12), "different epochs", ([15, 20], [6, 12])),
+        ((5, 7), (6,), "", ([5], [6])),  # stopped within an epoch, one after another
+        ((7,), (8,), "different epochs", ([7], [8])),
+        ((500,), (6,), "finished", ([500], [6])),
+    ],
+)
+def test_networks_go_on_together_from_a_common_epoch(
+    tmp_path: Path, first: tuple[int, ...], second: tuple[int, ...], reason: str, left: tuple[list[int], list[int]]
+):
+    opened: Any = [Reached(tmp_path / "a", *first), Reached(tmp_path / "b", *second, epoch_steps=6)]
+    shared: Any = SimpleNamespace(data=1)
+    found = together._why_not(opened, shared)
+    assert reason in found and bool(reason) == bool(found)
+    assert tuple(checkpoint.steps(member.run, "last") for member in opened) == left
+
+
+def test_what_keeps_networks_from_being_trained_together(tmp_path: Path):
+    opened: Any = [Reached(tmp_path / "a"), Reached(tmp_path / "b", batch=3)]
+    shared: Any = SimpleNamespace(data=1)
+    assert together._why_not(opened, shared) == "a fold has fewer images than a batch"
+    shared.data = None
+    assert together._why_not(opened, shared) == "the images do not lie in the device's memory"
+
+
+@pytest.mark.slow
+def test_too_little_memory_for_all_is_enough_for_each(
+    joined: tuple[Path, Joint, Told], uneven: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(*_: object) -> None:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1 bytes.")
+
+    one_by_one: list[str] = []
+
+    def fit(member: Any, *_: object) -> Any:
+        one_by_one.append(member.run.name)
+        return joined[1].members[member.run.name]
+
+    monkeypatch.setattr(together, "_fit_together", full)
+    monkeypatch.setattr(together, "fit", fit)
+    joint, told = trained(uneven, tmp_path / "run", *JOINED)
+    assert one_by_one == ["fold0", "fold1", "fold2"]
+    assert told.said == ["The networks are trained one after another: the device's memory is too small for them together."]
+    assert joint.metrics == joined[1].metrics
+
+
+@pytest.mark.slow
+def test_the_way_of_accelerators_comes_to_the_same(uneven: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Taken on the CPU: together by itself, images on the device, several steps a scan."""
+    monkeypatch.setattr(program.Program, "accelerated", True)
+    monkeypatch.setattr(together, "SCAN_STEPS", 3)
+    joint, told = trained(uneven, tmp_path / "run", *CV, "train.epochs=1", "train.schedule=constant")
+    assert (told.said, joint.timing.images["train"]) == ([], 4 * sum((4, 2, 3)))
+    monkeypatch.undo()
+    first, _ = trained(uneven, tmp_path / "other", *JOINED, "train.epochs=1", "train.schedule=constant")
+    for name, result in joint.members.items():
+        for fold in ("train", "val", "test"):
+            expected = first.members[name].history[0][fold]["loss"]
+            assert result.history[0][fold]["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_stopped_together_resumes_to_the_same_bits(joined: tuple[Path, Joint, Told], uneven: Dataset, tmp_path: Path):
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted, match=r"saved at epoch 1; go on with `covidjax train --resume --run \S+run`"):
+        trained(uneven, out, *JOINED, stop_after=3)
+    trained(uneven, out, *JOINED, resume=True)
+    for name in joined[1].members:
+        assert_same_bits(saved(joined[0] / name), saved(out / name))
+        assert without_times(joined[0] / name / rundir.LOG) == without_times(out / name / rundir.LOG)
+
+
+@pytest.mark.slow
+def test_stopped_one_after_another_resumes_to_the_same_bits(
+    alone: tuple[Path, dict[str, Any]], uneven: Dataset, tmp_path: Path
+):
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted, match=r"saved at step \d+ of fold1; go on with `covidjax train --resume --run \S+run`"):
+        trained(uneven, out, *CV, stop_after=3)
+    assert not checkpoint.steps(out / "fold2", "last")
+    trained(uneven, out, *CV, resume=True)
+    for member in rundir.members(out):
+        assert_same_bits(saved(alone[0] / member.name), saved(member))
+
+
+@pytest.mark.slow
+def test_ensemble_by_the_command(uneven: Dataset, tmp_path: Path):
+    settings = [word for setting in (*SETTINGS, "train.ensemble=2") for word in ("--set", setting)]
+    result = run("train", "--data", uneven.path, "--run", tmp_path / "run", "--seed", 7, *settings)
+    assert result.exit_code == 0, result.output
+    assert "member 2/2, epoch 2/2" in result.stderr
+    assert "mean probabilities of the networks" in result.stdout
+    members = rundir.members(tmp_path / "run")
+    assert [rundir.settings(member).config.seed for member in members] == [7, 8]
+    kernels = [load_run(member).weights.params["dense"]["kernel"] for member in members]
+    assert not np.array_equal(*kernels)
