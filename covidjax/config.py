@@ -48,6 +48,8 @@ class Preprocess:
     """What is done with the lungs; ``none`` keeps the whole film."""
     classes: tuple[str, ...] = CLASSES
     """Class names, in the order of the labels."""
+    invert: Literal["auto", "never"] = "auto"
+    """``auto`` turns negatives into positives; ``never`` takes films as they are."""
 
 
 @dataclass(frozen=True)

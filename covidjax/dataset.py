@@ -28,7 +28,7 @@ from covidjax.config import Preprocess, UsageError, UserError
 from covidjax.pipeline import Source
 
 Example: Any = vars(tf_example_pb2)["Example"]  # protobuf makes the class when it is imported; no type checker knows it
-FORMAT = 1
+FORMAT = 2
 NAME = "covidjax"
 MANIFEST = "manifest.json"
 TEXTS = ("patient", "source", "name", "sha256", "view")
@@ -135,6 +135,7 @@ class Writer:
             "image_size": self._preprocess.image_size,
             "lungs": self._preprocess.lungs,
             "classes": list(self._preprocess.classes),
+            "invert": self._preprocess.invert,
             "folds": self._folds,
             "images": sum(counts.total() for counts in self._classes.values()),
             "patients": len(self._patients),
@@ -235,7 +236,10 @@ class Dataset:
             if self.manifest["format"] != FORMAT:
                 raise UserError(f"{path} was prepared by another version of covidjax; prepare it again.")
             self.preprocess = Preprocess(
-                self.manifest["image_size"], self.manifest["lungs"], tuple(self.manifest["classes"])
+                self.manifest["image_size"],
+                self.manifest["lungs"],
+                tuple(self.manifest["classes"]),
+                self.manifest["invert"],
             )
             self.folds: int = self.manifest["folds"]
             self.fingerprint: str = self.manifest["fingerprint"]

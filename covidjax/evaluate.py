@@ -77,7 +77,8 @@ def open_dataset(path: str | Path, preprocess: Preprocess | None = None) -> Data
 
 
 def _options(preprocess: Preprocess) -> str:
-    return f"--image-size {preprocess.image_size} --lungs {preprocess.lungs} --classes {len(preprocess.classes)}"
+    size, classes = preprocess.image_size, len(preprocess.classes)
+    return f"--image-size {size} --lungs {preprocess.lungs} --classes {classes} --invert {preprocess.invert}"
 
 
 class Evaluation(NamedTuple):

@@ -78,7 +78,7 @@ def prepare(
     patients, identical = patients_of(examples)
     grouped = options.group_by == "patient"
     folds = assign_folds(labels, patients if grouped else None, classes, folds=options.folds, seed=options.seed)
-    skipped = []
+    skipped, remarks = [], []
     with writing(out, options.preprocess, options.folds) as writer:
         stream = reading.films([example.path for example in examples], options.preprocess, workers=workers)
         for done, (example, patient, fold, film) in enumerate(zip(examples, patients, folds, stream, strict=True), 1):
@@ -87,6 +87,8 @@ def prepare(
             else:
                 name, view = example.path.name, example.view
                 writer.add(fold, Record(film.image, example.label, patient, example.source, name, film.sha256, view))
+            if film.remark:
+                remarks.append({"path": str(example.path), "source": example.source, "remark": film.remark})
             if progress:
                 progress(done, len(examples))
         return writer.close(
@@ -97,6 +99,7 @@ def prepare(
             ],
             left_out={collection.source: dict(+collection.left_out) for collection in read},
             skipped=skipped,
+            remarks=remarks,
             identical_files=identical,
             notes=[f"{collection.source}: {note}" for collection in read for note in collection.notes],
         )

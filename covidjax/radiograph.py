@@ -10,13 +10,13 @@ import io
 import os
 import stat
 import warnings
-from collections.abc import Callable
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from covidjax import dicom
+from covidjax import dicom, polarity
 from covidjax.config import RadiographError
 
 SUFFIXES = frozenset(
@@ -75,44 +75,66 @@ def may_be_film(path: Path) -> bool:
         return False
 
 
-def read(source: str | os.PathLike[str] | bytes, *, at_least: int | None = None) -> np.ndarray:
+class Radiograph(NamedTuple):
+    """A film as it was read."""
+
+    pixels: np.ndarray
+    """Gray uint8 ``[height, width]``, upright, bone brighter than air."""
+    remark: str
+    """What a reader of its results should know: it is no plain film of a chest, it was a negative; mostly nothing."""
+
+
+Invert = Literal["auto", "never"]
+"""Whether negatives are turned into positives; ``auto`` does where ``covidjax.polarity`` is sure."""
+
+
+def read(source: str | os.PathLike[str] | bytes, *, at_least: int | None = None, invert: Invert = "auto") -> np.ndarray:
     """Decode a film to gray uint8 ``[height, width]``.
 
     Args:
       source: a path, or the file's bytes.
       at_least: a side in pixels that suffices. A JPEG more than twice as large is decoded at a half, a quarter or an
         eighth of its size, the smallest that still has this many pixels on its shorter side: several times faster.
+      invert: ``never`` leaves negatives as they are.
 
     Returns:
       uint8 ``[height, width]``, larger is brighter in the file. 16-bit pixels are stretched linearly from their own
-      least to their own greatest value; transparent pixels become black; EXIF orientation is applied.
+      least to their own greatest value; transparent pixels become black; EXIF orientation is applied. DICOM files are
+      shown as ``covidjax.dicom.decode`` says.
 
     Raises:
       RadiographError: missing, empty, truncated, not an image, below 32 pixels a side or above 200 megapixels.
     """
-    return _decoded(source, at_least, np.asarray)
+    return _read(source, at_least, None, invert).pixels
 
 
-def read_resized(source: str | os.PathLike[str] | bytes, size: int) -> np.ndarray:
-    """``resize(read(source, at_least=2 * size), size)`` without the copies between: uint8 ``[size, size]``.
+def read_resized(source: str | os.PathLike[str] | bytes, size: int, *, invert: Invert = "auto") -> Radiograph:
+    """``resize(read(source, at_least=2 * size), size)`` without the copies between, as uint8 ``[size, size]``, and remarks.
 
     Twice the size, since a JPEG decoded smaller than that would lose detail to the two resizings in a row.
     """
-    return _decoded(source, 2 * size, lambda gray: np.asarray(_resized(gray, size)))
+    return _read(source, 2 * size, size, invert)
 
 
-def _decoded(
-    source: str | os.PathLike[str] | bytes, at_least: int | None, finish: Callable[[Image.Image], np.ndarray]
-) -> np.ndarray:
+def _read(source: str | os.PathLike[str] | bytes, at_least: int | None, size: int | None, invert: Invert) -> Radiograph:
     if not isinstance(source, bytes):
         source = read_bytes(source)
     if not source:
         raise RadiographError("the file is empty (0 bytes)")
+    remarks = []
     try:
         if dicom.is_dicom(source):
-            return finish(_large_enough(Image.fromarray(dicom.decode(source, LARGEST))))
-        with Image.open(io.BytesIO(source), formats=FORMATS) as image:
-            return finish(_gray(image, at_least))
+            gray = _large_enough(Image.fromarray(dicom.decode(source, LARGEST)))
+            remarks.append(dicom.remark(source))
+        else:
+            with Image.open(io.BytesIO(source), formats=FORMATS) as image:
+                gray = _gray(image, at_least)
+        if size:
+            gray = _resized(gray, size)
+        if invert == "auto" and polarity.is_negative(gray):
+            gray = ImageOps.invert(gray)
+            remarks.append("a negative, turned into a positive")
+        return Radiograph(np.asarray(gray), "; ".join(filter(None, remarks)))
     except Image.DecompressionBombError:
         raise RadiographError(f"more than {LARGEST // 1_000_000} megapixels, which no film has") from None
     except Image.UnidentifiedImageError:

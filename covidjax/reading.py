@@ -31,6 +31,8 @@ class Film(NamedTuple):
     """uint8 ``[S, S, 1]``, or None where the file could not be read."""
     error: str
     """Why not; empty for a film that was read."""
+    remark: str
+    """What ``radiograph.Radiograph`` says of it."""
     sha256: str
     """Of the file's bytes, hexadecimal; empty where there were none, or it was not asked for."""
     decode_seconds: float
@@ -45,15 +47,16 @@ def workers_or_default(workers: int | None) -> int:
 def open_film(path: str | os.PathLike[str], preprocess: Preprocess, *, digest: bool = True) -> Film:
     """Read a file as a model is to see it. Never raises for the file's faults: they are in ``error``."""
     start = time.perf_counter()
-    image, error, sha256 = None, "", ""
+    image, error, remark, sha256 = None, "", "", ""
     try:
         data = radiograph.read_bytes(path)
         if digest:
             sha256 = hashlib.sha256(data).hexdigest()
-        image = radiograph.read_resized(data, preprocess.image_size)[..., None]
+        pixels, remark = radiograph.read_resized(data, preprocess.image_size, invert=preprocess.invert)
+        image = pixels[..., None]
     except radiograph.RadiographError as fault:
         error = str(fault)
-    return Film(os.fspath(path), image, error, sha256, time.perf_counter() - start)
+    return Film(os.fspath(path), image, error, remark, sha256, time.perf_counter() - start)
 
 
 def films(

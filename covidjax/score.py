@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import os
 import time
@@ -16,7 +17,7 @@ from covidjax import reading
 from covidjax.collections.base import read_table, walk
 from covidjax.collections.folder import class_of
 from covidjax.config import Preprocess, Run, UserError
-from covidjax.radiograph import SUFFIXES
+from covidjax.radiograph import SUFFIXES, Invert
 from covidjax.runtime import Opened, open_run
 
 
@@ -34,9 +35,11 @@ class Row(NamedTuple):
     """By class name; empty on an error."""
     error: str
     """The reason; empty where there is none."""
+    warning: str = ""
+    """What speaks against relying on the row: a film that is no frontal chest film, or was a negative."""
 
     def cells(self, classes: Sequence[str]) -> dict[str, Any]:
-        """The output columns, ``path,status,prediction,confidence,p_<class>…,error``."""
+        """The output columns, ``path,status,prediction,confidence,p_<class>…,error,warning``."""
         return {
             "path": self.path,
             "status": self.status,
@@ -44,6 +47,7 @@ class Row(NamedTuple):
             "confidence": self.confidence,
             **{f"p_{name}": self.probabilities.get(name) for name in classes},
             "error": self.error,
+            "warning": self.warning,
         }
 
 
@@ -119,6 +123,7 @@ class Classifier:
         *,
         batch_size: int = 32,
         workers: int | None = None,
+        invert: Invert | None = None,
         timing: Timing | None = None,
     ) -> Iterator[Row]:
         """One row for every file, in order. Decoding runs ahead of the model on threads; memory is bounded.
@@ -127,6 +132,7 @@ class Classifier:
           paths: files, or a single one; folders are not searched here, see ``find_films``.
           batch_size: images in one call of the model; the last batch is padded, so one shape is compiled.
           workers: decoding threads; one a core if None.
+          invert: whether negatives are turned into positives; as in training if None.
           timing: filled in as the rows are taken.
         """
         if isinstance(paths, str | os.PathLike):
@@ -136,10 +142,11 @@ class Classifier:
         timing = timing or Timing()
         paths = list(paths)
         batch_size = min(batch_size, 1 << max(len(paths) - 1, 0).bit_length())
-        size = self.preprocess.image_size
+        preprocess = dataclasses.replace(self.preprocess, invert=invert or self.preprocess.invert)
+        size = preprocess.image_size
         # While the model is at a batch, the threads fill the next.
         ahead = max(reading.AHEAD, batch_size)
-        stream = reading.films(paths, self.preprocess, workers=workers, ahead=ahead, digest=False)
+        stream = reading.films(paths, preprocess, workers=workers, ahead=ahead, digest=False)
         waiting: list[tuple[list[reading.Film], Any]] = []
         for films in _grouped(stream, batch_size):
             timing.files += len(films)
@@ -173,7 +180,7 @@ class Classifier:
                 yield Row(film.path, "error", "", None, {}, "the model gave no number: its weights are not finite")
                 continue
             best = max(probabilities, key=probabilities.__getitem__)
-            yield Row(film.path, "ok", best, probabilities[best], probabilities, "")
+            yield Row(film.path, "ok", best, probabilities[best], probabilities, "", film.remark)
 
 
 def _grouped(films: Iterator[reading.Film], size: int) -> Iterator[list[reading.Film]]:

@@ -12,11 +12,12 @@ import pytest
 from commands import refused, run
 from PIL import Image
 from test_cli_train import TINY, trained  # noqa: F401  (a fixture)
+from test_dicom import make, written
 
 import covidjax
 from covidjax.config import CLASSES
 
-COLUMNS = ["path", "status", "prediction", "confidence", "p_COVID-19", "p_No-Findings", "p_Pneumonia", "error"]
+COLUMNS = ["path", "status", "prediction", "confidence", "p_COVID-19", "p_No-Findings", "p_Pneumonia", "error", "warning"]
 
 
 def rows_of(file: Path) -> list[dict[str, str]]:
@@ -361,3 +362,30 @@ def test_real_films(trained: Path, shared_data: Path):  # noqa: F811
     assert (found["files"], found["ok"], len(found["rows"])) == (35, 35, 35)
     support = {name: row["support"] for name, row in found["metrics"]["per_class"].items()}
     assert support == {"COVID-19": 11, "No-Findings": 12, "Pneumonia": 12}
+
+
+def test_dicom_files_and_negatives_give_the_rows_of_their_films(trained: Path, films: Path, tmp_path: Path):  # noqa: F811
+    film = np.asarray(Image.open(next(films.rglob("*.png"))).convert("L"))
+    (tmp_path / "in").mkdir()
+    Image.fromarray(film).save(tmp_path / "in" / "a.png")
+    Image.fromarray(255 - film).save(tmp_path / "in" / "b.png")
+    for name, header in (
+        ("c", {}),
+        ("d", {"PhotometricInterpretation": "MONOCHROME1"}),
+        ("e", {"Modality": "MR", "ViewPosition": "LL"}),
+    ):
+        (tmp_path / "in" / name).write_bytes(written(make(film, **header)))
+    result = run("score", tmp_path / "in", "--checkpoint", trained, "--output", tmp_path / "s.csv")
+    assert result.exit_code == 0, result.output
+    assert "3 of them with a warning" in result.stderr
+    rows = rows_of(tmp_path / "s.csv")
+    turned = "a negative, turned into a positive"
+    assert [row["warning"] for row in rows] == ["", turned, "", turned, "modality MR, no plain film; lateral view"]
+    for row in rows:
+        assert row["prediction"] == rows[0]["prediction"]
+        assert float(row["p_COVID-19"]) == pytest.approx(float(rows[0]["p_COVID-19"]), abs=1e-4)
+    result = run("score", tmp_path / "in", "--checkpoint", trained, "--output", tmp_path / "t.csv", "--invert", "never")
+    kept = rows_of(tmp_path / "t.csv")
+    assert [row["warning"] for row in kept] == ["", "", "", "", rows[-1]["warning"]]
+    assert kept[0] == rows[0]
+    assert kept[1]["p_COVID-19"] == kept[3]["p_COVID-19"] != rows[1]["p_COVID-19"]

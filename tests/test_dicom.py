@@ -271,6 +271,12 @@ def test_real_films(shared_data):
         assert middle[:, width // 2].mean() > max(middle[:, width // 4].mean(), middle[:, 3 * width // 4].mean()) + 20
 
 
+def test_remarks_come_with_the_film():
+    found = radiograph.read_resized(written(make(Modality="CT")), 32)
+    assert found.remark == "modality CT, no plain film"
+    assert found.pixels.shape == (32, 32)
+
+
 def test_folder_gives_dicom_files_of_any_name_but_not_their_index(tmp_path):
     for name in ("1.2.840.1", "IM0001", "film.dcm", "DICOMDIR"):
         (tmp_path / name).write_bytes(written(make()))

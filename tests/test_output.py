@@ -13,7 +13,7 @@ from covidjax.output import open_output
 from covidjax.score import Row
 
 CLASSES = ("COVID-19", "No-Findings", "Pneumonia")
-COLUMNS = ["path", "status", "prediction", "confidence", "p_COVID-19", "p_No-Findings", "p_Pneumonia", "error"]
+COLUMNS = ["path", "status", "prediction", "confidence", "p_COVID-19", "p_No-Findings", "p_Pneumonia", "error", "warning"]
 GOOD = Row("a/b.png", "ok", "Pneumonia", 0.625, {"COVID-19": 0.25, "No-Findings": 0.125, "Pneumonia": 0.625}, "")
 BAD = Row("c.png", "error", "", None, {}, "damaged: cut off, twice")
 NOT_UTF8 = os.fsdecode(b"caf\xe9.png")
@@ -45,9 +45,9 @@ def read_parquet(path):
 
 def test_csv_holds_the_documented_columns_and_one_line_a_file(tmp_path):
     assert written(tmp_path / "rows.csv", GOOD, BAD).read_text() == (
-        "path,status,prediction,confidence,p_COVID-19,p_No-Findings,p_Pneumonia,error\n"
+        "path,status,prediction,confidence,p_COVID-19,p_No-Findings,p_Pneumonia,error,warning\n"
         "a/b.png,ok,Pneumonia,0.625,0.25,0.125,0.625,\n"
-        'c.png,error,,,,,,"damaged: cut off, twice"\n'
+        'c.png,error,,,,,,"damaged: cut off, twice",\n'
     )
 
 
@@ -56,7 +56,7 @@ def test_jsonl_and_parquet_round_trip_with_the_documented_columns(tmp_path, endi
     first, second = read(written(tmp_path / f"rows{ending}", GOOD, BAD))
     assert list(first) == list(second) == COLUMNS
     assert list(first.values()) == ["a/b.png", "ok", "Pneumonia", 0.625, 0.25, 0.125, 0.625, ""]
-    assert list(second.values()) == ["c.png", "error", "", None, None, None, None, "damaged: cut off, twice"]
+    assert list(second.values()) == ["c.png", "error", "", None, None, None, None, "damaged: cut off, twice", ""]
 
 
 def test_parquet_keeps_its_types_where_no_row_has_a_number(tmp_path):

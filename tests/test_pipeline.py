@@ -94,7 +94,7 @@ def test_films_are_not_all_read_ahead(monkeypatch):
     def open_film(path, preprocess, *, digest):
         with lock:
             opened.append(path)
-        return reading.Film(path, None, "", "", 0.0)
+        return reading.Film(path, None, "", "", "", 0.0)
 
     monkeypatch.setattr(reading, "open_film", open_film)
     paths = [str(number) for number in range(1000)]

@@ -74,7 +74,7 @@ def damaged(prepared, tmp_path):
 
 def test_manifest_counts_what_was_prepared(films, prepared):
     manifest = json.loads((prepared / "manifest.json").read_text())
-    assert (manifest["format"], manifest["images"], manifest["patients"]) == (1, 30, 15)
+    assert (manifest["format"], manifest["images"], manifest["patients"]) == (2, 30, 15)
     assert (manifest["image_size"], manifest["lungs"], manifest["folds"]) == (32, "none", 3)
     assert manifest["classes"] == ["COVID-19", "No-Findings", "Pneumonia"]
     assert manifest["per_class"] == {"COVID-19": 10, "No-Findings": 10, "Pneumonia": 10}
@@ -189,7 +189,7 @@ def test_unreadable_films_are_listed_with_their_reason_and_stop_nothing(write_fi
         {
             "path": str(root / "Pneumonia" / "text.png"),
             "source": "films",
-            "reason": "not an image in a known format (PNG, JPEG, BMP, TIFF, WebP)",
+            "reason": "not an image in a known format (DICOM, PNG, JPEG, JPEG 2000, BMP, TIFF, WebP, GIF)",
         },
     ]
 
@@ -424,7 +424,7 @@ def test_dataset_that_is_not_there_or_is_none_says_how_to_make_one(tmp_path):
 
 
 def test_dataset_of_another_format_is_refused(damaged, edit_manifest):
-    edit_manifest(damaged, format=2)
+    edit_manifest(damaged, format=1)
     assert error_of(Dataset, damaged) == f"{damaged} was prepared by another version of covidjax; prepare it again."
 
 
@@ -434,7 +434,7 @@ def test_manifest_that_tells_of_other_counts_is_damage(damaged, edit_manifest):
     assert error_of(Dataset, damaged).startswith(f"{damaged} is damaged (fold1 does not hold the records")
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1}', "\udcff"])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 2}', "\udcff"])
 def test_broken_manifest_is_damage(damaged, text):
     (damaged / "manifest.json").write_text(text, errors="surrogateescape")
     assert f"{damaged} is damaged (" in error_of(Dataset, damaged)

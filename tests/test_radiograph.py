@@ -185,7 +185,7 @@ def test_read_resized_is_read_and_resize(kind: str, mode: str, size: int):
         large = Image.fromarray(np.asarray(large).astype(np.uint16) * 100)
     data = encoded(large if mode in ("L", "I;16") else large.convert(mode), kind)
     expected = radiograph.resize(radiograph.read(data, at_least=2 * size), size)
-    np.testing.assert_array_equal(radiograph.read_resized(data, size), expected)
+    np.testing.assert_array_equal(radiograph.read_resized(data, size).pixels, expected)
 
 
 def test_turned_jpeg_decoded_small_is_upright():

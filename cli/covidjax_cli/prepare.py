@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,13 @@ if TYPE_CHECKING:
 @click.option("--image-size", type=click.IntRange(32, 2048), default=Preprocess().image_size, show_default=True)
 @click.option("--lungs", type=click.Choice(["none"]), default="none", show_default=True, help="none keeps the whole film.")
 @click.option(
+    "--invert",
+    type=click.Choice(["auto", "never"]),
+    default="auto",
+    show_default=True,
+    help="auto turns negatives (bone dark, air bright) into positives.",
+)
+@click.option(
     "--group-by",
     type=click.Choice(["patient", "none"]),
     default="patient",
@@ -48,6 +56,7 @@ def prepare(
     classes: str,
     image_size: int,
     lungs: Any,
+    invert: Any,
     group_by: str,
     folds: int,
     seed: int,
@@ -64,7 +73,7 @@ def prepare(
     from covidjax.prepare import prepare as run
 
     options = Options(
-        Preprocess(image_size, lungs, CLASSES[: int(classes)]), layout, group_by, folds, seed, limit_per_class
+        Preprocess(image_size, lungs, CLASSES[: int(classes)], invert), layout, group_by, folds, seed, limit_per_class
     )
     with common.stopping() as stop, common.counting("Decoding") as count:
 
@@ -106,4 +115,7 @@ def _tables(manifest: dict[str, Any]) -> list[RenderableType]:
         more = len(manifest["skipped"]) - len(shown)
         below = f"and {more} more, in manifest.json" if more else ""
         tables.append(report.titled("Could not be read", report.rows_table(("file", "reason"), shown), below))
+    if remarks := Counter(entry["remark"] for entry in manifest["remarks"]):
+        table = report.rows_table(("remark", "films"), remarks.most_common(), right=("films",))
+        tables.append(report.titled("Remarks", table, "the films are named in manifest.json"))
     return tables

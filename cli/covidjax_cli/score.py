@@ -42,6 +42,11 @@ SHOWN = 50
     show_default=True,
     help="What computes; auto is the fastest that is installed for the device.",
 )
+@click.option(
+    "--invert",
+    type=click.Choice(["auto", "never"]),
+    help="auto turns negatives (bone dark, air bright) into positives.  [default: as in training]",
+)
 @click.option("--strict", is_flag=True, help="Exit with 1 if any file could not be read.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 def score(
@@ -53,6 +58,7 @@ def score(
     workers: int | None,
     device: str,
     runtime: str,
+    invert: Any,
     strict: bool,
     as_json: bool,
 ) -> None:
@@ -87,13 +93,14 @@ def score(
     shown: list[Row] = []
     errors: list[Row] = []
     known: list[tuple[int, int]] = []
-    good = labelled = 0
+    good = labelled = warned = 0
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(open_output(output, classes)) if output else None
         progress = stack.enter_context(common.counting("Scoring"))
-        rows = classifier.score(found.paths, batch_size=batch_size, workers=workers, timing=timing)
+        rows = classifier.score(found.paths, batch_size=batch_size, workers=workers, invert=invert, timing=timing)
         for done, row in enumerate(rows, 1):
             good += row.status == "ok"
+            warned += bool(row.warning)
             label = truth(row.path)
             labelled += label is not None
             if label in classes and row.status == "ok":
@@ -125,6 +132,7 @@ def score(
             "files": total,
             "ok": good,
             "errors": total - good,
+            "warnings": warned,
             "timing": [dict(zip(("stage", "seconds", "images"), stage, strict=True)) for stage in timing.stages()],
             "metrics": measured.as_dict() if measured else None,
         }
@@ -137,6 +145,8 @@ def score(
         common.say(f"The truth is known of {labelled} of {total} films{why}; the metrics are on {len(known)}.")
     where = f" Wrote {output}." if output else " --output FILE.csv keeps the rows." if total > SHOWN and not as_json else ""
     common.say(f"{good} of {total} films scored, {total - good} could not be read.{where}")
+    if warned:
+        common.say(f"{warned} of them with a warning; see the column of that name.")
     if not good:
         raise UserError("No film could be read; see the reasons above.")
     if strict and good < total:
@@ -172,9 +182,9 @@ def _rows_table(title: str, rows: list[Row], below: str) -> RenderableType:
             os.path.relpath(row.path, base) if base else row.path,
             row.prediction,
             "" if row.confidence is None else f"{row.confidence:.3f}",
-            row.error,
+            row.error or row.warning,
         )
         for row in rows
     ]
-    table = report.rows_table(("path", "prediction", "confidence", "error"), cells, right=("confidence",))
+    table = report.rows_table(("path", "prediction", "confidence", "error or warning"), cells, right=("confidence",))
     return report.titled(title + f" in {base}" * bool(base), table, below)
