@@ -46,7 +46,7 @@ def augment(key: Array, images: Array, config: AugmentConfig, axis: str | None =
         angle = jnp.deg2rad(_either_way(keys["rotation"], batch, config.rotation))
         scale = _factor(keys["zoom"], batch, config.zoom)
         shift = jax.random.uniform(keys["shift"], (batch, 2), minval=-config.shift, maxval=config.shift) * x.shape[1]
-        x = jax.vmap(_warp)(x, own(angle), own(scale), own(shift))
+        x = _warp(x, own(angle), own(scale), own(shift))
     x = x.astype(jnp.float32)
     if config.contrast:
         factor = own(_factor(keys["contrast"], batch, config.contrast))
@@ -65,18 +65,36 @@ def _factor(key: Array, batch: int, most: float) -> Array:
     return jnp.exp(_either_way(key, batch, 1.0) * jnp.log1p(most))
 
 
-def _warp(image: Array, angle: Array, scale: Array, shift: Array) -> Array:
-    """Rotate ``[S, S]`` about its centre, scale and shift it (bilinear): each pixel is fetched from where it came."""
-    size = image.shape[0]
+def _warp(images: Array, angle: Array, scale: Array, shift: Array) -> Array:
+    """Rotate each of uint8 ``[B, S, S]`` about its centre, scale and shift it (bilinear): each pixel is fetched from where
+    it came. ``angle`` and ``scale`` are ``[B]``, ``shift`` is ``[B, 2]``."""
+    size = images.shape[1]
     centre = (size - 1) / 2
     rows, columns = jnp.mgrid[:size, :size] - centre
-    cos, sin = jnp.cos(angle) / scale, jnp.sin(angle) / scale
-    rows, columns = rows - shift[0], columns - shift[1]
+    rows, columns = rows - shift[:, 0, None, None], columns - shift[:, 1, None, None]
+    cos, sin = ((f(angle) / scale)[:, None, None] for f in (jnp.cos, jnp.sin))
     y = jnp.clip(cos * rows - sin * columns + centre, 0, size - 1)
     x = jnp.clip(sin * rows + cos * columns + centre, 0, size - 1)
     top, left = (jnp.minimum(jnp.floor(v).astype(jnp.int32), size - 2) for v in (y, x))
     down, right = y - top, x - left
-    flat, start = image.reshape(-1), top * size + left
-    above = flat[start] * (1 - right) + flat[start + 1] * right
-    below = flat[start + size] * (1 - right) + flat[start + size + 1] * right
-    return above * (1 - down) + below * down
+    # A pixel and its neighbours to the right, below and across as the four bytes of one number: one fetch, not four.
+    padded = jnp.pad(images.astype(jnp.uint32), ((0, 0), (0, 1), (0, 1)))
+    fours = padded[:, :-1, :-1] | padded[:, :-1, 1:] << 8 | padded[:, 1:, :-1] << 16 | padded[:, 1:, 1:] << 24
+    found = _fetch(fours.reshape(len(images), -1), top * size + left)
+    near, beside, below, across = (((found >> bits) & 255).astype(jnp.int32).astype(jnp.float32) for bits in (0, 8, 16, 24))
+    return (near * (1 - right) + beside * right) * (1 - down) + (below * (1 - right) + across * right) * down
+
+
+def _fetch(values: Array, places: Array) -> Array:
+    """Of ``[B, N]`` those at ``[B, ...]``.
+
+    On a CPU image by image: as one operation XLA would compute the places within the fetching, which it then does without
+    vector instructions, five times slower.
+    """
+
+    def fetch(image: tuple[Array, Array]) -> Array:
+        return image[0].at[image[1]].get(mode="promise_in_bounds")
+
+    if jax.default_backend() == "cpu":
+        return lax.map(fetch, (values, places))
+    return jax.vmap(lambda *image: fetch(image))(values, places)

@@ -27,7 +27,8 @@ def augmented(config, images=IMAGES, seed=0):
 
 
 def warped(image, *, angle=0.0, scale=1.0, shift=(0.0, 0.0)):
-    return np.asarray(_warp(jnp.asarray(image), jnp.asarray(angle), jnp.asarray(scale), jnp.asarray(shift)))
+    values = (jnp.asarray(value)[None] for value in (image, angle, scale, shift))
+    return np.asarray(_warp(*values)[0])
 
 
 def point(row, column, size=9):
