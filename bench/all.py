@@ -55,6 +55,7 @@ ASKED = (
     Asked("score_again_seconds", "first row of one image, second time, seconds", most=4.0),
     Asked("score_memory_growth", "peak memory, 20,000 files over 500", most=1.2),
     Asked("epoch_time_growth", "epoch time an image, 4 times the images over 1", most=1.1),
+    Asked("two_devices_loss", "loss of an epoch on two devices, relative difference to one", most=1e-3),
     Asked("prepare_memory_growth", "peak memory of prepare, 5,000 files over 500", most=1.2),
 )
 

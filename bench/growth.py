@@ -1,7 +1,8 @@
 """Growth: what happens to time and memory when there is more data. All commands are real ones, at 64 × 64.
 
-Epoch time for three sizes of dataset; peak memory of ``covidjax score`` and ``covidjax prepare`` for few and many files.
-Memory is the greatest sum of the resident sets of the command and its children, looked at every 50 ms.
+Epoch time for three sizes of dataset; the loss on two devices, which are two of the CPU, beside that on one; peak memory
+of ``covidjax score`` and ``covidjax prepare`` for few and many files: the greatest sum of the resident sets of the
+command and its children, looked at every 50 ms.
 """
 
 from __future__ import annotations
@@ -60,7 +61,22 @@ def measure(options: Options) -> Result:
     tables.append(Table(f"An epoch of training at {size} × {size}", "seconds", rows))
     figures["epoch_time_growth"] = per_image[counts[-1]] / per_image[counts[0]]
 
+    rows, losses = [], []
+    for devices in (1, 2):
+        settings = ("train.schedule=constant", "train.learning_rate=1e-6")  # so small that rounding is not amplified
+        found = trained(data.dataset(counts[0], size), 1, *settings, JAX_NUM_CPU_DEVICES=str(devices))
+        losses.append(found["history"][0]["train"]["loss"])
+        rows.append(
+            Row(f"{devices} device{'s' * (devices > 1)}", Spread.of([losses[-1]]), f"{losses[-1]:.6f}", [losses[-1]])
+        )
+    tables.append(Table("Mean loss of an epoch", "loss", rows))
+    figures["two_devices_loss"] = abs(losses[1] / losses[0] - 1)
+    say(f"  one and two devices: losses differ by {figures['two_devices_loss']:.1e}")
+
     run = data.run(size)
+    with tempfile.TemporaryDirectory() as out:  # unmeasured: the first scoring with a run converts its network
+        words = ["score", str(data.films("small", 12, 12)), "--checkpoint", str(run), "--output", f"{out}/rows.csv"]
+        peak_memory([*COVIDJAX, *words])
     for what, few, many in (("score", 500, 20_000), ("prepare", 500, 5_000)):
         rows, peaks = [], []
         for count in (12, 36) if options.quick else (few, many):

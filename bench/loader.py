@@ -91,12 +91,12 @@ def measure(options: Options) -> Result:
     return Result(tables, figures)
 
 
-def trained(dataset: Path, epochs: int, *settings: str) -> dict[str, Any]:
-    """What ``covidjax train --json`` prints of a fresh run."""
+def trained(dataset: Path, epochs: int, *settings: str, **variables: str) -> dict[str, Any]:
+    """What ``covidjax train --json`` prints of a fresh run, with these settings and environment variables."""
     with tempfile.TemporaryDirectory() as folder:
         words = [*COVIDJAX, "train", "--data", str(dataset), "--epochs", str(epochs), "--run", f"{folder}/run", "--json"]
         words += [word for setting in settings for word in ("--set", setting)]
-        done = subprocess.run(words, capture_output=True, text=True, env=environment())
+        done = subprocess.run(words, capture_output=True, text=True, env=environment(**variables))
     if done.returncode:
         raise RuntimeError(f"{' '.join(words[3:])} failed: {done.stderr[-500:]}")
     return json.loads(done.stdout)

@@ -76,25 +76,18 @@ def _warp(images: Array, angle: Array, scale: Array, shift: Array) -> Array:
     y = jnp.clip(cos * rows - sin * columns + centre, 0, size - 1)
     x = jnp.clip(sin * rows + cos * columns + centre, 0, size - 1)
     top, left = (jnp.minimum(jnp.floor(v).astype(jnp.int32), size - 2) for v in (y, x))
-    down, right = y - top, x - left
     # A pixel and its neighbours to the right, below and across as the four bytes of one number: one fetch, not four.
     padded = jnp.pad(images.astype(jnp.uint32), ((0, 0), (0, 1), (0, 1)))
     fours = padded[:, :-1, :-1] | padded[:, :-1, 1:] << 8 | padded[:, 1:, :-1] << 16 | padded[:, 1:, 1:] << 24
-    found = _fetch(fours.reshape(len(images), -1), top * size + left)
+    each = (fours.reshape(len(images), -1), top * size + left, y - top, x - left)
+    # On a CPU image by image: otherwise XLA computes places and weights within the loops that use them, more than once and
+    # without vector instructions, five times slower.
+    return lax.map(_fetch, each) if jax.default_backend() == "cpu" else jax.vmap(_fetch)(each)
+
+
+def _fetch(image: tuple[Array, Array, Array, Array]) -> Array:
+    """Of the fours of an image those at places ``[S, S]``, each of the four weighed by the shares down and right."""
+    fours, places, down, right = image
+    found = fours.at[places].get(mode="promise_in_bounds")
     near, beside, below, across = (((found >> bits) & 255).astype(jnp.int32).astype(jnp.float32) for bits in (0, 8, 16, 24))
     return (near * (1 - right) + beside * right) * (1 - down) + (below * (1 - right) + across * right) * down
-
-
-def _fetch(values: Array, places: Array) -> Array:
-    """Of ``[B, N]`` those at ``[B, ...]``.
-
-    On a CPU image by image: as one operation XLA would compute the places within the fetching, which it then does without
-    vector instructions, five times slower.
-    """
-
-    def fetch(image: tuple[Array, Array]) -> Array:
-        return image[0].at[image[1]].get(mode="promise_in_bounds")
-
-    if jax.default_backend() == "cpu":
-        return lax.map(fetch, (values, places))
-    return jax.vmap(lambda *image: fetch(image))(values, places)
