@@ -369,11 +369,12 @@ def test_dicom_files_and_negatives_give_the_rows_of_their_films(trained: Path, f
     (tmp_path / "in").mkdir()
     Image.fromarray(film).save(tmp_path / "in" / "a.png")
     Image.fromarray(255 - film).save(tmp_path / "in" / "b.png")
-    for name, header in (
-        ("c", {}),
-        ("d", {"PhotometricInterpretation": "MONOCHROME1"}),
-        ("e", {"Modality": "MR", "ViewPosition": "LL"}),
-    ):
+    headers: dict[str, dict[str, Any]] = {
+        "c": {},
+        "d": {"PhotometricInterpretation": "MONOCHROME1"},
+        "e": {"Modality": "MR", "ViewPosition": "LL"},
+    }
+    for name, header in headers.items():
         (tmp_path / "in" / name).write_bytes(written(make(film, **header)))
     result = run("score", tmp_path / "in", "--checkpoint", trained, "--output", tmp_path / "s.csv")
     assert result.exit_code == 0, result.output

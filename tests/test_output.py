@@ -14,7 +14,12 @@ from covidjax.score import Row
 
 CLASSES = ("COVID-19", "No-Findings", "Pneumonia")
 COLUMNS = ["path", "status", "prediction", "confidence", "p_COVID-19", "p_No-Findings", "p_Pneumonia", "error", "warning"]
-GOOD = Row("a/b.png", "ok", "Pneumonia", 0.625, {"COVID-19": 0.25, "No-Findings": 0.125, "Pneumonia": 0.625}, "")
+GOOD = Row(
+    *("a/b.png", "ok", "Pneumonia", 0.625),
+    {"COVID-19": 0.25, "No-Findings": 0.125, "Pneumonia": 0.625},
+    error="",
+    warning="lateral view",
+)
 BAD = Row("c.png", "error", "", None, {}, "damaged: cut off, twice")
 NOT_UTF8 = os.fsdecode(b"caf\xe9.png")
 
@@ -46,7 +51,7 @@ def read_parquet(path):
 def test_csv_holds_the_documented_columns_and_one_line_a_file(tmp_path):
     assert written(tmp_path / "rows.csv", GOOD, BAD).read_text() == (
         "path,status,prediction,confidence,p_COVID-19,p_No-Findings,p_Pneumonia,error,warning\n"
-        "a/b.png,ok,Pneumonia,0.625,0.25,0.125,0.625,\n"
+        "a/b.png,ok,Pneumonia,0.625,0.25,0.125,0.625,,lateral view\n"
         'c.png,error,,,,,,"damaged: cut off, twice",\n'
     )
 
@@ -55,13 +60,13 @@ def test_csv_holds_the_documented_columns_and_one_line_a_file(tmp_path):
 def test_jsonl_and_parquet_round_trip_with_the_documented_columns(tmp_path, ending, read):
     first, second = read(written(tmp_path / f"rows{ending}", GOOD, BAD))
     assert list(first) == list(second) == COLUMNS
-    assert list(first.values()) == ["a/b.png", "ok", "Pneumonia", 0.625, 0.25, 0.125, 0.625, ""]
+    assert list(first.values()) == ["a/b.png", "ok", "Pneumonia", 0.625, 0.25, 0.125, 0.625, "", "lateral view"]
     assert list(second.values()) == ["c.png", "error", "", None, None, None, None, "damaged: cut off, twice", ""]
 
 
 def test_parquet_keeps_its_types_where_no_row_has_a_number(tmp_path):
     schema = pyarrow.parquet.read_schema(written(tmp_path / "rows.parquet", BAD))
-    assert [str(kind) for kind in schema.types] == ["string"] * 3 + ["float"] * 4 + ["string"]
+    assert [str(kind) for kind in schema.types] == ["string"] * 3 + ["float"] * 4 + ["string"] * 2
 
 
 @pytest.mark.parametrize("ending", [".csv", ".jsonl"])

@@ -84,7 +84,12 @@ def test_manifest_counts_what_was_prepared(films, prepared):
     assert list(manifest["per_fold"]) == ["fold0", "fold1", "fold2"]
     assert sum(sum(counts.values()) for counts in manifest["per_fold"].values()) == 30
     assert manifest["options"] == {
-        "preprocess": {"image_size": 32, "lungs": "none", "classes": ["COVID-19", "No-Findings", "Pneumonia"]},
+        "preprocess": {
+            "image_size": 32,
+            "lungs": "none",
+            "classes": ["COVID-19", "No-Findings", "Pneumonia"],
+            "invert": "auto",
+        },
         "layout": "auto",
         "group_by": "patient",
         "folds": 3,

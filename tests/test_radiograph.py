@@ -94,7 +94,7 @@ def test_transparent_palette_entry_becomes_black():
     levels[:20] = 2
     image = Image.fromarray(levels)
     image.putpalette([0, 0, 0, 200, 200, 200, 90, 90, 90])
-    found = radiograph.read(encoded(image, transparency=1))
+    found = radiograph.read(encoded(image, transparency=1), invert="never")
     assert (found[:20] == 90).all()
     assert (found[20:] == 0).all()
 
@@ -116,7 +116,7 @@ def test_transparent_colour_of_a_png_becomes_black(mode):
     image = Image.new("L", (40, 40), 200)
     image.paste(60, (0, 0, 40, 20))
     colour = 200 if mode == "L" else (200, 200, 200)
-    found = radiograph.read(encoded(image.convert(mode), transparency=colour))
+    found = radiograph.read(encoded(image.convert(mode), transparency=colour), invert="never")
     assert (found[:20] == 60).all()
     assert (found[20:] == 0).all()
 
@@ -312,3 +312,14 @@ def test_untouched_originals_are_all_read(shared_data):
         assert found.dtype == np.uint8
         assert min(found.shape) >= 200
         assert found.std() > 10
+
+
+def test_negative_is_turned_and_says_so_unless_told_otherwise():
+    negative = encoded(Image.fromarray(255 - phantom.draw(0, size=64).image), "PNG")
+    film = phantom.draw(0, size=64).image
+    np.testing.assert_array_equal(radiograph.read(negative), film)
+    np.testing.assert_array_equal(radiograph.read(negative, invert="never"), 255 - film)
+    found = radiograph.read_resized(negative, 64)
+    np.testing.assert_array_equal(found.pixels, film)
+    assert found.remark == "a negative, turned into a positive"
+    assert radiograph.read_resized(negative, 64, invert="never").remark == ""
