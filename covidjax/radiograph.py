@@ -148,5 +148,29 @@ def resize(gray: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(_resized(Image.fromarray(gray), size))
 
 
+def read_mask(source: str | os.PathLike[str] | bytes, size: int, film: tuple[int, int]) -> np.ndarray:
+    """A film's lung mask as it lies on the film after ``read_resized``: uint8 ``[size, size]`` of 0 and 1.
+
+    Inside is what is brighter than half the mask's brightest pixel. It is resized as the film is, and inside again is where
+    that leaves half or more.
+
+    Args:
+      source: as for ``read``.
+      size: of the film after resizing.
+      film: height and width of the film, before.
+
+    Raises:
+      RadiographError: as ``read``, and where the mask is empty or of another shape than the film.
+    """
+    mask = read(source)
+    (height, width), (film_height, film_width) = mask.shape, film
+    if abs(height * film_width / (width * film_height) - 1) > 0.02:
+        raise RadiographError(f"the mask has {width}×{height} pixels, the film {film_width}×{film_height}")
+    inside = mask > int(mask.max()) / 2
+    if not inside.any():
+        raise RadiographError("the mask is empty")
+    return (resize(inside.astype(np.uint8) * 255, size) >= 128).astype(np.uint8)
+
+
 def _resized(gray: Image.Image, size: int) -> Image.Image:
     return gray.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0)
