@@ -17,10 +17,11 @@ import scipy.sparse
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from covidjax import collections, dataset, phantom, reading
+from covidjax import collections, dataset, lungs, phantom, reading
 from covidjax.collections import Collection, Example
 from covidjax.config import CLASSES, MASKS, Preprocess, UserError
 from covidjax.dataset import Record, writing
+from covidjax.segmenter import open_segmenter
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) as work goes on."""
@@ -51,6 +52,7 @@ def prepare(
     options: Options = Options(),
     *,
     workers: int | None = None,
+    segmenter: lungs.Segmenter | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Read collections, sort their films into folds, decode and write them.
@@ -60,14 +62,17 @@ def prepare(
       out: the dataset's folder, made whole under a temporary name and then renamed.
       options: see there.
       workers: decoding threads; one a core if None.
+      segmenter: what finds the lungs where ``options.preprocess.lungs`` wants them; the bundled one if None.
       progress: told after each film.
 
     Returns:
       The manifest, as written to ``out/manifest.json``.
 
     Raises:
-      UserError: nothing usable in a source, one class only, fewer patients than folds, ``out`` not writable.
+      UserError: nothing usable in a source, one class only, fewer patients than folds, ``out`` not writable, no segmenter.
     """
+    if options.preprocess.lungs != "none" and segmenter is None:
+        segmenter = open_segmenter()
     names = _source_names(sources)
     read = [
         collections.read(root, options.layout, source=name, masks=options.masks)
@@ -90,9 +95,9 @@ def prepare(
         named = [f"Source {name}" for name in names]
     grouped = options.group_by == "patient"
     folds = assign_folds(strata, patients if grouped else None, named, folds=options.folds, seed=options.seed)
-    skipped = []
+    skipped, whole = [], []
     with writing(out, options.preprocess, options.folds, masks=options.masks) as writer:
-        stream = _films(examples, options.preprocess, workers)
+        stream = _films(examples, options.preprocess, workers, segmenter)
         for done, (example, patient, fold, film) in enumerate(zip(examples, patients, folds, stream, strict=True), 1):
             if film.image is None:
                 skipped.append({"path": str(example.path), "source": example.source, "reason": film.error})
@@ -100,6 +105,8 @@ def prepare(
                 name, view = example.path.name, example.view
                 record = Record(film.image, example.label, patient, example.source, name, film.sha256, view, film.mask)
                 writer.add(fold, record)
+            if film.lungs.startswith(lungs.WHOLE):
+                whole.append({"path": str(example.path), "source": example.source, "reason": film.lungs})
             if progress:
                 progress(done, len(examples))
         return writer.close(
@@ -110,16 +117,22 @@ def prepare(
             ],
             left_out={collection.source: dict(+collection.left_out) for collection in read},
             skipped=skipped,
+            **({"segmenter": segmenter.title, "whole_films": whole} if segmenter else {}),
             identical_files=identical,
             notes=[f"{collection.source}: {note}" for collection in read for note in collection.notes],
         )
 
 
-def _films(examples: Sequence[Example], preprocess: Preprocess, workers: int | None) -> Iterator[reading.Film]:
+def _films(
+    examples: Sequence[Example], preprocess: Preprocess, workers: int | None, segmenter: lungs.Segmenter | None
+) -> Iterator[reading.Film]:
     pairs = [(example.path, example.mask) for example in examples if example.mask]
     if pairs:
         return reading.pairs(pairs, preprocess, workers=workers)
-    return reading.films([example.path for example in examples], preprocess, workers=workers)
+    paths = [example.path for example in examples]
+    if segmenter:
+        return lungs.films(paths, preprocess, segmenter, workers=workers)
+    return reading.films(paths, preprocess, workers=workers)
 
 
 def sample_dataset(

@@ -70,6 +70,17 @@ def read_resized(source: str | os.PathLike[str] | bytes, size: int) -> np.ndarra
     return _decoded(source, 2 * size, lambda gray: np.asarray(_resized(gray, size)))
 
 
+def read_reduced(source: str | os.PathLike[str] | bytes, at_least: int) -> np.ndarray:
+    """``read``, and a film that is still more than twice as large has blocks of pixels averaged: uint8 ``[height, width]``,
+    whose shorter side has at least so many pixels if the film's own has."""
+
+    def reduced(gray: Image.Image) -> np.ndarray:
+        factor = min(gray.size) // at_least
+        return np.asarray(gray.reduce(factor) if factor > 1 else gray)
+
+    return _decoded(source, at_least, reduced)
+
+
 def _decoded(
     source: str | os.PathLike[str] | bytes, at_least: int | None, finish: Callable[[Image.Image], np.ndarray]
 ) -> np.ndarray:

@@ -41,6 +41,10 @@ class Film(NamedTuple):
     """Reading, decoding and resizing, on the thread that did it."""
     mask: np.ndarray | None = None
     """uint8 ``[S, S, 1]`` of 0 and 1, where one was asked for."""
+    lungs: str = ""
+    """What was done with the lungs, or why nothing; empty where nothing was asked for."""
+    lungs_seconds: float = 0.0
+    """Finding the lungs and cutting them out."""
 
 
 def workers_or_default(workers: int | None) -> int:

@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from covidjax import reading
+from covidjax import lungs, reading
 from covidjax.collections.base import read_table, walk
 from covidjax.collections.folder import class_of
 from covidjax.config import Preprocess, Run, UserError
 from covidjax.radiograph import SUFFIXES
 from covidjax.runtime import Opened, open_run
+from covidjax.segmenter import open_segmenter
 
 
 class Row(NamedTuple):
@@ -34,15 +35,20 @@ class Row(NamedTuple):
     """By class name; empty on an error."""
     error: str
     """The reason; empty where there is none."""
+    lungs: str = ""
+    """``crop`` or ``mask`` where that was done, as in training, or why the film was kept whole; empty for a model that was
+    trained on whole films."""
 
-    def cells(self, classes: Sequence[str]) -> dict[str, Any]:
-        """The output columns, ``path,status,prediction,confidence,p_<class>…,error``."""
+    def cells(self, classes: Sequence[str], *, lungs: bool = False) -> dict[str, Any]:
+        """The output columns, ``path,status,prediction,confidence,p_<class>…,error``, with ``lungs`` before the error if
+        asked for."""
         return {
             "path": self.path,
             "status": self.status,
             "prediction": self.prediction,
             "confidence": self.confidence,
             **{f"p_{name}": self.probabilities.get(name) for name in classes},
+            **({"lungs": self.lungs} if lungs else {}),
             "error": self.error,
         }
 
@@ -52,7 +58,7 @@ class Timing:
     so the stages do not add up to the wall time."""
 
     def __init__(self) -> None:
-        self.decode = self.model = self.write = 0.0
+        self.decode = self.lungs = self.model = self.write = 0.0
         self.files = self.films = 0
         self._start = time.perf_counter()
         self.wall = 0.0
@@ -69,9 +75,10 @@ class Timing:
         self.wall = time.perf_counter() - self._start
 
     def stages(self) -> list[tuple[str, float, int]]:
-        """(stage, seconds, images)."""
+        """(stage, seconds, images); ``lungs`` only where they were looked for."""
         return [
             ("decode", self.decode, self.files),
+            *([("lungs", self.lungs, self.films)] if self.lungs else []),
             ("model", self.model, self.films),
             ("write", self.write, self.files),
             ("wall", self.wall, self.files),
@@ -85,15 +92,17 @@ class Classifier:
       classes: class names, in the order of the probabilities.
       run: settings and preprocessing of the run.
       runtime: what computes, with its version.
+      segmenter: what finds the lungs, or None for a model that was trained on whole films.
     """
 
-    def __init__(self, opened: Opened):
+    def __init__(self, opened: Opened, segmenter: lungs.Segmenter | None = None):
         self.run: Run = opened.run
         self.preprocess: Preprocess = opened.run.preprocess
         self.classes = self.preprocess.classes
         self.checkpoint = f"{opened.kind} checkpoint, step {opened.step}"
         self.runtime = opened.runtime.title
         self._runtime = opened.runtime
+        self.segmenter = segmenter
 
     @classmethod
     def load(cls, run: str | os.PathLike[str], *, device: str = "auto", runtime: str = "auto") -> Classifier:
@@ -107,7 +116,8 @@ class Classifier:
         Raises:
           UserError: no run, a damaged checkpoint, no such device, a runtime that is not installed.
         """
-        return cls(open_run(Path(run), device, runtime))
+        opened = open_run(Path(run), device, runtime)
+        return cls(opened, None if opened.run.preprocess.lungs == "none" else open_segmenter(device, runtime))
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """uint8 ``[B, S, S, 1]``, preprocessed → float32 ``[B, classes]``, each row adding up to 1."""
@@ -139,11 +149,15 @@ class Classifier:
         size = self.preprocess.image_size
         # While the model is at a batch, the threads fill the next.
         ahead = max(reading.AHEAD, batch_size)
-        stream = reading.films(paths, self.preprocess, workers=workers, ahead=ahead, digest=False)
+        if self.segmenter:
+            stream = lungs.films(paths, self.preprocess, self.segmenter, workers=workers, digest=False)
+        else:
+            stream = reading.films(paths, self.preprocess, workers=workers, ahead=ahead, digest=False)
         waiting: list[tuple[list[reading.Film], Any]] = []
         for films in _grouped(stream, batch_size):
             timing.files += len(films)
             timing.decode += sum(film.decode_seconds for film in films)
+            timing.lungs += sum(film.lungs_seconds for film in films)
             images = [film.image for film in films if film.image is not None]
             result = None
             if images:
@@ -170,10 +184,12 @@ class Classifier:
                 continue
             probabilities = dict(zip(self.classes, next(values), strict=True))
             if not all(map(math.isfinite, probabilities.values())):
-                yield Row(film.path, "error", "", None, {}, "the model gave no number: its weights are not finite")
+                yield Row(
+                    film.path, "error", "", None, {}, "the model gave no number: its weights are not finite", film.lungs
+                )
                 continue
             best = max(probabilities, key=probabilities.__getitem__)
-            yield Row(film.path, "ok", best, probabilities[best], probabilities, "")
+            yield Row(film.path, "ok", best, probabilities[best], probabilities, "", film.lungs)
 
 
 def _grouped(films: Iterator[reading.Film], size: int) -> Iterator[list[reading.Film]]:

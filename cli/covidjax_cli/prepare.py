@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,13 @@ if TYPE_CHECKING:
 @click.option("--masks", is_flag=True, help="Take films with lung masks, for a segmenter, and not classes.")
 @click.option("--classes", type=click.Choice(["3", "2"]), default="3", show_default=True, help="2 leaves Pneumonia out.")
 @click.option("--image-size", type=click.IntRange(32, 2048), default=Preprocess().image_size, show_default=True)
-@click.option("--lungs", type=click.Choice(["none"]), default="none", show_default=True, help="none keeps the whole film.")
+@click.option(
+    "--lungs",
+    type=click.Choice(["none", "crop", "mask"]),
+    default="none",
+    show_default=True,
+    help="crop: the box of both lungs; mask: also black outside them; none: the whole film.",
+)
 @click.option(
     "--group-by",
     type=click.Choice(["patient", "none"]),
@@ -85,6 +92,9 @@ def prepare(
         common.say(f"{source['path']}: layout {source['layout']}")
     for note in manifest["notes"]:
         common.say(f"Note: {note}.")
+    if lungs != "none":
+        whole, total = len(manifest["whole_films"]), manifest["images"]
+        common.say(f"Lungs: {total - whole} films of {total}, by {manifest['segmenter']}; {whole} were kept whole.")
     if group_by == "none":
         common.say("Random split: films of one patient stand in several folds, so held-out figures come out too good.")
     if as_json:
@@ -113,4 +123,8 @@ def _tables(manifest: dict[str, Any]) -> list[RenderableType]:
         more = len(manifest["skipped"]) - len(shown)
         below = f"and {more} more, in manifest.json" if more else ""
         tables.append(report.titled("Could not be read", report.rows_table(("file", "reason"), shown), below))
+    if manifest.get("whole_films"):
+        counted = Counter((entry["source"], entry["reason"]) for entry in manifest["whole_films"])
+        rows = [(*key, count) for key, count in counted.items()]
+        tables.append(report.titled("Kept whole", report.rows_table(("source", "reason", "films"), rows, right=("films",))))
     return tables

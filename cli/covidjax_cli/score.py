@@ -80,6 +80,9 @@ def score(
     if found.passed_over:
         common.say(f"{found.passed_over} other files passed over: not images, by their ending.")
     classes = classifier.classes
+    wanted = classifier.preprocess.lungs
+    if classifier.segmenter:
+        common.say(f"Lungs: {wanted}, as in training, by {classifier.segmenter.title}.")
     truth = truth_from_csv(labels, classes) if labels else truth_from_folders(paths)
     synthetic = classifier.run.config.data.path == "sample"
 
@@ -87,13 +90,14 @@ def score(
     shown: list[Row] = []
     errors: list[Row] = []
     known: list[tuple[int, int]] = []
-    good = labelled = 0
+    good = labelled = whole = 0
     with contextlib.ExitStack() as stack:
-        writer = stack.enter_context(open_output(output, classes)) if output else None
+        writer = stack.enter_context(open_output(output, classes, lungs=wanted != "none")) if output else None
         progress = stack.enter_context(common.counting("Scoring"))
         rows = classifier.score(found.paths, batch_size=batch_size, workers=workers, timing=timing)
         for done, row in enumerate(rows, 1):
             good += row.status == "ok"
+            whole += row.status == "ok" and row.lungs != wanted and wanted != "none"
             label = truth(row.path)
             labelled += label is not None
             if label in classes and row.status == "ok":
@@ -125,10 +129,18 @@ def score(
             "files": total,
             "ok": good,
             "errors": total - good,
+            **({"whole_films": whole} if wanted != "none" else {}),
             "timing": [dict(zip(("stage", "seconds", "images"), stage, strict=True)) for stage in timing.stages()],
             "metrics": measured.as_dict() if measured else None,
         }
-        common.show_json(result | ({"output": str(output)} if output else {"rows": [row.cells(classes) for row in shown]}))
+        common.show_json(
+            result
+            | (
+                {"output": str(output)}
+                if output
+                else {"rows": [row.cells(classes, lungs=wanted != "none") for row in shown]}
+            )
+        )
     else:
         common.show(_tables(shown, errors, total, timing, measured, note))
     if labels or 0 < len(known) < good:
@@ -137,6 +149,8 @@ def score(
         common.say(f"The truth is known of {labelled} of {total} films{why}; the metrics are on {len(known)}.")
     where = f" Wrote {output}." if output else " --output FILE.csv keeps the rows." if total > SHOWN and not as_json else ""
     common.say(f"{good} of {total} films scored, {total - good} could not be read.{where}")
+    if whole:
+        common.say(f"On {whole} of them no plausible lungs were found; they were scored whole, as their rows tell.")
     if not good:
         raise UserError("No film could be read; see the reasons above.")
     if strict and good < total:
