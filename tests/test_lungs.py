@@ -93,6 +93,12 @@ def test_implausible_masks_are_flagged_and_leave_the_film_whole(mask, flag):
         np.testing.assert_array_equal(lungs.cut(film, found, what), film)
 
 
+def test_a_mask_without_a_clear_outline_is_flagged():
+    mask = blank(*TWO).astype(float)
+    assert lungs.find(np.where(mask > 0, 0.79, 0.1), SIZE, SIZE).flag == "outline unsure"
+    assert lungs.find(np.where(mask > 0, 0.81, 0.1), SIZE, SIZE).flag == ""
+
+
 def test_lungs_that_touch_are_still_two():
     assert lungs.find(blank(*TWO, (20, 22, 28, 36)).astype(float), SIZE, SIZE).flag == ""
 

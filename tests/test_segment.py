@@ -140,3 +140,38 @@ def test_runtimes_agree(tmp_path):
         assert results[runtime].shape == (8, 32, 32)
     for found in results.values():
         np.testing.assert_allclose(found, results["jax"], atol=1e-5)
+
+
+def test_score_cuts_out_the_lungs_as_prepare_did(perfect, folder, tmp_path, monkeypatch):
+    """The classifier is given the pixels that training had, and every row tells what was done."""
+    from covidjax import score
+    from covidjax.config import Config, Run
+    from covidjax.runtime import Opened
+
+    class Runtime:
+        title = "none"
+        given: list[np.ndarray] = []  # noqa: RUF012
+
+        def __call__(self, images):
+            self.given += list(images)
+            return np.full((len(images), 3), 1 / 3, np.float32)
+
+    runtime = Runtime()
+    opened = Opened(Run(Config(), Preprocess(32, "mask")), "last", 1, runtime)
+    monkeypatch.setattr(score, "open_run", lambda *_: opened)
+    monkeypatch.setattr(score, "open_segmenter", lambda *_: Perfect(perfect))
+    result = run("score", folder, "--checkpoint", tmp_path, "--output", tmp_path / "rows.csv", "--batch-size", 4)
+    assert result.exit_code == 0, result.output
+    assert "Lungs: mask, as in training, by perfect masks." in result.stderr
+    assert "On 1 of them no plausible lungs were found" in result.stderr
+    assert "lungs" in result.stdout  # the stage
+    with (tmp_path / "rows.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0])[-2:] == ["lungs", "error"]
+    told = {os.path.relpath(row["path"], folder): row["lungs"] for row in rows}
+    assert told.pop("upside.png") == "whole film: no lungs"
+    assert told.pop("bad.png") == ""
+    assert set(told.values()) == {"mask"}
+    expected = list(lungs.films([row["path"] for row in rows], opened.run.preprocess, Perfect(perfect)))
+    images = [film.image for film in expected if film.image is not None]
+    np.testing.assert_array_equal(runtime.given[: len(images)], images)
