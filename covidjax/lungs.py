@@ -39,8 +39,8 @@ CUT_OFF = 1.0
 """Most of the film's edge that the lungs touch, the shares of the four sides added up; at most 0.82 in those masks."""
 
 UNSURE = 0.4
-"""Most pixels whose probability lies between 0.2 and 0.8, as a share of the mask. An outline has some, 0.1 on most films and
-0.23 on all but one in a hundred; where no chest is to be seen it is mostly more than 0.4."""
+"""Most pixels whose probability lies between 0.2 and 0.8, as a share of the mask. An outline has some, 0.1 on most films
+and 0.23 on all but one in a hundred; where no chest is to be seen it is mostly more than 0.4."""
 
 BATCH = 16
 """Films of one call of the segmenter. Whole films wait meanwhile, so it is less than a classifier's."""
