@@ -39,7 +39,7 @@ def measure(options: Options) -> Result:
         return Result([Table("Box of both lungs", "images/s", rows)], {})
     if options.quick:
         paths, drawn = paths[:16], drawn[:16]
-    rounds, seconds = (1, 0.01) if options.quick else (5, 4.0)
+    rounds, seconds = (1, 0.01) if options.quick else (3, 2.0)
     common = {"paths": list(map(str, paths))}
     entries = [
         Entry(OURS, "bench.peers.lung_boxes:Ours", common),

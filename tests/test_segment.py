@@ -175,3 +175,4 @@ def test_score_cuts_out_the_lungs_as_prepare_did(perfect, folder, tmp_path, monk
     expected = list(lungs.films([row["path"] for row in rows], opened.run.preprocess, Perfect(perfect)))
     images = [film.image for film in expected if film.image is not None]
     np.testing.assert_array_equal(runtime.given[: len(images)], images)
+    assert "whole film: no lungs" in run("score", folder, "--checkpoint", tmp_path).stdout

@@ -181,14 +181,17 @@ def _rows_table(title: str, rows: list[Row], below: str) -> RenderableType:
     parents = [str(Path(row.path).parent) for row in rows]
     alike = len({Path(parent).is_absolute() for parent in parents}) == 1
     base = os.path.commonpath(parents) if alike else ""
+    lungs = any(row.lungs for row in rows)
     cells = [
         (
             os.path.relpath(row.path, base) if base else row.path,
             row.prediction,
             "" if row.confidence is None else f"{row.confidence:.3f}",
+            *([row.lungs] if lungs else []),
             row.error,
         )
         for row in rows
     ]
-    table = report.rows_table(("path", "prediction", "confidence", "error"), cells, right=("confidence",))
+    columns = ("path", "prediction", "confidence", *(["lungs"] if lungs else []), "error")
+    table = report.rows_table(columns, cells, right=("confidence",))
     return report.titled(title + f" in {base}" * bool(base), table, below)
