@@ -89,7 +89,9 @@ def test_masks_and_classes_are_not_taken_for_each_other(lungs, films, tmp_path):
     with pytest.raises(UserError, match="it has no masks"):
         (tmp_path / "cxr").mkdir()
         collections.read(tmp_path, "lungs", masks=True)
-    assert "leave the other out" in refused("prepare", lungs, "--masks", "--classes", 2, "--out", tmp_path / "a", code=2)
+    assert "leave --classes and --lungs out" in refused(
+        "prepare", lungs, "--masks", "--classes", 2, "--out", tmp_path / "a", code=2
+    )
 
 
 def test_manifest_tells_of_pairs_and_of_what_was_skipped(lungs, pairs):
