@@ -30,30 +30,62 @@ def augment(key: Array, images: Array, config: AugmentConfig, axis: str | None =
     Returns:
       float32 ``[B, S, S, 1]``, still from 0 to 255. What comes from outside the film repeats its nearest edge.
     """
-    x = images[..., 0]
-    count = images.shape[0]
-    batch = count * (1 if axis is None else lax.axis_size(axis))
+    draws = _Draws(key, images, config, axis)
+    return draws.exposed(draws.moved(images))
 
-    def own(draws: Array) -> Array:
+
+def augment_pairs(
+    key: Array, images: Array, masks: Array, config: AugmentConfig, axis: str | None = None
+) -> tuple[Array, Array]:
+    """``augment`` for images and their masks, uint8 ``[B, S, S, 1]`` of 0 and 1, which move with the images.
+
+    Returns:
+      The images as ``augment`` gives them, and the masks, float32 ``[B, S, S, 1]`` of 0 and 1: where the four nearest
+      pixels of the mask, weighed as those of the image are, come to half or more.
+    """
+    draws = _Draws(key, images, config, axis)
+    moved = draws.moved(masks).astype(jnp.float32)
+    return draws.exposed(draws.moved(images)), (moved >= 0.5).astype(jnp.float32)
+
+
+class _Draws:
+    """The random changes to one batch."""
+
+    def __init__(self, key: Array, images: Array, config: AugmentConfig, axis: str | None):
+        names = ("flip", "rotation", "zoom", "shift", "brightness", "contrast")
+        self._keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
+        self._config, self._axis, self._count = config, axis, images.shape[0]
+        self._batch = self._count * (1 if axis is None else lax.axis_size(axis))
+
+    def _own(self, draws: Array) -> Array:
         """Those of this device's images."""
-        return draws if axis is None else lax.dynamic_slice_in_dim(draws, lax.axis_index(axis) * count, count)
+        if self._axis is None:
+            return draws
+        return lax.dynamic_slice_in_dim(draws, lax.axis_index(self._axis) * self._count, self._count)
 
-    keys = dict(zip(("flip", "rotation", "zoom", "shift", "brightness", "contrast"), jax.random.split(key, 6), strict=True))
-    if config.flip:
-        mirrored = own(jax.random.bernoulli(keys["flip"], 0.5, (batch, 1, 1)))
-        x = jnp.where(mirrored, x[:, :, ::-1], x)
-    if config.rotation or config.zoom or config.shift:
-        angle = jnp.deg2rad(_either_way(keys["rotation"], batch, config.rotation))
-        scale = _factor(keys["zoom"], batch, config.zoom)
-        shift = jax.random.uniform(keys["shift"], (batch, 2), minval=-config.shift, maxval=config.shift) * x.shape[1]
-        x = _warp(x, own(angle), own(scale), own(shift))
-    x = x.astype(jnp.float32)
-    if config.contrast:
-        factor = own(_factor(keys["contrast"], batch, config.contrast))
-        x = (x - 255 * MEAN) * factor[:, None, None] + 255 * MEAN
-    if config.brightness:
-        x = x + 255 * own(_either_way(keys["brightness"], batch, config.brightness))[:, None, None]
-    return jnp.clip(x, 0, 255)[..., None]
+    def moved(self, images: Array) -> Array:
+        """Mirrored, rotated, scaled and shifted, ``[B, S, S, 1]``."""
+        config, keys, batch, x = self._config, self._keys, self._batch, images[..., 0]
+        if config.flip:
+            mirrored = self._own(jax.random.bernoulli(keys["flip"], 0.5, (batch, 1, 1)))
+            x = jnp.where(mirrored, x[:, :, ::-1], x)
+        if config.rotation or config.zoom or config.shift:
+            angle = jnp.deg2rad(_either_way(keys["rotation"], batch, config.rotation))
+            scale = _factor(keys["zoom"], batch, config.zoom)
+            shift = jax.random.uniform(keys["shift"], (batch, 2), minval=-config.shift, maxval=config.shift) * x.shape[1]
+            x = _warp(x, self._own(angle), self._own(scale), self._own(shift))
+        return x[..., None]
+
+    def exposed(self, images: Array) -> Array:
+        """Of other contrast and brightness, float32 from 0 to 255."""
+        config, keys, batch = self._config, self._keys, self._batch
+        x = images.astype(jnp.float32)
+        if config.contrast:
+            factor = self._own(_factor(keys["contrast"], batch, config.contrast))
+            x = (x - 255 * MEAN) * factor[:, None, None, None] + 255 * MEAN
+        if config.brightness:
+            x = x + 255 * self._own(_either_way(keys["brightness"], batch, config.brightness))[:, None, None, None]
+        return jnp.clip(x, 0, 255)
 
 
 def _either_way(key: Array, batch: int, most: float) -> Array:

@@ -20,6 +20,11 @@ import tomli_w
 
 CLASSES = ("COVID-19", "No-Findings", "Pneumonia")
 
+MASKS = ("fields", "lungs")
+"""What lung masks show. ``fields``: the lungs as far as heart and diaphragm do not hide them (Montgomery, Shenzhen, the
+phantoms). ``lungs``: also what lies behind the heart (V7 Labs' masks of ieee8023). A network learns each as an output of
+its own, from the films that have it."""
+
 
 class UserError(Exception):
     """An expected failure. The message is one sentence that says what is wrong and what to do about it."""
@@ -44,10 +49,11 @@ class Preprocess:
 
     image_size: int = 224
     """Height and width in pixels after resizing."""
-    lungs: Literal["none"] = "none"
-    """What is done with the lungs; ``none`` keeps the whole film."""
+    lungs: Literal["none", "crop", "mask"] = "none"
+    """What is done with the lungs: ``none`` keeps the whole film, ``crop`` the box of both lungs with its aspect, ``mask``
+    also blanks what is outside them."""
     classes: tuple[str, ...] = CLASSES
-    """Class names, in the order of the labels."""
+    """Class names, in the order of the labels; of films with lung masks, the kinds of mask."""
     invert: Literal["auto", "never"] = "auto"
     """``auto`` turns negatives into positives; ``never`` takes films as they are."""
 
@@ -64,7 +70,8 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    name: Literal["darkcovidnet"] = "darkcovidnet"
+    name: Literal["darkcovidnet", "lung-unet"] = "darkcovidnet"
+    """A classifier, or the lung segmenter."""
     channels: Literal[1, 3] = 1
     """Input channels; 3 repeats the gray image, as the paper did."""
 
@@ -201,6 +208,10 @@ def load_config(
 
 def _check(config: Config) -> None:
     train = config.train
+    if config.model.name == "lung-unet":
+        raise UsageError(
+            "model.name lung-unet learns masks and no classes, which `covidjax train` does not do; choose another."
+        )
     for name, good, wanted in (
         ("train.epochs", train.epochs >= 1, "at least 1"),
         ("train.batch_size", train.batch_size >= 1, "at least 1"),

@@ -47,6 +47,8 @@ class Record(NamedTuple):
     sha256: str
     """Of the original file."""
     view: str = ""
+    mask: np.ndarray | None = None
+    """uint8 ``[S, S, 1]`` of 0 and 1, in a dataset of films with lung masks; the label then is the kind of mask."""
 
 
 class _FoldFile:
@@ -75,14 +77,16 @@ class _FoldFile:
 
 
 class Writer:
-    """Writes records fold by fold and keeps the counts that the manifest states."""
+    """Writes records fold by fold and keeps the counts that the manifest states; with ``masks`` each record has one."""
 
-    def __init__(self, folder: Path, preprocess: Preprocess, folds: int):
+    def __init__(self, folder: Path, preprocess: Preprocess, folds: int, masks: bool):
         size = preprocess.image_size
+        # Raw bytes: the default encoding of a Tensor feature reads ten times slower.
+        pixels = tfds.features.Tensor(shape=(size, size, 1), dtype=np.uint8, encoding="bytes")
         features = tfds.features.FeaturesDict(
             {
-                # Raw bytes: the default encoding of a Tensor feature reads ten times slower.
-                "image": tfds.features.Tensor(shape=(size, size, 1), dtype=np.uint8, encoding="bytes"),
+                "image": pixels,
+                **({"mask": pixels} if masks else {}),
                 "label": tfds.features.ClassLabel(names=list(preprocess.classes)),
                 **{key: tfds.features.Text() for key in TEXTS},
             }
@@ -94,7 +98,7 @@ class Writer:
         info.set_file_format(tfds.core.FileFormat.ARRAY_RECORD)
         self._info, self._features = info, features
         self._files = [_FoldFile(folder, fold) for fold in range(folds)]
-        self._folder, self._preprocess, self._folds = folder, preprocess, folds
+        self._folder, self._preprocess, self._folds, self._masks = folder, preprocess, folds, masks
         self._classes = {label: Counter() for label in preprocess.classes}
         self._sources: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._patients: set[str] = set()
@@ -105,11 +109,15 @@ class Writer:
         # Names may hold bytes that are no UTF-8; they are stored as the file system has them.
         texts = {key: os.fsencode(value) for key, value in record._asdict().items() if key in TEXTS}
         example = {"image": record.image, "label": record.label, **texts}
+        if self._masks:
+            example["mask"] = record.mask
         self._files[fold].write(self._features.serialize_example(example))
         self._classes[record.label][fold] += 1
         self._sources[record.source][record.label] += 1
         self._patients.add(record.patient)
         self._hash.update(f"{fold} {record.label} {record.sha256}\n".encode())
+        if record.mask is not None:
+            self._hash.update(record.mask.tobytes())
 
     def close(self, **facts: Any) -> dict[str, Any]:
         """Finish the files and write the manifest; ``facts`` are added to it. Returns the manifest.
@@ -134,6 +142,7 @@ class Writer:
             "fingerprint": self._hash.hexdigest(),
             "image_size": self._preprocess.image_size,
             "lungs": self._preprocess.lungs,
+            "masks": self._masks,
             "classes": list(self._preprocess.classes),
             "invert": self._preprocess.invert,
             "folds": self._folds,
@@ -153,7 +162,7 @@ class Writer:
 
 
 @contextlib.contextmanager
-def writing(out: Path, preprocess: Preprocess, folds: int) -> Iterator[Writer]:
+def writing(out: Path, preprocess: Preprocess, folds: int, *, masks: bool = False) -> Iterator[Writer]:
     """A writer whose dataset appears at ``out`` whole, when the block ends well, or not at all.
 
     Raises:
@@ -176,7 +185,7 @@ def writing(out: Path, preprocess: Preprocess, folds: int) -> Iterator[Writer]:
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}); name a folder that you may write to.") from error
     try:
-        yield Writer(partial, preprocess, folds)
+        yield Writer(partial, preprocess, folds, masks)
         partial.rename(out)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}); free some space or name another folder.") from error
@@ -190,7 +199,8 @@ class _Records:
     TFDS's own data source would decode every feature of every record in Python, which takes longer than reading it.
     """
 
-    def __init__(self, files: Sequence[str], image_size: int):
+    def __init__(self, files: Sequence[str], image_size: int, masks: bool):
+        self.masks = masks
         self.shape = (image_size, image_size, 1)
         # Reading ahead is for sequential access. Several threads may share a reader.
         self._readers = [ArrayRecordReader(file, "readahead_buffer_size:0") for file in files]
@@ -199,11 +209,13 @@ class _Records:
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def read(self, rows: np.ndarray, images: np.ndarray, labels: np.ndarray) -> None:
+    def read(self, rows: np.ndarray, images: np.ndarray, labels: np.ndarray, masks: np.ndarray | None = None) -> None:
         for at, row in enumerate(rows.tolist()):
             features = self._features(row)
             images[at] = np.frombuffer(features["image"].bytes_list.value[0], np.uint8).reshape(self.shape)
             labels[at] = features["label"].int64_list.value[0]
+            if masks is not None:
+                masks[at] = np.frombuffer(features["mask"].bytes_list.value[0], np.uint8).reshape(self.shape)
 
     def texts(self, row: int, *keys: str) -> tuple[str, ...]:
         features = self._features(row)
@@ -223,6 +235,9 @@ class Dataset:
 
     Raises:
       UserError: no dataset, one of another format, or a damaged one.
+
+    Attributes:
+      masks: whether every film has a lung mask; the classes then are the kinds of mask.
     """
 
     def __init__(self, path: Path):
@@ -241,6 +256,7 @@ class Dataset:
                 tuple(self.manifest["classes"]),
                 self.manifest["invert"],
             )
+            self.masks: bool = self.manifest.get("masks", False)
             self.folds: int = self.manifest["folds"]
             self.fingerprint: str = self.manifest["fingerprint"]
             self._builder: Any = tfds.builder_from_directory(path)
@@ -260,7 +276,7 @@ class Dataset:
     def source(self, folds: Sequence[int]) -> Source:
         """Random access to the records of some folds, in the order of the folds."""
         files = [os.fspath(file) for fold in folds for file in self._builder.info.splits[f"fold{fold}"].filepaths]
-        return _Records(files, self.preprocess.image_size)
+        return _Records(files, self.preprocess.image_size, self.masks)
 
     def class_counts(self, folds: Sequence[int]) -> np.ndarray:
         """Images of each class in some folds, int ``[classes]``."""

@@ -23,6 +23,8 @@ class Batch(NamedTuple):
     labels: np.ndarray
     """int32 ``[B]``."""
     real: int
+    masks: np.ndarray | None = None
+    """uint8 ``[B, S, S, 1]`` of 0 and 1 where the dataset has masks; the labels then say what kind each is."""
 
 
 class Source(Protocol):
@@ -33,10 +35,16 @@ class Source(Protocol):
         """Of every image, ``[S, S, 1]``."""
         ...
 
+    @property
+    def masks(self) -> bool:
+        """Whether there is a lung mask for every image."""
+        ...
+
     def __len__(self) -> int: ...
 
-    def read(self, rows: np.ndarray, images: np.ndarray, labels: np.ndarray) -> None:
-        """Write the images of some rows, uint8 ``[rows, S, S, 1]``, and their labels ``[rows]`` into the given arrays."""
+    def read(self, rows: np.ndarray, images: np.ndarray, labels: np.ndarray, masks: np.ndarray | None = None) -> None:
+        """Write the images of some rows, uint8 ``[rows, S, S, 1]``, their labels ``[rows]`` and, where wanted, their masks,
+        shaped as the images, into the given arrays."""
 
     def texts(self, row: int, *keys: str) -> tuple[str, ...]:
         """Some text features of a row."""
@@ -63,10 +71,13 @@ def _reading() -> Iterator[None]:
 def _stack(source: Source, rows: np.ndarray, size: int | None = None) -> Batch:
     size = size or len(rows)
     images, labels = np.empty((size, *source.shape), np.uint8), np.zeros(size, np.int32)
+    masks = np.empty_like(images) if source.masks else None
     with _reading():
-        source.read(rows, images, labels)
-    images[len(rows) :] = 0
-    return Batch(images, labels, len(rows))
+        source.read(rows, images, labels, masks)
+    for padded in (images, masks):
+        if padded is not None:
+            padded[len(rows) :] = 0
+    return Batch(images, labels, len(rows), masks)
 
 
 def _batches(source: Source, batches: Sequence[np.ndarray], size: int | None = None) -> Iterator[Batch]:

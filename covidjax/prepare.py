@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ import scipy.sparse
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from covidjax import collections, dataset, phantom, reading
+from covidjax import collections, dataset, lungs, phantom, reading
 from covidjax.collections import Collection, Example
-from covidjax.config import CLASSES, Preprocess, UserError
+from covidjax.config import CLASSES, MASKS, Preprocess, UserError
 from covidjax.dataset import Record, writing
+from covidjax.segmenter import open_segmenter
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) as work goes on."""
@@ -40,6 +41,9 @@ class Options:
     folds: int = 5
     seed: int = 0
     limit_per_class: int | None = None
+    masks: bool = False
+    """Pairs of films and lung masks, for a segmenter: the classes are the kinds of mask that there are, and the folds are
+    stratified by source."""
 
 
 def prepare(
@@ -48,6 +52,7 @@ def prepare(
     options: Options = Options(),
     *,
     workers: int | None = None,
+    segmenter: lungs.Segmenter | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Read collections, sort their films into folds, decode and write them.
@@ -57,38 +62,53 @@ def prepare(
       out: the dataset's folder, made whole under a temporary name and then renamed.
       options: see there.
       workers: decoding threads; one a core if None.
+      segmenter: what finds the lungs where ``options.preprocess.lungs`` wants them; the bundled one if None.
       progress: told after each film.
 
     Returns:
       The manifest, as written to ``out/manifest.json``.
 
     Raises:
-      UserError: nothing usable in a source, one class only, fewer patients than folds, ``out`` not writable.
+      UserError: nothing usable in a source, one class only, fewer patients than folds, ``out`` not writable, no segmenter.
     """
-    classes = options.preprocess.classes
+    if options.preprocess.lungs != "none" and segmenter is None:
+        segmenter = open_segmenter()
+    names = _source_names(sources)
     read = [
-        collections.read(root, options.layout, source=name)
-        for root, name in zip(sources, _source_names(sources), strict=True)
+        collections.read(root, options.layout, source=name, masks=options.masks)
+        for root, name in zip(sources, names, strict=True)
     ]
+    if options.masks:
+        found = {example.label for collection in read for example in collection.examples}
+        kinds = tuple(kind for kind in MASKS if kind in found)
+        options = dataclasses.replace(options, preprocess=dataclasses.replace(options.preprocess, classes=kinds))
+    classes = options.preprocess.classes
     examples = _chosen(read, options)
     labels = np.asarray([classes.index(example.label) for example in examples], int)
     for label, count in zip(classes, np.bincount(labels, minlength=len(classes)), strict=True):
         if not count:
             raise UserError(f"There is no film of class {label}; add a source that has some, or prepare other --classes.")
     patients, identical = patients_of(examples)
+    strata, named = labels, [f"Class {name}" for name in classes]
+    if options.masks:
+        strata = np.asarray([names.index(example.source) for example in examples])
+        named = [f"Source {name}" for name in names]
     grouped = options.group_by == "patient"
-    folds = assign_folds(labels, patients if grouped else None, classes, folds=options.folds, seed=options.seed)
-    skipped, remarks = [], []
-    with writing(out, options.preprocess, options.folds) as writer:
-        stream = reading.films([example.path for example in examples], options.preprocess, workers=workers)
+    folds = assign_folds(strata, patients if grouped else None, named, folds=options.folds, seed=options.seed)
+    skipped, remarks, whole = [], [], []
+    with writing(out, options.preprocess, options.folds, masks=options.masks) as writer:
+        stream = _films(examples, options.preprocess, workers, segmenter)
         for done, (example, patient, fold, film) in enumerate(zip(examples, patients, folds, stream, strict=True), 1):
             if film.image is None:
                 skipped.append({"path": str(example.path), "source": example.source, "reason": film.error})
             else:
                 name, view = example.path.name, example.view
-                writer.add(fold, Record(film.image, example.label, patient, example.source, name, film.sha256, view))
+                record = Record(film.image, example.label, patient, example.source, name, film.sha256, view, film.mask)
+                writer.add(fold, record)
             if film.remark:
                 remarks.append({"path": str(example.path), "source": example.source, "remark": film.remark})
+            if film.lungs.startswith(lungs.WHOLE):
+                whole.append({"path": str(example.path), "source": example.source, "reason": film.lungs})
             if progress:
                 progress(done, len(examples))
         return writer.close(
@@ -100,26 +120,46 @@ def prepare(
             left_out={collection.source: dict(+collection.left_out) for collection in read},
             skipped=skipped,
             remarks=remarks,
+            **({"segmenter": segmenter.title, "whole_films": whole} if segmenter else {}),
             identical_files=identical,
             notes=[f"{collection.source}: {note}" for collection in read for note in collection.notes],
         )
 
 
+def _films(
+    examples: Sequence[Example], preprocess: Preprocess, workers: int | None, segmenter: lungs.Segmenter | None
+) -> Iterator[reading.Film]:
+    pairs = [(example.path, example.mask) for example in examples if example.mask]
+    if pairs:
+        return reading.pairs(pairs, preprocess, workers=workers)
+    paths = [example.path for example in examples]
+    if segmenter:
+        return lungs.films(paths, preprocess, segmenter, workers=workers)
+    return reading.films(paths, preprocess, workers=workers)
+
+
 def sample_dataset(
-    size: int = Preprocess().image_size, images: int = SAMPLE_IMAGES, *, seed: int = 0, progress: Progress | None = None
+    size: int = Preprocess().image_size,
+    images: int = SAMPLE_IMAGES,
+    *,
+    seed: int = 0,
+    masks: bool = False,
+    progress: Progress | None = None,
 ) -> dataset.Dataset:
-    """The built-in dataset of synthetic films, drawn once into the user's cache folder and opened from there."""
+    """The built-in dataset of synthetic films, drawn once into the user's cache folder and opened from there; with
+    ``masks`` the films with their lung masks in place of classes."""
     # Another drawing or another format on disk is another dataset.
     code = b"".join(Path(file).read_bytes() for file in (phantom.__file__, dataset.__file__, __file__))
     version = hashlib.sha256(code).hexdigest()[:8]
-    out = Path(platformdirs.user_cache_dir("covidjax"), "sample", f"{images}x{size}-seed{seed}-{version}")
+    out = Path(platformdirs.user_cache_dir("covidjax"), "sample", f"{images}x{size}-seed{seed}{'-masks' * masks}-{version}")
     if out.exists():
         try:
             return dataset.Dataset(out)
         except UserError:
             shutil.rmtree(out, ignore_errors=True)  # damaged; nobody but this function can mend it
     try:
-        _draw_sample(out, Options(Preprocess(image_size=size), seed=seed), images, progress)
+        preprocess = Preprocess(size, classes=("fields",) if masks else CLASSES)
+        _draw_sample(out, Options(preprocess, seed=seed, masks=masks), images, progress)
     except UserError as error:
         if not out.exists():  # else another process drew it in the meantime
             raise UserError(f"The sample could not be drawn: {error} XDG_CACHE_HOME names the cache folder.") from error
@@ -129,12 +169,15 @@ def sample_dataset(
 def _draw_sample(out: Path, options: Options, images: int, progress: Progress | None) -> None:
     films = list(phantom.sample(images, seed=options.seed, size=options.preprocess.image_size))
     labels = np.asarray([film.label for film in films])
-    folds = assign_folds(labels, [film.patient for film in films], CLASSES, folds=options.folds, seed=options.seed)
-    with writing(out, options.preprocess, options.folds) as writer:
+    named = [f"Class {name}" for name in CLASSES]
+    folds = assign_folds(labels, [film.patient for film in films], named, folds=options.folds, seed=options.seed)
+    with writing(out, options.preprocess, options.folds, masks=options.masks) as writer:
         for index, (film, fold) in enumerate(zip(films, folds, strict=True)):
             digest = hashlib.sha256(film.image.tobytes()).hexdigest()
-            label, name = CLASSES[film.label], f"{film.patient}-{index}"
-            writer.add(fold, Record(film.image[..., None], label, film.patient, "synthetic", name, digest))
+            label = "fields" if options.masks else CLASSES[film.label]
+            mask = film.lungs[..., None].astype(np.uint8) if options.masks else None
+            name = f"{film.patient}-{index}"
+            writer.add(fold, Record(film.image[..., None], label, film.patient, "synthetic", name, digest, mask=mask))
             if progress:
                 progress(index + 1, images)
         writer.close(options=dataclasses.asdict(options), sources=[], left_out={}, skipped=[], identical_files=0, notes=[])
@@ -191,22 +234,29 @@ def _identical(examples: Sequence[Example]) -> dict[int, str]:
 
 
 def assign_folds(
-    labels: np.ndarray, patients: Sequence[str] | None, classes: Sequence[str], *, folds: int, seed: int
+    labels: np.ndarray, patients: Sequence[str] | None, strata: Sequence[str], *, folds: int, seed: int
 ) -> list[int]:
-    """The fold of each film: stratified by class and, where patients are given, none of them in two folds.
+    """The fold of each film: stratified and, where patients are given, none of them in two folds.
+
+    Args:
+      labels: the stratum of each film, int ``[films]``.
+      patients: whose each film is.
+      strata: how the strata are called, such as ``Class Pneumonia``.
+      folds: at least 2.
+      seed: of the shuffling.
 
     Raises:
-      UserError: a class with fewer patients (or films) than folds.
+      UserError: a stratum with fewer patients (or films) than folds.
     """
     if folds < 2:
         raise UserError(f"A dataset needs at least 2 folds, one to train on and one to test on, not {folds}.")
-    for index, name in enumerate(classes):
+    for index, name in enumerate(strata):
         mine = np.flatnonzero(labels == index)
         count, what = (
             (len(mine), "films") if patients is None else (len({patients[row] for row in mine.tolist()}), "patients")
         )
         if count < folds:
-            raise UserError(f"Class {name} has {count} {what}, fewer than {folds} folds; add films or use fewer --folds.")
+            raise UserError(f"{name} has {count} {what}, fewer than {folds} folds; add films or use fewer --folds.")
     splitter = StratifiedKFold if patients is None else StratifiedGroupKFold
     result = np.empty(len(labels), int)
     split = splitter(folds, shuffle=True, random_state=seed).split(np.zeros(len(labels)), labels, patients)

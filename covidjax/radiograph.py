@@ -116,6 +116,16 @@ def read_resized(source: str | os.PathLike[str] | bytes, size: int, *, invert: I
     return _read(source, 2 * size, size, invert)
 
 
+def read_reduced(
+    source: str | os.PathLike[str] | bytes, at_least: int | None = None, *, invert: Invert = "auto"
+) -> Radiograph:
+    """``read`` and remarks; of a film that is still more than twice as large as ``at_least`` blocks of pixels are averaged,
+    so that its shorter side has at least so many pixels, if the film's own has."""
+    pixels, remark = _read(source, at_least, None, invert)
+    factor = min(pixels.shape) // at_least if at_least else 1
+    return Radiograph(np.asarray(Image.fromarray(pixels).reduce(factor)) if factor > 1 else pixels, remark)
+
+
 def _read(source: str | os.PathLike[str] | bytes, at_least: int | None, size: int | None, invert: Invert) -> Radiograph:
     if not isinstance(source, bytes):
         source = read_bytes(source)
@@ -208,6 +218,30 @@ def resize(gray: np.ndarray, size: int) -> np.ndarray:
     if gray.shape == (size, size):
         return gray
     return np.asarray(_resized(Image.fromarray(gray), size))
+
+
+def read_mask(source: str | os.PathLike[str] | bytes, size: int, film: tuple[int, int]) -> np.ndarray:
+    """A film's lung mask as it lies on the film after ``read_resized``: uint8 ``[size, size]`` of 0 and 1.
+
+    Inside is what is brighter than half the mask's brightest pixel. It is resized as the film is, and inside again is where
+    that leaves half or more.
+
+    Args:
+      source: as for ``read``.
+      size: of the film after resizing.
+      film: height and width of the film, before.
+
+    Raises:
+      RadiographError: as ``read``, and where the mask is empty or of another shape than the film.
+    """
+    mask = read(source, invert="never")
+    (height, width), (film_height, film_width) = mask.shape, film
+    if abs(height * film_width / (width * film_height) - 1) > 0.02:
+        raise RadiographError(f"the mask has {width}×{height} pixels, the film {film_width}×{film_height}")
+    inside = mask > int(mask.max()) / 2
+    if not inside.any():
+        raise RadiographError("the mask is empty")
+    return (resize(inside.astype(np.uint8) * 255, size) >= 128).astype(np.uint8)
 
 
 def _resized(gray: Image.Image, size: int) -> Image.Image:

@@ -19,7 +19,7 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -178,13 +178,18 @@ def _converted(path: Path, run: Run, weights: list[str]) -> bytes:
     """The run as ONNX, from the cache or made anew and put there."""
     versions = [importlib.metadata.version(package) for package in ("covidjax", "jax2onnx", "onnxruntime")]
     key = json.dumps([weights, asdict(run.config.model), asdict(run.preprocess), _OPSET, versions])
+    return kept(key, lambda: convert(path))
+
+
+def kept(key: str, make: Callable[[], bytes]) -> bytes:
+    """A converted network from the cache, or made anew and put there."""
     file = cache() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.onnx"
     with contextlib.suppress(OSError):
         kept = file.read_bytes()
         if hashlib.sha256(kept[32:]).digest() == kept[:32]:
             os.utime(file)
             return kept[32:]
-    model = convert(path)
+    model = make()
     # A cache that cannot be written costs the next scoring some seconds, and nothing else.
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -209,7 +214,6 @@ def convert(path: Path) -> bytes:
     """
     import jax
     import jax.numpy as jnp
-    import onnxruntime
 
     from covidjax.augment import normalise
     from covidjax.models import Network
@@ -223,6 +227,22 @@ def convert(path: Path) -> bytes:
         seen = normalise(images, config.model.channels)
         each = [jax.nn.softmax(network.apply(weights, seen)[0]) for weights in loaded.members]
         return sum(each[1:], each[0]) / len(each) if len(each) > 1 else each[0]
+
+    try:
+        return to_onnx(predict, size)
+    except UserError as error:
+        raise UserError(f"{path} cannot be converted ({error}); choose --runtime jax.") from error
+
+
+def to_onnx(predict: Callable[[Any], Any], size: int) -> bytes:
+    """A function of uint8 images ``[B, size, size, 1]`` as ONNX, with any ``B``.
+
+    Raises:
+      UserError: something in it that the converter cannot write; the message says what.
+    """
+    import jax
+    import jax.numpy as jnp
+    import onnxruntime
 
     with _quiet(), tempfile.TemporaryDirectory() as folder:
         import jax2onnx
@@ -238,7 +258,7 @@ def convert(path: Path) -> bytes:
         # The converter answers what it does not know with errors of many kinds.
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{path} cannot be converted ({reason}); choose --runtime jax.") from error
+            raise UserError(reason) from error
         return Path(folder, "folded.onnx").read_bytes()
 
 

@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from covidjax import reading
+from covidjax import lungs, reading
 from covidjax.collections.base import read_table, walk
 from covidjax.collections.folder import class_of
 from covidjax.config import Preprocess, Run, UserError
 from covidjax.radiograph import SUFFIXES, Invert
 from covidjax.runtime import Opened, open_run
+from covidjax.segmenter import open_segmenter
 
 
 class Row(NamedTuple):
@@ -37,9 +38,12 @@ class Row(NamedTuple):
     """The reason; empty where there is none."""
     warning: str = ""
     """What speaks against relying on the row: a film that is no frontal chest film, or was a negative."""
+    lungs: str = ""
+    """``crop`` or ``mask`` where that was done, as in training, or why the film was kept whole; empty for a model that was
+    trained on whole films."""
 
-    def cells(self, classes: Sequence[str]) -> dict[str, Any]:
-        """The output columns, ``path,status,prediction,confidence,p_<class>…,error,warning``."""
+    def cells(self, classes: Sequence[str], *, lungs: bool = False) -> dict[str, Any]:
+        """The output columns, ``path,status,prediction,confidence,p_<class>…,error,warning``, and ``lungs`` if wanted."""
         return {
             "path": self.path,
             "status": self.status,
@@ -48,6 +52,7 @@ class Row(NamedTuple):
             **{f"p_{name}": self.probabilities.get(name) for name in classes},
             "error": self.error,
             "warning": self.warning,
+            **({"lungs": self.lungs} if lungs else {}),
         }
 
 
@@ -56,7 +61,7 @@ class Timing:
     so the stages do not add up to the wall time."""
 
     def __init__(self) -> None:
-        self.decode = self.model = self.write = 0.0
+        self.decode = self.lungs = self.model = self.write = 0.0
         self.files = self.films = 0
         self._start = time.perf_counter()
         self.wall = 0.0
@@ -73,9 +78,10 @@ class Timing:
         self.wall = time.perf_counter() - self._start
 
     def stages(self) -> list[tuple[str, float, int]]:
-        """(stage, seconds, images)."""
+        """(stage, seconds, images); ``lungs`` only where they were looked for."""
         return [
             ("decode", self.decode, self.files),
+            *([("lungs", self.lungs, self.films)] if self.lungs else []),
             ("model", self.model, self.films),
             ("write", self.write, self.files),
             ("wall", self.wall, self.files),
@@ -89,15 +95,17 @@ class Classifier:
       classes: class names, in the order of the probabilities.
       run: settings and preprocessing of the run.
       runtime: what computes, with its version.
+      segmenter: what finds the lungs, or None for a model that was trained on whole films.
     """
 
-    def __init__(self, opened: Opened):
+    def __init__(self, opened: Opened, segmenter: lungs.Segmenter | None = None):
         self.run: Run = opened.run
         self.preprocess: Preprocess = opened.run.preprocess
         self.classes = self.preprocess.classes
         self.checkpoint = opened.described
         self.runtime = opened.runtime.title
         self._runtime = opened.runtime
+        self.segmenter = segmenter
 
     @classmethod
     def load(cls, run: str | os.PathLike[str], *, device: str = "auto", runtime: str = "auto") -> Classifier:
@@ -111,7 +119,8 @@ class Classifier:
         Raises:
           UserError: no run, a damaged checkpoint, no such device, a runtime that is not installed.
         """
-        return cls(open_run(Path(run), device, runtime))
+        opened = open_run(Path(run), device, runtime)
+        return cls(opened, None if opened.run.preprocess.lungs == "none" else open_segmenter(device, runtime))
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """uint8 ``[B, S, S, 1]``, preprocessed → float32 ``[B, classes]``, each row adding up to 1."""
@@ -146,11 +155,15 @@ class Classifier:
         size = preprocess.image_size
         # While the model is at a batch, the threads fill the next.
         ahead = max(reading.AHEAD, batch_size)
-        stream = reading.films(paths, preprocess, workers=workers, ahead=ahead, digest=False)
+        if self.segmenter:
+            stream = lungs.films(paths, preprocess, self.segmenter, workers=workers, digest=False)
+        else:
+            stream = reading.films(paths, preprocess, workers=workers, ahead=ahead, digest=False)
         waiting: list[tuple[list[reading.Film], Any]] = []
         for films in _grouped(stream, batch_size):
             timing.files += len(films)
             timing.decode += sum(film.decode_seconds for film in films)
+            timing.lungs += sum(film.lungs_seconds for film in films)
             images = [film.image for film in films if film.image is not None]
             result = None
             if images:
@@ -177,10 +190,11 @@ class Classifier:
                 continue
             probabilities = dict(zip(self.classes, next(values), strict=True))
             if not all(map(math.isfinite, probabilities.values())):
-                yield Row(film.path, "error", "", None, {}, "the model gave no number: its weights are not finite")
+                reason = "the model gave no number: its weights are not finite"
+                yield Row(film.path, "error", "", None, {}, reason, film.remark, film.lungs)
                 continue
             best = max(probabilities, key=probabilities.__getitem__)
-            yield Row(film.path, "ok", best, probabilities[best], probabilities, "", film.remark)
+            yield Row(film.path, "ok", best, probabilities[best], probabilities, "", film.remark, film.lungs)
 
 
 def _grouped(films: Iterator[reading.Film], size: int) -> Iterator[list[reading.Film]]:

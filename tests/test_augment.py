@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from covidjax import phantom
-from covidjax.augment import _warp, augment, normalise
+from covidjax.augment import _warp, augment, augment_pairs, normalise
 from covidjax.config import AugmentConfig
 
 OFF = AugmentConfig(flip=False, rotation=0, shift=0, zoom=0, brightness=0, contrast=0)
@@ -169,3 +169,23 @@ def test_normalise_takes_black_to_minus_two_and_white_to_two(channels, dtype):
     assert found.dtype == np.float32
     for channel in range(channels):
         np.testing.assert_allclose(found[:, 0, 0, channel], [-2.0, -1.2, 2.0], rtol=1e-6)
+
+
+def test_masks_move_with_their_images():
+    """An image that is its own mask stays so, whatever is done to the two."""
+    masks = np.stack([phantom.draw(index, size=32).lungs for index in range(8)])[..., None].astype(np.uint8)
+    images = masks * np.uint8(200)
+    moving = only(flip=True, rotation=25, shift=0.2, zoom=0.3)
+    found, moved = augment_pairs(jax.random.key(3), jnp.asarray(images), jnp.asarray(masks), moving)
+    assert moved.dtype == jnp.float32
+    np.testing.assert_array_equal(moved, np.asarray(found) >= 100)
+    assert 0 < np.abs(np.asarray(moved) - masks).mean() < 0.5
+
+
+def test_pairs_have_the_images_that_augment_gives_and_masks_no_exposure():
+    masks = (IMAGES > 90).astype(np.uint8)
+    config = AugmentConfig()
+    found, _ = augment_pairs(jax.random.key(1), jnp.asarray(IMAGES), jnp.asarray(masks), config)
+    np.testing.assert_array_equal(found, augmented(config, seed=1))
+    _, still = augment_pairs(jax.random.key(1), jnp.asarray(IMAGES), jnp.asarray(masks), only(brightness=1, contrast=3))
+    np.testing.assert_array_equal(still, masks)

@@ -237,3 +237,15 @@ def test_gpu_benchmark_runs_on_a_cpu(tmp_path: Path):
     if not harness.gpu_name():  # the same device on both sides
         assert max(figures[f"{what}_float32"] for what in ("logits", "gradients", "losses")) == 0
     assert figures["share_of_bandwidth"] > 0
+
+
+def test_boxes_of_lungs_are_measured_against_drawn_ones():
+    import doctest
+
+    from bench import lungs
+
+    assert doctest.testmod(lungs).failed == 0
+    drawn = [np.asarray([[10.0, 10.0, 40.0, 90.0], [60.0, 10.0, 90.0, 90.0]])]
+    assert lungs.quality(np.asarray([[10, 10, 90, 90]]), drawn) == (1.0, 0.0, 0.0)
+    assert lungs.quality(np.asarray([[0, 0, 100, 100]]), drawn) == (0.64, 0.0, 0.0)
+    assert lungs.quality(np.asarray([[20, 10, 90, 90]]), drawn) == (0.875, 1.0, 0.0)

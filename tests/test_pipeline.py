@@ -23,6 +23,7 @@ class Numbered:
     """A source whose record i shows i in every pixel and has label i % 3."""
 
     shape = (2, 2, 1)
+    masks = False
 
     def __init__(self, count):
         self.count = count
@@ -30,7 +31,7 @@ class Numbered:
     def __len__(self):
         return self.count
 
-    def read(self, rows, images, labels):
+    def read(self, rows, images, labels, masks=None):
         assert all(0 <= row < self.count for row in rows)
         images[:] = rows[:, None, None, None]
         labels[:] = rows % 3

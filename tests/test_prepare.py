@@ -95,6 +95,7 @@ def test_manifest_counts_what_was_prepared(films, prepared):
         "folds": 3,
         "seed": 0,
         "limit_per_class": None,
+        "masks": False,
     }
 
 

@@ -12,7 +12,7 @@ import click
 import covidjax
 from covidjax.config import UsageError, UserError
 
-COMMANDS = ("prepare", "train", "evaluate", "score", "doctor")
+COMMANDS = ("prepare", "train", "evaluate", "score", "segment", "doctor")
 
 
 class LazyGroup(click.Group):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from covidjax.config import CLASSES, Preprocess, UserError
+from covidjax.config import CLASSES, Preprocess, UsageError, UserError
 from covidjax_cli import common
 
 if TYPE_CHECKING:
@@ -22,14 +22,21 @@ if TYPE_CHECKING:
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the dataset; must not exist yet.")
 @click.option(
     "--layout",
-    type=click.Choice(["auto", "folder", "ozturk", "ieee8023", "radiography"]),
+    type=click.Choice(["auto", "folder", "ozturk", "ieee8023", "radiography", "lungs"]),
     default="auto",
     show_default=True,
     help="How SOURCE is laid out; auto tells by what lies in it.",
 )
+@click.option("--masks", is_flag=True, help="Take films with lung masks, for a segmenter, and not classes.")
 @click.option("--classes", type=click.Choice(["3", "2"]), default="3", show_default=True, help="2 leaves Pneumonia out.")
 @click.option("--image-size", type=click.IntRange(32, 2048), default=Preprocess().image_size, show_default=True)
-@click.option("--lungs", type=click.Choice(["none"]), default="none", show_default=True, help="none keeps the whole film.")
+@click.option(
+    "--lungs",
+    type=click.Choice(["none", "crop", "mask"]),
+    default="none",
+    show_default=True,
+    help="crop: the box of both lungs; mask: also black outside them; none: the whole film.",
+)
 @click.option(
     "--invert",
     type=click.Choice(["auto", "never"]),
@@ -53,6 +60,7 @@ def prepare(
     sources: tuple[Path, ...],
     out: Path,
     layout: str,
+    masks: bool,
     classes: str,
     image_size: int,
     lungs: Any,
@@ -69,11 +77,17 @@ def prepare(
     Every SOURCE is a folder with one subfolder of images for each class, or a published collection; several are merged
     into one dataset. A file that cannot be read is listed, with its reason, and stops nothing.
     """
+    if masks and (lungs != "none" or classes != "3"):
+        raise UsageError(
+            "--masks is for a segmenter, which has no classes and no lungs yet; leave --classes and --lungs out."
+        )
+
     from covidjax.prepare import Options
     from covidjax.prepare import prepare as run
 
     options = Options(
-        Preprocess(image_size, lungs, CLASSES[: int(classes)], invert), layout, group_by, folds, seed, limit_per_class
+        Preprocess(image_size, lungs, CLASSES[: int(classes)], invert),
+        *(layout, group_by, folds, seed, limit_per_class, masks),
     )
     with common.stopping() as stop, common.counting("Decoding") as count:
 
@@ -87,6 +101,9 @@ def prepare(
         common.say(f"{source['path']}: layout {source['layout']}")
     for note in manifest["notes"]:
         common.say(f"Note: {note}.")
+    if lungs != "none":
+        whole, total = len(manifest["whole_films"]), manifest["images"]
+        common.say(f"Lungs: {total - whole} films of {total}, by {manifest['segmenter']}; {whole} were kept whole.")
     if group_by == "none":
         common.say("Random split: films of one patient stand in several folds, so held-out figures come out too good.")
     if as_json:
@@ -118,4 +135,8 @@ def _tables(manifest: dict[str, Any]) -> list[RenderableType]:
     if remarks := Counter(entry["remark"] for entry in manifest["remarks"]):
         table = report.rows_table(("remark", "films"), remarks.most_common(), right=("films",))
         tables.append(report.titled("Remarks", table, "the films are named in manifest.json"))
+    if manifest.get("whole_films"):
+        counted = Counter((entry["source"], entry["reason"]) for entry in manifest["whole_films"])
+        rows = [(*key, count) for key, count in counted.items()]
+        tables.append(report.titled("Kept whole", report.rows_table(("source", "reason", "films"), rows, right=("films",))))
     return tables

@@ -86,6 +86,9 @@ def score(
     if found.passed_over:
         common.say(f"{found.passed_over} other files passed over: not images, by their ending.")
     classes = classifier.classes
+    wanted = classifier.preprocess.lungs
+    if classifier.segmenter:
+        common.say(f"Lungs: {wanted}, as in training, by {classifier.segmenter.title}.")
     truth = truth_from_csv(labels, classes) if labels else truth_from_folders(paths)
     synthetic = classifier.run.config.data.path == "sample"
 
@@ -93,14 +96,15 @@ def score(
     shown: list[Row] = []
     errors: list[Row] = []
     known: list[tuple[int, int]] = []
-    good = labelled = warned = 0
+    good = labelled = warned = whole = 0
     with contextlib.ExitStack() as stack:
-        writer = stack.enter_context(open_output(output, classes)) if output else None
+        writer = stack.enter_context(open_output(output, classes, lungs=wanted != "none")) if output else None
         progress = stack.enter_context(common.counting("Scoring"))
         rows = classifier.score(found.paths, batch_size=batch_size, workers=workers, invert=invert, timing=timing)
         for done, row in enumerate(rows, 1):
             good += row.status == "ok"
             warned += bool(row.warning)
+            whole += row.status == "ok" and row.lungs != wanted and wanted != "none"
             label = truth(row.path)
             labelled += label is not None
             if label in classes and row.status == "ok":
@@ -133,10 +137,18 @@ def score(
             "ok": good,
             "errors": total - good,
             "warnings": warned,
+            **({"whole_films": whole} if wanted != "none" else {}),
             "timing": [dict(zip(("stage", "seconds", "images"), stage, strict=True)) for stage in timing.stages()],
             "metrics": measured.as_dict() if measured else None,
         }
-        common.show_json(result | ({"output": str(output)} if output else {"rows": [row.cells(classes) for row in shown]}))
+        common.show_json(
+            result
+            | (
+                {"output": str(output)}
+                if output
+                else {"rows": [row.cells(classes, lungs=wanted != "none") for row in shown]}
+            )
+        )
     else:
         common.show(_tables(shown, errors, total, timing, measured, note))
     if labels or 0 < len(known) < good:
@@ -147,6 +159,8 @@ def score(
     common.say(f"{good} of {total} films scored, {total - good} could not be read.{where}")
     if warned:
         common.say(f"{warned} of them with a warning; see the column of that name.")
+    if whole:
+        common.say(f"On {whole} of them no plausible lungs were found; they were scored whole, as their rows tell.")
     if not good:
         raise UserError("No film could be read; see the reasons above.")
     if strict and good < total:
@@ -177,14 +191,17 @@ def _rows_table(title: str, rows: list[Row], below: str) -> RenderableType:
     parents = [str(Path(row.path).parent) for row in rows]
     alike = len({Path(parent).is_absolute() for parent in parents}) == 1
     base = os.path.commonpath(parents) if alike else ""
+    lungs = any(row.lungs for row in rows)
     cells = [
         (
             os.path.relpath(row.path, base) if base else row.path,
             row.prediction,
             "" if row.confidence is None else f"{row.confidence:.3f}",
+            *([row.lungs] if lungs else []),
             row.error or row.warning,
         )
         for row in rows
     ]
-    table = report.rows_table(("path", "prediction", "confidence", "error or warning"), cells, right=("confidence",))
+    columns = ("path", "prediction", "confidence", *(["lungs"] if lungs else []), "error or warning")
+    table = report.rows_table(columns, cells, right=("confidence",))
     return report.titled(title + f" in {base}" * bool(base), table, below)

@@ -19,7 +19,7 @@ class Example:
 
     path: Path
     label: str
-    """Class name, one of ``covidjax.config.CLASSES``."""
+    """Class name, one of ``covidjax.config.CLASSES``; where there is a mask, its kind, one of ``covidjax.config.MASKS``."""
     patient: str
     """Whose film it is: films of one patient never stand in two folds."""
     source: str
@@ -28,6 +28,8 @@ class Example:
     """Projection (PA, AP, AP Supine), where the collection states it."""
     film: str = ""
     """Name of the original film, where it is known: the same film in two collections belongs to one patient."""
+    mask: Path | None = None
+    """Its lung mask."""
 
 
 @dataclass
@@ -115,8 +117,9 @@ def series(name: str) -> str:
 def patient_of(name: str) -> str:
     """The patient that a published file name tells.
 
-    NIH ChestX-ray8 ``<patient>_<number>``, Kermany ``person<number>_…`` and ``IM-<number>-…``, the phantoms of
-    this package; any other name stands for the series of films it belongs to.
+    NIH ChestX-ray8 ``<patient>_<number>``, Kermany ``person<number>_…`` and ``IM-<number>-…``, Montgomery
+    ``MCUCXR_<number>_…`` and Shenzhen ``CHNCXR_<number>_…``, the phantoms of this
+    package; any other name stands for the series of films it belongs to.
     """
     if match := re.match(r"(\d{8})_\d{3}\b", name):
         return f"nih:{match[1]}"
@@ -124,6 +127,8 @@ def patient_of(name: str) -> str:
         return f"kermany:{match[1]}"
     if match := re.match(r"((?:NORMAL2-)?IM-\d+)-\d+", name):
         return f"kermany:{match[1]}"
+    if match := re.match(r"((?:MCU|CHN)CXR_\d+)_", name):
+        return f"nlm:{match[1]}"
     if match := re.match(r"(phantom-\d+-\d+)-\d+", name):
         return match[1]
     return f"series:{series(name)}"

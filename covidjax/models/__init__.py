@@ -19,8 +19,9 @@ from jax.typing import DTypeLike
 from covidjax.config import ModelConfig, Preprocess
 from covidjax.models.darkcovidnet import DarkCovidNet
 from covidjax.models.layers import Mode
+from covidjax.models.lung_unet import LungUNet
 
-NETWORKS = {"darkcovidnet": DarkCovidNet}
+NETWORKS = {"darkcovidnet": DarkCovidNet, "lung-unet": LungUNet}
 
 
 class Weights(NamedTuple):
@@ -78,8 +79,8 @@ class Network:
     def apply(
         self, weights: Weights, images: Array, *, train: bool = False, axis: str | None = None
     ) -> tuple[Array, dict[str, Array], dict[str, Any]]:
-        """Logits ``[B, classes]``, named maps and the new batch statistics for normalised images ``[B, S, S, C]``; with an
-        ``axis`` of a mesh, of this device's share of a batch."""
+        """Logits ``[B, classes]`` (of a segmenter ``[B, S, S, classes]``), named maps and the new batch statistics for
+        normalised images ``[B, S, S, C]``; with an ``axis`` of a mesh, of this device's share of a batch."""
         params, stats = (
             jax.tree.map(lambda variable, value: variable.replace(value), state, nnx.State(pure), is_leaf=_is_variable)
             for state, pure in ((self._params, weights.params), (self._stats, weights.batch_stats))

@@ -21,8 +21,8 @@ class Unit(nnx.Module):
     """Convolution without bias, batch normalisation, leaky ReLU: the paper's ``conv_block``; with ``pool`` also the 2×2
     max-pooling after it."""
 
-    def __init__(self, inputs: int, outputs: int, size: int = 3, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.conv = Conv(inputs, outputs, size, padding=1, dtype=dtype, rngs=rngs)
+    def __init__(self, inputs: int, outputs: int, size: int = 3, *, padding: int = 1, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.conv = Conv(inputs, outputs, size, padding=padding, dtype=dtype, rngs=rngs)
         self.norm = BatchNorm(outputs)
 
     def __call__(self, x: Array, mode: Mode, *, pool: bool = False) -> Array:

@@ -70,9 +70,9 @@ def _conv_blocks_backward(saved: tuple[Array, Array], dz: Array) -> tuple[Array,
     wide = wide.transpose(0, 2, 5, 1, 3, 4).reshape(2, 2, 4 * outputs, 4 * inputs)
     pad = (1, 1)
     dx = lax.conv_general_dilated(dz, wide[::-1, ::-1], (1, 1), (pad, pad), dimension_numbers=LAYOUT)
-    dx = _from_blocks(dx)[:, 1 : height + 1, 1 : width + 1]
+    dx = from_blocks(dx)[:, 1 : height + 1, 1 : width + 1]
     if inputs > 4:
-        (dkernel,) = jax.vjp(lambda kernel: conv(x, kernel, 1), kernel)[1](_from_blocks(dz))
+        (dkernel,) = jax.vjp(lambda kernel: conv(x, kernel, 1), kernel)[1](from_blocks(dz))
         return dx, dkernel
     # Kernel, of an image: each block's 4×4 pixels by its gradients.
     corners = jnp.pad(x, ((0, 0), pad, pad, (0, 0))).reshape(batch, height // 2 + 1, 2, width // 2 + 1, 2 * inputs)
@@ -90,7 +90,7 @@ def _conv_blocks_backward(saved: tuple[Array, Array], dz: Array) -> tuple[Array,
     return dx, jnp.asarray(dkernel, kernel.dtype)
 
 
-def _from_blocks(x: Array) -> Array:
+def from_blocks(x: Array) -> Array:
     """``[B, H, W, 4·C]`` → ``[B, 2·H, 2·W, C]``."""
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height, width, 2, 2, channels // 4).transpose(0, 1, 3, 2, 4, 5)

@@ -1,0 +1,110 @@
+"""The box of both lungs: covidjax's segmenter and lungs-finder, on the same films in memory.
+
+The films are those of ieee8023 that radiologists boxed (lung_boxes.json) and for which no mask was published, so that none
+was trained on. They are looked for in ``../shared/data/ieee8023`` beside the checkout, or where COVIDJAX_IEEE8023 says.
+``IoU`` is that of the box of both lungs with the union of the two boxes drawn; a film is ``clipped`` if more than a tenth
+of the area of the drawn boxes lies outside the box that was found. What finds nothing counts in neither, but by itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from bench.harness import ROOT, Entry, Options, Result, Row, Spread, Table, against, only, say, turns
+
+OURS, THEIRS = "covidjax", "lungs-finder"
+CLIPPED = 0.1
+
+
+class Quality(NamedTuple):
+    """Of boxes against drawn ones."""
+
+    iou: float
+    clipped: float
+    """Share of the found boxes."""
+    missing: float
+    """Share of all films."""
+
+
+def measure(options: Options) -> Result:
+    """images/s, IoU, and shares of films clipped and without a result."""
+    paths, drawn = films()
+    if not paths:
+        rows = [Row(name, None, "left out: no films with drawn boxes") for name in (OURS, THEIRS)]
+        return Result([Table("Box of both lungs", "images/s", rows)], {})
+    if options.quick:
+        paths, drawn = paths[:16], drawn[:16]
+    rounds, seconds = (1, 0.01) if options.quick else (3, 2.0)
+    common = {"paths": list(map(str, paths))}
+    entries = [
+        Entry(OURS, "bench.peers.lung_boxes:Ours", common),
+        Entry(f"{OURS} --runtime jax", "bench.peers.lung_boxes:Ours", common | {"runtime": "jax"}),
+        Entry(THEIRS, "bench.peers.lung_boxes:LungsFinder", common),
+    ]
+    rows, answers = turns(only(entries, options.only), rounds=rounds, seconds=seconds, say=say)
+    tables = [Table(f"Box of both lungs, {len(paths)} films", "images/s", rows, reference=OURS)]
+    figures = against(tables[0], OURS, THEIRS, "lungs_vs_lungs_finder")
+    for name, title in ((OURS, "lungs"), (THEIRS, "lungs_finder")):
+        if name in answers:
+            found = quality(np.asarray(answers[name]).reshape(-1, 4), drawn)
+            figures |= {f"{title}_{what}": value for what, value in found._asdict().items()}
+            lines = [Row(what, Spread.of([value]), samples=[value]) for what, value in found._asdict().items()]
+            tables.append(Table(f"Boxes of {name} against the radiologists'", "share", lines))
+    return Result(tables, figures)
+
+
+def films() -> tuple[list[Path], list[np.ndarray]]:
+    """Films without a published mask, and the two boxes drawn on each: left, top, right, bottom, ``[2, 4]``."""
+    root = Path(os.environ.get("COVIDJAX_IEEE8023") or ROOT.parent / "shared" / "data" / "ieee8023")
+    if not (root / "lung_boxes.json").is_file():
+        return [], []
+    paths, drawn = [], []
+    for name, boxes in sorted(json.loads((root / "lung_boxes.json").read_text()).items()):
+        path = root / "images" / name
+        if path.is_file() and not (root / "lung_masks" / path.with_suffix(".png").name).exists():
+            corners = np.asarray(boxes, float)
+            corners[:, 2:] += corners[:, :2]
+            paths.append(path)
+            drawn.append(corners)
+    return paths, drawn
+
+
+def quality(found: np.ndarray, drawn: list[np.ndarray]) -> Quality:
+    """Of boxes ``[films, 4]``, negative where there is none, against the two drawn on each film.
+
+    >>> drawn = [np.asarray([[0, 0, 4, 10], [6, 0, 10, 10]])] * 2
+    >>> quality(np.asarray([[0, 0, 5, 10], [-1, -1, -1, -1]]), drawn)
+    Quality(iou=0.5, clipped=1.0, missing=0.5)
+    """
+    overlaps, lost = [], []
+    for box, pair in zip(found, drawn, strict=True):
+        if (box < 0).any():
+            continue
+        whole = np.concatenate([pair[:, :2].min(0), pair[:, 2:].max(0)])
+        both = common_area(box, whole)
+        overlaps.append(both / (area(box) + area(whole) - both))
+        lost.append(1 - sum(common_area(box, one) for one in pair) / sum(area(one) for one in pair))
+    clipped = float(np.mean(np.asarray(lost) > CLIPPED)) if lost else 0.0
+    iou = float(np.mean(overlaps)) if overlaps else 0.0
+    return Quality(iou, clipped, 1 - len(overlaps) / max(len(drawn), 1))
+
+
+def area(box: np.ndarray) -> float:
+    """Of a box of left, top, right, bottom; nothing where it is turned inside out."""
+    return float(max(box[2] - box[0], 0) * max(box[3] - box[1], 0))
+
+
+def common_area(a: np.ndarray, b: np.ndarray) -> float:
+    """Of what two boxes share."""
+    return area(np.concatenate([np.maximum(a[:2], b[:2]), np.minimum(a[2:], b[2:])]))
+
+
+if __name__ == "__main__":
+    from bench.harness import command
+
+    command("lungs", measure, __doc__)()

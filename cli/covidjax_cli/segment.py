@@ -1,0 +1,106 @@
+"""``covidjax segment``."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import click
+
+from covidjax.config import UsageError, UserError
+from covidjax_cli import common
+
+
+@click.command(short_help="Find the lungs on films.", epilog="Example: covidjax segment xrays/ --out lungs/ --what overlay")
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the PNG files and lungs.csv.")
+@click.option(
+    "--what",
+    type=click.Choice(["mask", "crop", "overlay"]),
+    default="mask",
+    show_default=True,
+    help="mask: white lungs on black; crop: the box of both; overlay: the film with lungs and box drawn in.",
+)
+@click.option("--workers", type=click.IntRange(1), help="Decoding threads.  [default: one a core]")
+@click.option("--device", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", show_default=True)
+@click.option(
+    "--runtime",
+    type=click.Choice(["auto", "jax", "openvino", "onnxruntime"]),
+    default="auto",
+    show_default=True,
+    help="What computes; auto is the fastest that is installed for the device.",
+)
+@click.option("--strict", is_flag=True, help="Exit with 1 if any file could not be read.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+def segment(
+    paths: tuple[Path, ...],
+    out: Path,
+    what: Any,
+    workers: int | None,
+    device: str,
+    runtime: str,
+    strict: bool,
+    as_json: bool,
+) -> None:
+    """Find the lungs on films: files, and all images below folders.
+
+    One PNG for every film, under its path below the folder that was named, and OUT/lungs.csv with a row for every file: the
+    box of both lungs in pixels, the mask's share of the film, and its quality: good, or why the mask is implausible.
+    """
+    missing = [path for path in paths if not path.exists()]
+    if len(missing) == len(paths):
+        raise UsageError(f"{missing[0]} does not exist; name a file or a folder of films.")
+    for path in paths:
+        if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
+            raise UsageError(f"{out} lies in {path}, whose films are read; name a folder elsewhere.")
+
+    from covidjax import report
+    from covidjax.output import open_table
+    from covidjax.score import find_films
+    from covidjax.segment import COLUMNS, GOOD, names_of
+    from covidjax.segment import segment as run
+    from covidjax.segmenter import open_segmenter
+
+    found = find_films(paths)
+    segmenter = open_segmenter(device, runtime)
+    common.say(f"Segmenter: {segmenter.title}.")
+    if found.passed_over:
+        common.say(f"{found.passed_over} other files passed over: not images, by their ending.")
+    total, start = len(found.paths), time.perf_counter()
+    quality, errors = Counter[str](), Counter[str]()
+    decode = lungs = write = 0.0
+    with contextlib.ExitStack() as stack:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{out} cannot be made ({error.strerror}); name a folder that you may write to.") from error
+        table = stack.enter_context(open_table(out / "lungs.csv", COLUMNS))
+        progress = stack.enter_context(common.counting("Segmenting"))
+        rows = run(found.paths, names_of(found.paths, paths), out, what, segmenter, workers=workers)
+        for done, row in enumerate(rows, 1):
+            table.write(row.cells())
+            decode, lungs, write = decode + row.decode_seconds, lungs + row.lungs_seconds, write + row.write_seconds
+            (quality if row.status == "ok" else errors)[row.quality or row.error] += 1
+            progress(done, total)
+    good = quality.total()
+    wall = time.perf_counter() - start
+    stages = [("decode", decode, total), ("lungs", lungs, good), ("write", write, good), ("wall", wall, total)]
+    if as_json:
+        timing = [dict(zip(("stage", "seconds", "images"), stage, strict=True)) for stage in stages]
+        result = {"files": total, "ok": good, "errors": total - good, "quality": dict(quality), "timing": timing}
+        common.show_json(result | {"output": str(out)})
+    else:
+        tables = [report.titled("Lungs", report.rows_table(("quality", "films"), quality.most_common(), right=("films",)))]
+        if errors:
+            reasons = report.rows_table(("reason", "files"), errors.most_common(), right=("files",))
+            tables.append(report.titled("Could not be read", reasons))
+        tables.append(report.timing_table(stages, "decode, write: all threads added up"))
+        common.show(tables)
+    common.say(f"{quality[GOOD]} of {total} films have plausible lungs, {total - good} could not be read. Wrote {out}.")
+    if not good:
+        raise UserError("No film could be read; lungs.csv has the reasons.")
+    if strict and good < total:
+        raise UserError(f"{total - good} of {total} files could not be read, and --strict was given; see lungs.csv.")

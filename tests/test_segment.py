@@ -1,0 +1,178 @@
+"""``covidjax segment`` with the phantoms' own masks, and the segmenter's weights on disk."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+
+import jax
+import numpy as np
+import pytest
+from commands import refused, run
+from PIL import Image
+from test_lungs import SIZE, Perfect
+
+from covidjax import lungs, phantom, segmenter
+from covidjax.config import ModelConfig, Preprocess, UserError
+from covidjax.models import Network
+from covidjax.segment import names_of
+
+KINDS = Preprocess(32, classes=("fields", "lungs"))
+
+
+@pytest.fixture
+def perfect(monkeypatch):
+    films = [phantom.draw(index, size=SIZE) for index in range(6)]
+    monkeypatch.setattr(segmenter, "open_segmenter", lambda *_: Perfect(films))
+    return films
+
+
+@pytest.fixture
+def folder(perfect, tmp_path):
+    """Six phantoms, two of them alike but for the ending, one that is no film and one with nothing on it."""
+    root = tmp_path / "in"
+    (root / "deep").mkdir(parents=True)
+    for index, film in enumerate(perfect):
+        name = ("a.png", "a.bmp", "b.png", "deep/a.png", "deep/c.tif", "d.png")[index]
+        Image.fromarray(film.image).save(root / name)
+    (root / "bad.png").write_text("no film")
+    Image.fromarray(perfect[0].image[::-1]).save(root / "upside.png")
+    return root
+
+
+def rows_in(out):
+    with open(out / "lungs.csv", newline="") as file:
+        return {row["path"]: row for row in csv.DictReader(file)}
+
+
+@pytest.mark.parametrize("what", ["mask", "crop", "overlay"])
+def test_one_picture_for_every_film_and_a_row_for_every_file(perfect, folder, tmp_path, what):
+    out = tmp_path / "out"
+    result = run("segment", folder, "--out", out, "--what", what, "--json")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert (told["files"], told["ok"], told["errors"]) == (8, 7, 1)
+    assert told["quality"] == {"good": 6, "no lungs": 1}
+    assert [stage["stage"] for stage in told["timing"]] == ["decode", "lungs", "write", "wall"]
+    rows = rows_in(out)
+    assert len(rows) == 8
+    bad = rows[str(folder / "bad.png")]
+    assert (bad["status"], bad["file"], bad["area"], bad["left"]) == ("error", "", "", "")
+    assert "not an image" in bad["error"]
+    files = [row["file"] for row in rows.values() if row["file"]]
+    assert sorted(files) == sorted(str(path.relative_to(out)) for path in out.rglob("*.png"))
+    for index, name in enumerate(("a.png", "a.bmp", "b.png", "deep/a.png", "deep/c.tif", "d.png")):
+        film, row = perfect[index], rows[str(folder / name)]
+        expected = lungs.find(film.lungs.astype(float), SIZE, SIZE)
+        assert tuple(int(row[side]) for side in ("left", "top", "right", "bottom")) == expected.box
+        assert float(row["area"]) == pytest.approx(film.lungs.mean(), abs=1e-6)
+        pixels = np.asarray(Image.open(out / row["file"]))
+        left, top, right, bottom = expected.box
+        if what == "mask":
+            np.testing.assert_array_equal(pixels, film.lungs)
+        elif what == "crop":
+            np.testing.assert_array_equal(pixels, film.image[top:bottom, left:right])
+        else:
+            assert pixels.shape == (SIZE, SIZE, 3)
+            assert (pixels[top, left:right] == (0, 255, 0)).all()
+            inside = film.lungs.copy()
+            assert (pixels[inside][:, 0] > pixels[inside][:, 1]).all()
+            outside = ~film.lungs
+            outside[top:bottom, left:right] = False
+            np.testing.assert_array_equal(pixels[outside], film.image[outside][:, None].repeat(3, 1))
+    whole = rows[str(folder / "upside.png")]
+    assert (whole["quality"], whole["right"], whole["bottom"]) == ("no lungs", str(SIZE), str(SIZE))
+
+
+def test_names_never_collide(tmp_path):
+    names = names_of(["a.png", "x/a.png", "y/A.jpg", "z/a.png.png", "a.jpg"], [])
+    assert names[:3] == ["a.png", "a.png.png", "A.jpg.png"]
+    assert len({name.lower() for name in names}) == 5
+    (tmp_path / "one" / "deep").mkdir(parents=True)
+    found = names_of([f"{tmp_path}/one/deep/f.jpg", "g.bmp"], [tmp_path / "one"])
+    assert found == [os.path.join("deep", "f.png"), "g.png"]
+
+
+def test_what_cannot_be_is_said_in_one_sentence(perfect, folder, tmp_path):
+    assert "does not exist" in refused("segment", tmp_path / "none", "--out", tmp_path / "o", code=2)
+    assert "lies in" in refused("segment", folder, "--out", folder / "o", code=2)
+    assert "No film could be read" in refused("segment", folder / "bad.png", "--out", tmp_path / "o", code=1)
+    assert "--strict" in refused("segment", folder, "--out", tmp_path / "o", "--strict", code=1)
+    (tmp_path / "file").write_text("")
+    assert "cannot be made" in refused("segment", folder, "--out", tmp_path / "file" / "o", code=1)
+
+
+def test_weights_that_are_missing_or_damaged(tmp_path, monkeypatch):
+    monkeypatch.setattr(segmenter, "BUNDLED", tmp_path / "lung_unet.safetensors")
+    with pytest.raises(UserError, match="are not in this installation"):
+        segmenter.open_segmenter("cpu")
+    (tmp_path / "lung_unet.safetensors").write_bytes(b"\x10" + bytes(40))
+    with pytest.raises(UserError, match="is damaged"):
+        segmenter.open_segmenter("cpu")
+
+
+def test_weights_come_back_rounded_to_float16(tmp_path):
+    weights = Network(ModelConfig("lung-unet"), KINDS).init(0)
+    path = tmp_path / "weights.safetensors"
+    segmenter.save(path, weights, KINDS)
+    assert path.stat().st_size < 1_000_000
+    found = segmenter.load(path, path.read_bytes(), KINDS)
+    assert jax.tree.structure(found) == jax.tree.structure(weights)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(weights), strict=True):
+        assert ours.dtype == np.float32
+        np.testing.assert_array_equal(ours, np.asarray(theirs).astype(np.float16))
+    with pytest.raises(UserError, match="no weights of this lung-unet"):
+        segmenter.load(path, path.read_bytes(), Preprocess(32, classes=("fields",)))
+
+
+@pytest.mark.slow
+def test_runtimes_agree(tmp_path):
+    pytest.importorskip("openvino")
+    path = tmp_path / "weights.safetensors"
+    segmenter.save(path, Network(ModelConfig("lung-unet"), KINDS).init(0), KINDS)
+    images = np.stack([phantom.draw(index, size=32).image for index in range(8)])[..., None]
+    results = {}
+    for runtime in ("jax", "openvino", "onnxruntime"):
+        opened = segmenter.open_segmenter("cpu", runtime, path)
+        assert opened.size == 32
+        results[runtime] = np.asarray(opened(images))
+        assert results[runtime].shape == (8, 32, 32)
+    for found in results.values():
+        np.testing.assert_allclose(found, results["jax"], atol=1e-5)
+
+
+def test_score_cuts_out_the_lungs_as_prepare_did(perfect, folder, tmp_path, monkeypatch):
+    """The classifier is given the pixels that training had, and every row tells what was done."""
+    from covidjax import score
+    from covidjax.config import Config, Run
+    from covidjax.runtime import Opened
+
+    class Runtime:
+        title = "none"
+        given: list[np.ndarray] = []  # noqa: RUF012
+
+        def __call__(self, images):
+            self.given += list(images)
+            return np.full((len(images), 3), 1 / 3, np.float32)
+
+    runtime = Runtime()
+    opened = Opened(Run(Config(), Preprocess(32, "mask")), "last checkpoint, step 1", runtime)
+    monkeypatch.setattr(score, "open_run", lambda *_: opened)
+    monkeypatch.setattr(score, "open_segmenter", lambda *_: Perfect(perfect))
+    result = run("score", folder, "--checkpoint", tmp_path, "--output", tmp_path / "rows.csv", "--batch-size", 4)
+    assert result.exit_code == 0, result.output
+    assert "Lungs: mask, as in training, by perfect masks." in result.stderr
+    assert "On 1 of them no plausible lungs were found" in result.stderr
+    assert "lungs" in result.stdout  # the stage
+    with (tmp_path / "rows.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0])[-2:] == ["lungs", "error"]
+    told = {os.path.relpath(row["path"], folder): row["lungs"] for row in rows}
+    assert told.pop("upside.png") == "whole film: no lungs"
+    assert told.pop("bad.png") == ""
+    assert set(told.values()) == {"mask"}
+    expected = list(lungs.films([row["path"] for row in rows], opened.run.preprocess, Perfect(perfect)))
+    images = [film.image for film in expected if film.image is not None]
+    np.testing.assert_array_equal(runtime.given[: len(images)], images)
+    assert "whole film: no lungs" in run("score", folder, "--checkpoint", tmp_path).stdout
