@@ -161,6 +161,8 @@ class Run:
     preprocess: Preprocess
     dataset: str = ""
     """Fingerprint of the dataset, so that its held-out fold is known again."""
+    segmenter: str = ""
+    """Digest of the weights that found the lungs in the dataset; empty for whole films."""
 
     def save(self, path: Path) -> None:
         """Write as TOML, whole or not at all; ``None`` is written as an absent key."""
@@ -208,10 +210,6 @@ def load_config(
 
 def _check(config: Config) -> None:
     train = config.train
-    if config.model.name == "lung-unet":
-        raise UsageError(
-            "model.name lung-unet learns masks and no classes, which `covidjax train` does not do; choose another."
-        )
     for name, good, wanted in (
         ("train.epochs", train.epochs >= 1, "at least 1"),
         ("train.batch_size", train.batch_size >= 1, "at least 1"),
@@ -230,6 +228,10 @@ def _check(config: Config) -> None:
     ):
         if not good:
             raise UsageError(f"{name} must be {wanted}.")
+    if config.model.name == "lung-unet" and train.ensemble > 1:
+        raise UsageError("An ensemble of segmenters is not to be had; leave train.ensemble out.")
+    if config.model.name == "lung-unet" and config.model.channels != 1:
+        raise UsageError("lung-unet takes gray images; leave model.channels at 1.")
     if train.cv and train.ensemble > 1:
         raise UsageError("A cross-validation of ensembles is not to be had; leave --cv or train.ensemble out.")
 
