@@ -1,7 +1,8 @@
-"""The box of both lungs: covidjax's segmenter and lungs-finder, on the same films in memory.
+"""Lungs: the box of both by covidjax's segmenter and by lungs-finder, on the same films in memory; masks by the segmenter.
 
 The films are those of ieee8023 that radiologists boxed (lung_boxes.json), of patients of whom the bundled weights have not
-seen any film. They are looked for in ``../shared/data/ieee8023`` beside the checkout, or where COVIDJAX_IEEE8023 says.
+seen any film. They are looked for in ``../shared/data/ieee8023`` beside the checkout, or where COVIDJAX_IEEE8023 says; and
+the masks of Montgomery and Shenzhen in ``../shared/data/lungs``, or where COVIDJAX_LUNGS says.
 ``IoU`` is that of the box of both lungs with the union of the two boxes drawn; a film is ``clipped`` if more than a tenth
 of the area of the drawn boxes lies outside the box that was found. What finds nothing counts in neither, but by itself.
 """
@@ -11,12 +12,16 @@ from __future__ import annotations
 import csv
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from bench.harness import ROOT, Entry, Options, Result, Row, Spread, Table, against, only, say, turns
+
+if TYPE_CHECKING:
+    from covidjax.collections import Example
 
 OURS, THEIRS = "covidjax", "lungs-finder"
 CLIPPED = 0.1
@@ -56,27 +61,79 @@ def measure(options: Options) -> Result:
             figures |= {f"{title}_{what}": value for what, value in found._asdict().items()}
             lines = [Row(what, Spread.of([value]), samples=[value]) for what, value in found._asdict().items()]
             tables.append(Table(f"Boxes of {name} against the radiologists'", "share", lines))
-    return Result(tables, figures)
+    table, found = masks(options)
+    return Result([*tables, table], figures | found)
+
+
+def masks(options: Options) -> tuple[Table, dict[str, float]]:
+    """Mean Dice coefficient of the bundled weights on the held-out films of lungs/ and ieee8023/, by kind of mask and
+    in the way of training: at the network's size, each film by the output for its kind."""
+    import jax
+
+    from covidjax import collections, reading, segmenter
+    from covidjax.config import MASKS, Config
+    from covidjax.models import Network
+    from covidjax.pipeline import Batch
+    from covidjax.task import Segmentation
+
+    pixels, preprocess = segmenter.read(segmenter.BUNDLED)
+    weights = segmenter.load(segmenter.BUNDLED, pixels, preprocess)
+    examine = Segmentation(Config(model=segmenter.MODEL)).examine(Network(segmenter.MODEL, preprocess))
+    rows, figures = [], {}
+    for kind, name in (("fields", "lungs"), ("lungs", "ieee8023")):
+        root = folder(name)
+        examples = held_out(collections.read(root, masks=True).examples) if root.is_dir() else []
+        examples = examples[: 16 if options.quick else None]
+        if not examples:
+            rows.append(Row(f"{kind} of {name}", None, "left out: no held-out films"))
+            continue
+        pairs = [(example.path, example.mask) for example in examples if example.mask]
+        found = [film for film in reading.pairs(pairs, preprocess) if film.image is not None]
+        images, true = (np.stack(list(each)) for each in zip(*((film.image, film.mask) for film in found), strict=True))
+        kinds = np.full(len(found), MASKS.index(kind), np.int32)
+        dice = np.asarray(jax.device_get(examine(weights, Batch(images, kinds, len(found), true))))[:, 1].tolist()
+        rows.append(Row(f"{kind} of {name}", Spread.of(dice), f"{len(dice)} films", samples=dice))
+        figures[f"lungs_dice_{kind}"] = float(np.mean(dice))
+    return Table("Masks of held-out films", "Dice", rows), figures
+
+
+def folder(name: str) -> Path:
+    """Where a collection of films lies."""
+    return Path(os.environ.get(f"COVIDJAX_{name.upper()}") or ROOT.parent / "shared" / "data" / name)
+
+
+def held_out(examples: Sequence[Example]) -> list[Example]:
+    """Those of whose patients the bundled weights have not seen any film; one film under two names is of one patient."""
+    from covidjax.prepare import patients_of
+    from covidjax.segmenter import patients
+
+    trained_on = patients()
+    names, _ = patients_of(examples)
+    seen = {name for example, name in zip(examples, names, strict=True) if trained_on & {example.patient, name}}
+    return [example for example, name in zip(examples, names, strict=True) if name not in seen]
 
 
 def films() -> tuple[list[Path], list[np.ndarray]]:
     """Films of patients that are held out, and the two boxes drawn on each: left, top, right, bottom, ``[2, 4]``."""
-    from covidjax.segmenter import patients
+    from covidjax import collections
+    from covidjax.collections.base import Example, film_of
 
-    root = Path(os.environ.get("COVIDJAX_IEEE8023") or ROOT.parent / "shared" / "data" / "ieee8023")
+    root = folder("ieee8023")
     if not (root / "lung_boxes.json").is_file():
         return [], []
-    trained_on = patients()
     with (root / "metadata.csv").open(newline="") as file:
         whose = {row["filename"]: f"ieee8023:{row['patientid']}" for row in csv.DictReader(file)}
-    paths, drawn = [], []
-    for name, boxes in sorted(json.loads((root / "lung_boxes.json").read_text()).items()):
-        path = root / "images" / name
-        if path.is_file() and name in whose and whose[name] not in trained_on:
-            corners = np.asarray(boxes, float)
-            corners[:, 2:] += corners[:, :2]
-            paths.append(path)
-            drawn.append(corners)
+    boxes = json.loads((root / "lung_boxes.json").read_text())
+    boxed = [
+        Example(root / "images" / name, "boxed", whose[name], "boxes", film=film_of(name))
+        for name in sorted(boxes)
+        if name in whose and (root / "images" / name).is_file()
+    ]
+    masked = collections.read(root, masks=True).examples
+    paths = [example.path for example in held_out([*masked, *boxed]) if example.label == "boxed"]
+    drawn = [np.asarray(boxes[path.name], float) for path in paths]
+    for corners in drawn:
+        corners[:, 2:] += corners[:, :2]
     return paths, drawn
 
 

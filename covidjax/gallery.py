@@ -1,15 +1,19 @@
-"""The held-out films of a segmenter's run: a table of all, and pictures of the worst and of typical ones."""
+"""The held-out films of a segmenter's run: a table of all, and pictures of the worst and of typical ones.
+
+``python -m covidjax.gallery FILE.png`` draws the same picture of synthetic films by the bundled segmenter.
+"""
 
 from __future__ import annotations
 
 import csv
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from covidjax import lungs, pipeline
+from covidjax import lungs, phantom, pipeline, segmenter
 from covidjax.config import printable
 from covidjax.dataset import Dataset
 from covidjax.trained import load_run, make_predict
@@ -82,3 +86,17 @@ def _draw(path: Path, films: list[Any], dice: np.ndarray, kinds: tuple[str, ...]
 def _tinted(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     colour = np.where(mask[..., None], np.asarray([70, 160, 255]), image[..., None])
     return (0.6 * image[..., None] + 0.4 * colour).astype(np.uint8)
+
+
+def _synthetic(path: Path) -> None:
+    opened = segmenter.open_segmenter("cpu")
+    drawn = [phantom.draw(index, size=opened.size) for index in range(4)]
+    masks = np.asarray(opened(np.stack([film.image for film in drawn])[..., None]))
+    films = [(film.image, film.lungs, found[..., None], 0) for film, found in zip(drawn, masks, strict=True)]
+    pairs = [(film.lungs, found > 0.5) for film, found in zip(drawn, masks, strict=True)]
+    dice = np.asarray([2 * (true & found).sum() / (true.sum() + found.sum()) for true, found in pairs])
+    _draw(path, films, dice, ("synthetic",), "Synthetic films, by the bundled segmenter")
+
+
+if __name__ == "__main__":
+    _synthetic(Path(sys.argv[1]))

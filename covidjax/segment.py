@@ -21,7 +21,7 @@ What = Literal["mask", "crop", "overlay"]
 GOOD = "good"
 """The quality of plausible lungs; of others it is the reason."""
 
-COLUMNS = ("path", "status", "file", "left", "top", "right", "bottom", "area", "quality", "error")
+COLUMNS = ("path", "status", "file", "left", "top", "right", "bottom", "area", "quality", "error", "warning")
 
 
 class Row(NamedTuple):
@@ -40,6 +40,8 @@ class Row(NamedTuple):
     quality: str
     """``good``, or why the mask is implausible."""
     error: str
+    warning: str = ""
+    """What speaks against a frontal chest film, or that it was a negative, as in ``score.Row``."""
     decode_seconds: float = 0.0
     lungs_seconds: float = 0.0
     write_seconds: float = 0.0
@@ -47,7 +49,7 @@ class Row(NamedTuple):
     def cells(self) -> dict[str, Any]:
         """The output columns, ``COLUMNS``."""
         box = self.box or (None,) * 4
-        return dict(zip(COLUMNS, (*self[:3], *box, self.area, self.quality, self.error), strict=True))
+        return dict(zip(COLUMNS, (*self[:3], *box, self.area, self.quality, self.error, self.warning), strict=True))
 
 
 def segment(
@@ -80,7 +82,7 @@ def segment(
 
 def _written(film: lungs.Seen, name: str, out: Path, what: What) -> Row:
     if film.gray is None or film.lungs is None:
-        return Row(film.path, "error", "", None, None, "", film.error, film.decode_seconds)
+        return Row(film.path, "error", "", None, None, "", film.error, film.remark, film.decode_seconds)
     start = time.perf_counter()
     file = out / name
     try:
@@ -97,7 +99,7 @@ def _written(film: lungs.Seen, name: str, out: Path, what: What) -> Row:
     found, seconds = film.lungs, time.perf_counter() - start
     quality = found.flag or GOOD
     times = film.decode_seconds, film.lungs_seconds, seconds
-    return Row(film.path, "ok", name, found.box, found.share, quality, "", *times)
+    return Row(film.path, "ok", name, found.box, found.share, quality, "", film.remark, *times)
 
 
 def picture(gray: np.ndarray, found: lungs.Lungs, what: What) -> Image.Image:

@@ -54,7 +54,7 @@ def open_segmenter(device: str = "auto", runtime: str = "auto", weights: Path | 
       UserError: no weights, damaged ones, no such device, or a runtime that is not installed.
     """
     path = weights or BUNDLED
-    data, preprocess = _of_run(path) if weights and not path.is_file() else _read(path)
+    data, preprocess = _of_run(path) if weights and not path.is_file() else read(path)
     digest = hashlib.sha256(data).hexdigest()
     name = choose(runtime, device, "float32")
     if name == "jax":
@@ -109,7 +109,7 @@ def _trained(path: Path) -> tuple[Any, Preprocess]:
 
 def patients(path: Path = BUNDLED) -> frozenset[str]:
     """Keys of the patients whose films the weights were trained on."""
-    _read(path)  # says what is wrong with it
+    read(path)  # says what is wrong with it
     with safetensors.safe_open(path, "np") as file:
         return frozenset(json.loads(file.metadata()["patients"]))
 
@@ -144,7 +144,12 @@ def _named(tree: Any) -> list[tuple[str, Any]]:
     ]
 
 
-def _read(path: Path) -> tuple[bytes, Preprocess]:
+def read(path: Path) -> tuple[bytes, Preprocess]:
+    """The bytes that ``save`` wrote, and the size and kinds of mask that they are for.
+
+    Raises:
+      UserError: no file, or a damaged one.
+    """
     try:
         data = path.read_bytes()
     except FileNotFoundError:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
+import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -178,3 +181,50 @@ def test_score_cuts_out_the_lungs_as_prepare_did(perfect, folder, tmp_path, monk
     images = [film.image for film in expected if film.image is not None]
     np.testing.assert_array_equal(runtime.given[: len(images)], images)
     assert "whole film: no lungs" in run("score", folder, "--checkpoint", tmp_path).stdout
+
+
+def test_the_bundled_segmenter(tmp_path):
+    """It finds the phantoms' lungs, trusts nothing on what is no chest, and passes on what a DICOM file says of itself."""
+    import pydicom
+    import sklearn.datasets
+
+    root = tmp_path / "in"
+    root.mkdir()
+    drawn = [phantom.draw(index, size=256) for index in range(4)]
+    for index, film in enumerate(drawn):
+        Image.fromarray(film.image).save(root / f"{index}.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 300), np.uint8)).save(root / "noise.png")
+    Image.fromarray(np.rot90(drawn[0].image)).save(root / "turned.png")
+    shutil.copy(Path(sklearn.datasets.__file__).parent / "images" / "flower.jpg", root)
+    shutil.copy(Path(pydicom.__file__).parent / "data" / "test_files" / "CT_small.dcm", root)
+    result = run("segment", root, "--out", tmp_path / "out", "--runtime", "jax")
+    assert result.exit_code == 0, result.output
+    assert "1 of them with a warning" in result.stderr
+    rows = {Path(path).name: row for path, row in rows_in(tmp_path / "out").items()}
+    for index, film in enumerate(drawn):
+        assert rows[f"{index}.png"]["quality"] == "good"
+        found = np.asarray(Image.open(tmp_path / "out" / f"{index}.png")) > 0
+        assert 2 * (found & film.lungs).sum() / (found.sum() + film.lungs.sum()) > 0.8
+    for name in ("noise.png", "turned.png", "flower.jpg"):
+        assert rows[name]["quality"] != "good"
+    assert "CT" in rows["CT_small.dcm"]["warning"]
+
+
+def test_what_comes_with_the_bundled_weights():
+    card = segmenter.BUNDLED.with_suffix(".md").read_text()
+    assert segmenter.BUNDLED.stat().st_size < 1_000_000
+    assert {key.partition(":")[0] for key in segmenter.patients()} == {"nlm", "ieee8023"}
+    assert hashlib.sha256(segmenter.BUNDLED.read_bytes()).hexdigest() in card
+    for licence in ("CC BY-NC-SA 4.0", "CC BY 4.0"):
+        assert licence in card
+
+
+@pytest.mark.slow
+def test_held_out_films_of_real_people(shared_data):
+    """What the card states, within what rounding moves."""
+    from bench.harness import Options
+    from bench.lungs import masks
+
+    found = masks(Options())[1]
+    assert found["lungs_dice_fields"] == pytest.approx(0.962, abs=2e-3)
+    assert found["lungs_dice_lungs"] == pytest.approx(0.960, abs=2e-3)

@@ -52,7 +52,8 @@ def segment(
     """Find the lungs on films: files, and all images below folders.
 
     One PNG for every film, under its path below the folder that was named, and OUT/lungs.csv with a row for every file: the
-    box of both lungs in pixels, the mask's share of the film, and its quality: good, or why the mask is implausible.
+    box of both lungs in pixels, the mask's share of the film, its quality (good, or why the mask is implausible), and a
+    warning where the file tells that it is no frontal chest film.
     """
     missing = [path for path in paths if not path.exists()]
     if len(missing) == len(paths):
@@ -76,6 +77,7 @@ def segment(
     total, start = len(found.paths), time.perf_counter()
     quality, errors = Counter[str](), Counter[str]()
     decode = lungs = write = 0.0
+    warned = 0
     with contextlib.ExitStack() as stack:
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -88,13 +90,21 @@ def segment(
             table.write(row.cells())
             decode, lungs, write = decode + row.decode_seconds, lungs + row.lungs_seconds, write + row.write_seconds
             (quality if row.status == "ok" else errors)[row.quality or row.error] += 1
+            warned += bool(row.warning)
             progress(done, total)
     good = quality.total()
     wall = time.perf_counter() - start
     stages = [("decode", decode, total), ("lungs", lungs, good), ("write", write, good), ("wall", wall, total)]
     if as_json:
         timing = [dict(zip(("stage", "seconds", "images"), stage, strict=True)) for stage in stages]
-        result = {"files": total, "ok": good, "errors": total - good, "quality": dict(quality), "timing": timing}
+        result = {
+            "files": total,
+            "ok": good,
+            "errors": total - good,
+            "warnings": warned,
+            "quality": dict(quality),
+            "timing": timing,
+        }
         common.show_json(result | {"output": str(out)})
     else:
         tables = [report.titled("Lungs", report.rows_table(("quality", "films"), quality.most_common(), right=("films",)))]
@@ -104,6 +114,8 @@ def segment(
         tables.append(report.timing_table(stages, "decode, write: all threads added up"))
         common.show(tables)
     common.say(f"{quality[GOOD]} of {total} films have plausible lungs, {total - good} could not be read. Wrote {out}.")
+    if warned:
+        common.say(f"{warned} of them with a warning; see the column of that name.")
     if not good:
         raise UserError("No film could be read; lungs.csv has the reasons.")
     if strict and good < total:
