@@ -70,10 +70,14 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    name: Literal["darkcovidnet", "lung-unet"] = "darkcovidnet"
+    name: Literal["darkcovidnet", "cnn13", "lung-unet"] = "darkcovidnet"
     """A classifier, or the lung segmenter."""
     channels: Literal[1, 3] = 1
     """Input channels; 3 repeats the gray image, as the paper did."""
+    width: int = 16
+    """Channels of the first block of ``cnn13``; the last two have eight times as many."""
+    dropout: float = 0.5
+    """Share of the last map of ``cnn13`` that is set to zero in training."""
 
 
 @dataclass(frozen=True)
@@ -213,6 +217,8 @@ def _check(config: Config) -> None:
             "model.name lung-unet learns masks and no classes, which `covidjax train` does not do; choose another."
         )
     for name, good, wanted in (
+        ("model.width", config.model.width >= 1, "at least 1"),
+        ("model.dropout", 0 <= config.model.dropout < 1, "at least 0 and below 1"),
         ("train.epochs", train.epochs >= 1, "at least 1"),
         ("train.batch_size", train.batch_size >= 1, "at least 1"),
         ("train.learning_rate", 0 < train.learning_rate < inf, "above 0 and finite"),
@@ -230,6 +236,9 @@ def _check(config: Config) -> None:
     ):
         if not good:
             raise UsageError(f"{name} must be {wanted}.")
+    for name in ("width", "dropout"):
+        if config.model.name != "cnn13" and getattr(config.model, name) != getattr(ModelConfig(), name):
+            raise UsageError(f"model.{name} is of cnn13 alone, and the model is {config.model.name}; leave it out.")
     if train.cv and train.ensemble > 1:
         raise UsageError("A cross-validation of ensembles is not to be had; leave --cv or train.ensemble out.")
 

@@ -32,7 +32,9 @@ DEFAULTS = Config()
     short_help="Train a network on a dataset.",
     epilog="Example: covidjax train --model darkcovidnet --data data/mine --epochs 50",
 )
-@click.option("--model", type=click.Choice(["darkcovidnet"]), help=f"The network.  [default: {DEFAULTS.model.name}]")
+@click.option(
+    "--model", type=click.Choice(["darkcovidnet", "cnn13"]), help=f"The network.  [default: {DEFAULTS.model.name}]"
+)
 @click.option("--data", metavar="DIR|sample", help="A prepared dataset.  [default: sample, built in and synthetic]")
 @click.option("--config", type=click.Path(path_type=Path), help="TOML file with settings that differ from the defaults.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="One setting, such as train.batch_size=64.")
