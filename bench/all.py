@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 
 import click
 
-from bench import forward, growth, loader, score, startup, train
+from bench import forward, growth, loader, lungs, score, startup, train
 from bench.harness import ROOT, Log, Options, from_json, machine, markdown, number, say, show, write
 
-BENCHMARKS = {module.__name__.removeprefix("bench."): module for module in (train, forward, score, loader, startup, growth)}
+MODULES = (train, forward, score, loader, startup, growth, lungs)
+BENCHMARKS = {module.__name__.removeprefix("bench."): module for module in MODULES}
 RESULTS = ROOT / "bench" / "results"
 MARKS = ("<!-- bench -->", "<!-- end of bench -->")
 IN_README = ("train", "forward", "score")
@@ -57,6 +58,10 @@ ASKED = (
     Asked("epoch_time_growth", "epoch time an image, 4 times the images over 1", most=1.1),
     Asked("two_devices_loss", "loss of an epoch on two devices, relative difference to one", most=1e-3),
     Asked("prepare_memory_growth", "peak memory of prepare, 5,000 files over 500", most=1.2),
+    Asked("lungs_vs_lungs_finder", "box of both lungs, images/s, times lungs-finder", least=5.0),
+    Asked("lungs_iou", "box of both lungs, mean IoU with radiologists' boxes", least=0.89),
+    Asked("lungs_clipped", "the same, share of films that lose over a tenth", most=0.04),
+    Asked("lungs_missing", "the same, share of films without a box", most=0.005),
 )
 
 

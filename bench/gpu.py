@@ -198,15 +198,16 @@ def study(dataset: str, epochs: int, batch: int) -> dict[str, Any]:
     from covidjax import device
     from covidjax.config import Config, DataConfig, TrainConfig
     from covidjax.dataset import Dataset
+    from covidjax.metrics import figures
     from covidjax.train import train
 
     class Watch:
         """Takes the seconds of each epoch's evaluation, of which the first has its compilation in it."""
 
-        def begin(self, what: str, steps: int) -> None:
+        def begin(self, what: str, steps: int, score: str) -> None:
             self.steps, self.stepped, self.evaluations = steps, 0.0, []
 
-        def step(self, epoch: int, step: int, loss: float, accuracy: float, images_per_second: float) -> None:
+        def step(self, epoch: int, step: int, loss: float, score: float, images_per_second: float) -> None:
             self.stepped = time.perf_counter()
 
         def epoch(self, record: dict[str, Any]) -> None:
@@ -227,7 +228,7 @@ def study(dataset: str, epochs: int, batch: int) -> dict[str, Any]:
         "first_evaluation": max(0.0, watch.evaluations[0] - float(np.median(watch.evaluations[1:]))),
         "steps": watch.steps * epochs,
         "images": sum(int(opened.class_counts([fold]).sum()) for fold in range(1, opened.folds)),
-        "accuracy": result.metrics.accuracy,
+        "accuracy": figures(result.metrics)["accuracy"],
         "device": used.device_kind,
         "dtype": np.dtype(device.precision(config.train.precision, used)[0]).name,
     }
@@ -262,10 +263,10 @@ def folds(dataset: str, epochs: int, batch: int) -> dict[str, Any]:
         def __init__(self) -> None:
             self.ended: list[float] = []
 
-        def begin(self, what: str, steps: int) -> None:
+        def begin(self, what: str, steps: int, score: str) -> None:
             pass
 
-        def step(self, epoch: int, step: int, loss: float, accuracy: float, images_per_second: float) -> None:
+        def step(self, epoch: int, step: int, loss: float, score: float, images_per_second: float) -> None:
             pass
 
         def epoch(self, record: dict[str, Any]) -> None:

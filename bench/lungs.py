@@ -1,13 +1,14 @@
 """The box of both lungs: covidjax's segmenter and lungs-finder, on the same films in memory.
 
-The films are those of ieee8023 that radiologists boxed (lung_boxes.json) and for which no mask was published, so that none
-was trained on. They are looked for in ``../shared/data/ieee8023`` beside the checkout, or where COVIDJAX_IEEE8023 says.
+The films are those of ieee8023 that radiologists boxed (lung_boxes.json), of patients of whom the bundled weights have not
+seen any film. They are looked for in ``../shared/data/ieee8023`` beside the checkout, or where COVIDJAX_IEEE8023 says.
 ``IoU`` is that of the box of both lungs with the union of the two boxes drawn; a film is ``clipped`` if more than a tenth
 of the area of the drawn boxes lies outside the box that was found. What finds nothing counts in neither, but by itself.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from pathlib import Path
@@ -59,14 +60,19 @@ def measure(options: Options) -> Result:
 
 
 def films() -> tuple[list[Path], list[np.ndarray]]:
-    """Films without a published mask, and the two boxes drawn on each: left, top, right, bottom, ``[2, 4]``."""
+    """Films of patients that are held out, and the two boxes drawn on each: left, top, right, bottom, ``[2, 4]``."""
+    from covidjax.segmenter import patients
+
     root = Path(os.environ.get("COVIDJAX_IEEE8023") or ROOT.parent / "shared" / "data" / "ieee8023")
     if not (root / "lung_boxes.json").is_file():
         return [], []
+    trained_on = patients()
+    with (root / "metadata.csv").open(newline="") as file:
+        whose = {row["filename"]: f"ieee8023:{row['patientid']}" for row in csv.DictReader(file)}
     paths, drawn = [], []
     for name, boxes in sorted(json.loads((root / "lung_boxes.json").read_text()).items()):
         path = root / "images" / name
-        if path.is_file() and not (root / "lung_masks" / path.with_suffix(".png").name).exists():
+        if path.is_file() and name in whose and whose[name] not in trained_on:
             corners = np.asarray(boxes, float)
             corners[:, 2:] += corners[:, :2]
             paths.append(path)

@@ -114,13 +114,15 @@ def chosen(run: Path) -> str:
     return "best" if steps(run, "best") else "last"
 
 
-def newest_run(root: Path = Path("runs")) -> Path | None:
-    """The run under ``root`` whose checkpoint is the newest, or None. Of a cross-validation or an ensemble every network
-    must have one."""
+def newest_run(root: Path = Path("runs"), *, classifier: bool = False) -> Path | None:
+    """The run under ``root``, or only of the classifiers there, whose checkpoint is the newest, or None. Of a
+    cross-validation or an ensemble every network must have one."""
 
     def newest(run: Path) -> float | None:
         try:
             folders = rundir.members(run) or [run]
+            if classifier and rundir.settings(run).config.model.name == "lung-unet":
+                return None
         except UserError:  # its settings are damaged, which is told when it is used
             folders = [run]
         if not all(steps(folder, "last") for folder in folders):

@@ -165,6 +165,8 @@ class Run:
     preprocess: Preprocess
     dataset: str = ""
     """Fingerprint of the dataset, so that its held-out fold is known again."""
+    segmenter: str = ""
+    """Digest of the weights that found the lungs in the dataset; empty for whole films."""
 
     def save(self, path: Path) -> None:
         """Write as TOML, whole or not at all; ``None`` is written as an absent key."""
@@ -212,10 +214,6 @@ def load_config(
 
 def _check(config: Config) -> None:
     train = config.train
-    if config.model.name == "lung-unet":
-        raise UsageError(
-            "model.name lung-unet learns masks and no classes, which `covidjax train` does not do; choose another."
-        )
     for name, good, wanted in (
         ("model.width", config.model.width >= 1, "at least 1"),
         ("model.dropout", 0 <= config.model.dropout < 1, "at least 0 and below 1"),
@@ -236,6 +234,10 @@ def _check(config: Config) -> None:
     ):
         if not good:
             raise UsageError(f"{name} must be {wanted}.")
+    if config.model.name == "lung-unet" and train.ensemble > 1:
+        raise UsageError("An ensemble of segmenters is not to be had; leave train.ensemble out.")
+    if config.model.name == "lung-unet" and config.model.channels != 1:
+        raise UsageError("lung-unet takes gray images; leave model.channels at 1.")
     for name in ("width", "dropout"):
         if config.model.name != "cnn13" and getattr(config.model, name) != getattr(ModelConfig(), name):
             raise UsageError(f"model.{name} is of cnn13 alone, and the model is {config.model.name}; leave it out.")

@@ -79,7 +79,7 @@ class _FoldFile:
 class Writer:
     """Writes records fold by fold and keeps the counts that the manifest states; with ``masks`` each record has one."""
 
-    def __init__(self, folder: Path, preprocess: Preprocess, folds: int, masks: bool):
+    def __init__(self, folder: Path, preprocess: Preprocess, folds: int, masks: bool, segmenter: str):
         size = preprocess.image_size
         # Raw bytes: the default encoding of a Tensor feature reads ten times slower.
         pixels = tfds.features.Tensor(shape=(size, size, 1), dtype=np.uint8, encoding="bytes")
@@ -102,7 +102,8 @@ class Writer:
         self._classes = {label: Counter() for label in preprocess.classes}
         self._sources: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._patients: set[str] = set()
-        self._hash = hashlib.sha256(repr((FORMAT, preprocess)).encode())
+        self._segmenter = segmenter
+        self._hash = hashlib.sha256(repr((FORMAT, preprocess, segmenter)).encode())
 
     def add(self, fold: int, record: Record) -> None:
         """Append a record to a fold."""
@@ -142,6 +143,7 @@ class Writer:
             "fingerprint": self._hash.hexdigest(),
             "image_size": self._preprocess.image_size,
             "lungs": self._preprocess.lungs,
+            "segmenter": self._segmenter,
             "masks": self._masks,
             "classes": list(self._preprocess.classes),
             "invert": self._preprocess.invert,
@@ -162,8 +164,9 @@ class Writer:
 
 
 @contextlib.contextmanager
-def writing(out: Path, preprocess: Preprocess, folds: int, *, masks: bool = False) -> Iterator[Writer]:
-    """A writer whose dataset appears at ``out`` whole, when the block ends well, or not at all.
+def writing(out: Path, preprocess: Preprocess, folds: int, *, masks: bool = False, segmenter: str = "") -> Iterator[Writer]:
+    """A writer whose dataset appears at ``out`` whole, when the block ends well, or not at all. ``segmenter`` is the digest
+    of the weights that found the lungs.
 
     Raises:
       UserError: ``out`` exists already, or cannot be written.
@@ -185,7 +188,7 @@ def writing(out: Path, preprocess: Preprocess, folds: int, *, masks: bool = Fals
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}); name a folder that you may write to.") from error
     try:
-        yield Writer(partial, preprocess, folds, masks)
+        yield Writer(partial, preprocess, folds, masks, segmenter)
         partial.rename(out)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}); free some space or name another folder.") from error
@@ -238,6 +241,7 @@ class Dataset:
 
     Attributes:
       masks: whether every film has a lung mask; the classes then are the kinds of mask.
+      segmenter: digest of the weights that found the lungs; empty for whole films.
     """
 
     def __init__(self, path: Path):
@@ -256,7 +260,8 @@ class Dataset:
                 tuple(self.manifest["classes"]),
                 self.manifest["invert"],
             )
-            self.masks: bool = self.manifest.get("masks", False)
+            self.masks: bool = self.manifest["masks"]
+            self.segmenter: str = self.manifest["segmenter"]
             self.folds: int = self.manifest["folds"]
             self.fingerprint: str = self.manifest["fingerprint"]
             self._builder: Any = tfds.builder_from_directory(path)

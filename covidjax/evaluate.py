@@ -1,4 +1,4 @@
-"""Logits of every example of a fold, and what they say about a run."""
+"""What is found of every example of a fold, and what it says about a run."""
 
 from __future__ import annotations
 
@@ -10,64 +10,51 @@ import numpy as np
 import scipy.special
 
 from covidjax import checkpoint, metrics, pipeline, rundir
-from covidjax.config import Preprocess, UserError
+from covidjax.config import MASKS, Preprocess, UserError
 from covidjax.dataset import Dataset
 from covidjax.models import Weights
 from covidjax.prepare import sample_dataset
-from covidjax.trained import Predict, load_run, make_predict
+from covidjax.task import Examine, Examined, make_task
+from covidjax.trained import load_run
 
 
-def logits_of(
-    predict: Predict, weights: Weights | list[Weights], batches: Iterable[pipeline.Batch]
+def examined(
+    examine: Examine, weights: Weights | list[Weights], batches: Iterable[pipeline.Batch]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Logits float32 ``[N, classes]`` and labels int32 ``[N]`` of every real example; padding is dropped."""
+    """What ``examine`` finds, float32 ``[N, K]``, and labels int32 ``[N]`` of every real example; padding is dropped."""
     pending, labels = [], []
     for batch in batches:
-        pending.append((predict(weights, batch.images), batch.real))
+        pending.append((examine(weights, batch), batch.real))
         labels.append(batch.labels[: batch.real])
-    logits = [np.asarray(values)[:count] for values, count in pending]
-    return np.concatenate(logits), np.concatenate(labels)
+    found = [np.asarray(values)[:count] for values, count in pending]
+    return np.concatenate(found), np.concatenate(labels)
 
 
-class Predicted(NamedTuple):
-    """What became of some held-out films."""
-
-    logits: np.ndarray
-    """float32 ``[N, classes]``."""
-    labels: np.ndarray
-    """int32 ``[N]``."""
-    patients: list[str]
-    """Keys of the patients, ``[N]``."""
-
-    def measure(self, classes: Sequence[str]) -> metrics.Metrics:
-        """Metrics, with intervals over patients."""
-        return metrics.measure(self.labels, self.logits.argmax(-1), classes, self.patients)
-
-
-def pooled(found: Sequence[Predicted]) -> Predicted:
+def pooled(each: Sequence[Examined]) -> Examined:
     """Different films, one after another."""
-    logits, labels = (np.concatenate(each) for each in ([p.logits for p in found], [p.labels for p in found]))
-    return Predicted(logits, labels, [patient for each in found for patient in each.patients])
+    found, labels = (np.concatenate(parts) for parts in ([e.found for e in each], [e.labels for e in each]))
+    return Examined(found, labels, [patient for one in each for patient in one.patients])
 
 
-def averaged(found: Sequence[Predicted]) -> Predicted:
-    """The same films by several networks: the logarithms of their mean probabilities."""
-    log_probabilities = scipy.special.log_softmax(np.stack([each.logits for each in found]), -1)
-    return found[0]._replace(logits=scipy.special.logsumexp(log_probabilities, 0) - np.log(len(found)))
+def averaged(each: Sequence[Examined]) -> Examined:
+    """The same films by several classifiers: the logarithms of their mean probabilities."""
+    log_probabilities = scipy.special.log_softmax(np.stack([one.found for one in each]), -1)
+    return each[0]._replace(found=scipy.special.logsumexp(log_probabilities, 0) - np.log(len(each)))
 
 
-def open_dataset(path: str | Path, preprocess: Preprocess | None = None) -> Dataset:
+def open_dataset(path: str | Path, preprocess: Preprocess | None = None, *, masks: bool = False) -> Dataset:
     """A prepared dataset, or the built-in sample for ``sample``.
 
     Args:
       path: its folder, or ``sample``.
       preprocess: what a run was trained with; the dataset must have been prepared in the same way.
+      masks: of the sample, films with lung masks in place of classes.
 
     Raises:
       UserError: there is none, or it was prepared with other options.
     """
     size = preprocess.image_size if preprocess else Preprocess().image_size
-    dataset = sample_dataset(size) if str(path) == "sample" else Dataset(Path(path))
+    dataset = sample_dataset(size, masks=masks) if str(path) == "sample" else Dataset(Path(path))
     if preprocess and dataset.preprocess != preprocess:
         raise UserError(
             f"{path} was prepared with {_options(dataset.preprocess)}, but the run was trained on {_options(preprocess)}; "
@@ -77,14 +64,15 @@ def open_dataset(path: str | Path, preprocess: Preprocess | None = None) -> Data
 
 
 def _options(preprocess: Preprocess) -> str:
-    size, classes = preprocess.image_size, len(preprocess.classes)
-    return f"--image-size {size} --lungs {preprocess.lungs} --classes {classes} --invert {preprocess.invert}"
+    masks = set(preprocess.classes) <= set(MASKS)
+    what = f"--masks ({', '.join(preprocess.classes)})" if masks else f"--classes {len(preprocess.classes)}"
+    return f"--image-size {preprocess.image_size} --lungs {preprocess.lungs} {what} --invert {preprocess.invert}"
 
 
 class Evaluation(NamedTuple):
     """What ``evaluate`` found."""
 
-    metrics: metrics.Metrics
+    metrics: metrics.Measured
     described: str
     """Which examples, in words."""
     synthetic: bool
@@ -105,18 +93,20 @@ def evaluate(path: Path, data: str | None = None, *, batch_size: int = 32) -> Ev
     """
     loaded = load_run(path)
     run = loaded.run
-    dataset = open_dataset(data or run.config.data.path, run.preprocess)
+    dataset = open_dataset(data or run.config.data.path, run.preprocess, masks=run.config.model.name == "lung-unet")
+    task = make_task(run.config, dataset)
     source = dataset.source(range(dataset.folds))
-    predict = make_predict(loaded.network, run.config.model.channels)
+    examine = task.examine(loaded.network)
     members = rundir.members(path)
+    weights = loaded.members if len(loaded.members) > 1 else loaded.weights
 
-    def predicted(weights: Weights | list[Weights], source: pipeline.Source, rows: np.ndarray) -> Predicted:
-        logits, labels = logits_of(predict, weights, pipeline.eval_batches(source, batch_size, rows))
-        return Predicted(logits, labels, pipeline.patients(source, rows))
+    def of_rows(weights: Weights | list[Weights], source: pipeline.Source, rows: np.ndarray) -> Examined:
+        found, labels = examined(examine, weights, pipeline.eval_batches(source, batch_size, rows))
+        return Examined(found, labels, pipeline.patients(source, rows))
 
-    def test_fold(weights: Weights | list[Weights], fold: int) -> Predicted:
+    def test_fold(weights: Weights | list[Weights], fold: int) -> Examined:
         source = dataset.source([fold])
-        return predicted(weights, source, np.arange(len(source)))
+        return of_rows(weights, source, np.arange(len(source)))
 
     if dataset.fingerprint == run.dataset and run.config.train.cv:
         folds = [rundir.settings(member).config.data.test_fold for member in members]
@@ -124,7 +114,7 @@ def evaluate(path: Path, data: str | None = None, *, batch_size: int = 32) -> Ev
         described = f"all {len(folds)} folds of {dataset.path}, each by the network that it was held out from"
     elif dataset.fingerprint == run.dataset:
         fold = run.config.data.test_fold
-        found, described = test_fold(loaded.members, fold), f"test fold {fold} of {dataset.path}"
+        found, described = test_fold(weights, fold), f"test fold {fold} of {dataset.path}"
     elif data is None:
         raise UserError(
             f"{run.config.data.path} is no longer the dataset that {path} was trained on, so its test fold is not "
@@ -136,9 +126,12 @@ def evaluate(path: Path, data: str | None = None, *, batch_size: int = 32) -> Ev
         rows = np.asarray([row for row, keys in enumerate(identities) if not known & set(keys)], int)
         left_out = len(identities) - len(rows)
         described = f"{dataset.path}, without {left_out} films of the run's training" if left_out else f"all of {data}"
+        if dataset.masks and members:
+            raise UserError(f"{path} holds {len(members)} segmenters, which have no mean; name one, such as {members[0]}.")
         if not len(rows):
             raise UserError(f"The run was trained on every film of {data}, or on their patients; name another dataset.")
-        found = predicted(loaded.members, source, rows)
+        found = of_rows(weights, source, rows)
     if len(loaded.members) > 1 and not (run.config.train.cv and dataset.fingerprint == run.dataset):
         described += f", by the {checkpoint.described(path)}"
-    return Evaluation(found.measure(run.preprocess.classes), described, "synthetic" in dataset.manifest["per_source"])
+    measured = task.measure(found, run.preprocess.classes)
+    return Evaluation(measured, described, "synthetic" in dataset.manifest["per_source"])

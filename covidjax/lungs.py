@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
-import scipy.ndimage
 from PIL import Image
 
 from covidjax import radiograph, reading
@@ -56,6 +55,8 @@ class Segmenter(Protocol):
     """Height and width N of the images it takes."""
     title: str
     """For the reader."""
+    digest: str
+    """Of its weights."""
 
     def __call__(self, images: np.ndarray) -> Any:
         """uint8 ``[B, N, N, 1]`` → float32 ``[B, N, N]``, the probability that a pixel belongs to the lungs."""
@@ -86,7 +87,7 @@ def find(probabilities: np.ndarray, height: int, width: int) -> Lungs:
     """
     pieces, areas = _pieces(probabilities > 0.5)
     largest = np.argsort(areas, kind="stable")[::-1][:2] + 1
-    mask = np.asarray(scipy.ndimage.binary_fill_holes(np.isin(pieces, largest)))
+    mask = np.asarray(_ndimage().binary_fill_holes(np.isin(pieces, largest)))
     share = float(mask.mean())
     unsure = np.count_nonzero((probabilities > 0.2) & (probabilities < 0.8))
     flag = _flag(mask, share, unsure / max(np.count_nonzero(mask), 1))
@@ -94,10 +95,16 @@ def find(probabilities: np.ndarray, height: int, width: int) -> Lungs:
     return Lungs(box, share, flag, mask)
 
 
+def _ndimage() -> Any:
+    """Imported here: that takes up to half a second, and scoring whole films does without."""
+    import scipy.ndimage
+
+    return scipy.ndimage
+
+
 def _pieces(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Which piece each pixel belongs to, from 1, and the pieces' areas in pixels."""
-    found: Any = scipy.ndimage.label(mask)
-    pieces, count = found
+    pieces, count = _ndimage().label(mask)
     return pieces, np.bincount(pieces.ravel(), minlength=count + 1)[1:]
 
 
@@ -124,7 +131,7 @@ def _second(mask: np.ndarray) -> float:
         areas = np.sort(_pieces(mask)[1])[::-1]
         if len(areas) > 1 and areas[1] >= SECOND * areas[0]:
             return float(areas[1] / areas[0])
-        mask = np.asarray(scipy.ndimage.binary_erosion(mask))
+        mask = np.asarray(_ndimage().binary_erosion(mask))
     return 0.0
 
 
@@ -162,7 +169,7 @@ def cut(gray: np.ndarray, lungs: Lungs, what: What) -> np.ndarray:
 def shown(lungs: Lungs, height: int, width: int) -> np.ndarray:
     """Which pixels of the box a blanked film of the given size shows, bool ``[bottom - top, right - left]``."""
     steps = round(len(lungs.mask) * DILATION)
-    mask = scipy.ndimage.binary_dilation(lungs.mask, iterations=steps) if steps else lungs.mask
+    mask = _ndimage().binary_dilation(lungs.mask, iterations=steps) if steps else lungs.mask
     return enlarged(np.asarray(mask), height, width, lungs.box)
 
 

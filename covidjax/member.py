@@ -13,10 +13,10 @@ import numpy as np
 from covidjax import checkpoint, metrics, pipeline, rundir
 from covidjax.config import Config, Run, UserError
 from covidjax.dataset import Dataset
-from covidjax.evaluate import Predicted
 from covidjax.models import Weights, count_parameters
 from covidjax.program import Program, Timing
 from covidjax.step import Given, State, class_weights, learning_rate, rates
+from covidjax.task import Examined
 
 
 class Interrupted(UserError):
@@ -26,10 +26,11 @@ class Interrupted(UserError):
 class Progress(Protocol):
     """Told how the training of one network goes on."""
 
-    def begin(self, what: str, steps: int) -> None:
-        """Before the first step: what is trained on what, in words, and how many steps an epoch has."""
+    def begin(self, what: str, steps: int, score: str) -> None:
+        """Before the first step: what is trained on what, in words, how many steps an epoch has, and what beside the loss
+        is told of them, such as ``accuracy``."""
 
-    def step(self, epoch: int, step: int, loss: float, accuracy: float, images_per_second: float) -> None:
+    def step(self, epoch: int, step: int, loss: float, score: float, images_per_second: float) -> None:
         """Now and then within an epoch, with the means of the epoch so far."""
 
     def epoch(self, record: dict[str, Any]) -> None:
@@ -39,7 +40,7 @@ class Progress(Protocol):
 class Result(NamedTuple):
     """What a finished run amounts to."""
 
-    metrics: metrics.Metrics
+    metrics: metrics.Measured
     """On the test fold."""
     checkpoint: str
     """Which checkpoint was tested: ``last``, or ``best`` by the validation fold."""
@@ -48,7 +49,7 @@ class Result(NamedTuple):
     timing: Timing
     """Of this call: what came before a resumption is not in it. Members of one run share it."""
     parameters: int
-    predicted: Predicted
+    examined: Examined
     """Of the films of the test fold."""
 
 
@@ -120,7 +121,9 @@ class Member:
         done = int(state.step)
         parameters = f"{count_parameters(state.weights):,} parameters"
         what = f"{len(self._rows)} training images, {self.epoch_steps} steps an epoch, {parameters}"
-        self.progress.begin(f"{program.describe()}; {what}; starting at step {done + 1}.", self.epoch_steps)
+        self.progress.begin(
+            f"{program.describe()}; {what}; starting at step {done + 1}.", self.epoch_steps, program.task.score
+        )
         return state, self._given
 
     def order(self, epoch: int) -> np.ndarray:
@@ -137,15 +140,15 @@ class Member:
             raise self._diverged(int(bad_step))
         return float(totals.loss) / int(totals.images), float(totals.score) / int(totals.images)
 
-    def log(self, epoch: int, trained: tuple[float, float], found: dict[str, Any], speed: float) -> None:
+    def log(self, epoch: int, trained: tuple[float, float], found: dict[str, dict[str, float]], speed: float) -> None:
         """The line of an epoch, counted from 0, with what training and held-out folds came to."""
         done = (epoch + 1) * self.epoch_steps
-        if not all(np.isfinite(value.loss) for value in found.values()):
+        if not all(np.isfinite(value["loss"]) for value in found.values()):
             raise self._diverged(done - 1)
         loss, score = trained
         record = {"epoch": epoch + 1, "step": done, "learning_rate": self._rate(done - 1)}
         record["train"] = {"loss": loss, self._program.task.score: score}
-        record |= {name: value._asdict() for name, value in found.items()}
+        record |= found
         record["seconds"] = round(time.perf_counter() - self._began, 3)
         record["images_per_second"] = round(speed, 1)
         rundir.append(self.run, record)
@@ -186,13 +189,13 @@ class Member:
         self._used = checkpoint.chosen(self.run)
         return checkpoint.restore(self.run, self._used, self._program.network.abstract()).weights
 
-    def result(self, logits: np.ndarray, labels: np.ndarray) -> Result:
-        """What the logits of the test fold by these weights come to."""
+    def result(self, found: np.ndarray, labels: np.ndarray) -> Result:
+        """What was found of the test fold by these weights, as the task's ``examine`` gives it, comes to."""
         program = self._program
-        predicted = Predicted(logits, labels, pipeline.patients(program.source, self.held_out["test"]))
-        found = predicted.measure(self._classes)
+        examined = Examined(found, labels, pipeline.patients(program.source, self.held_out["test"]))
+        measured = program.task.measure(examined, self._classes)
         parameters = count_parameters(program.network.abstract())
-        return Result(found, self._used, rundir.history(self.run), program.timing, parameters, predicted)
+        return Result(measured, self._used, rundir.history(self.run), program.timing, parameters, examined)
 
     def interrupted(self, at: str) -> Interrupted:
         """To be raised when everything is saved, at a step or an epoch."""

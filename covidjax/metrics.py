@@ -1,4 +1,4 @@
-"""From labels and predictions to a confusion matrix and the figures of the literature."""
+"""From labels and predictions, or from the overlaps of masks, to the figures of the literature."""
 
 from __future__ import annotations
 
@@ -65,6 +65,43 @@ class Metrics:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Overlap:
+    """Of found and true masks, over some films."""
+
+    dice: float
+    """Mean over the films of 2·|A∩B| / (|A| + |B|)."""
+    interval: Interval | None
+    """95 % percentile interval of the mean Dice coefficient by drawing patients with replacement, as in ``Bootstrap``; None
+    where there is one patient only."""
+    median: float
+    """Dice coefficient of the middle film."""
+    least: float
+    """Dice coefficient of the worst film."""
+    iou: float
+    """Mean over the films of |A∩B| / |A∪B|."""
+    films: int
+    patients: int
+
+
+@dataclass(frozen=True)
+class MaskMetrics:
+    """What a segmenter's masks of some films amount to."""
+
+    classes: tuple[str, ...]
+    """The kinds of mask."""
+    per_class: dict[str, Overlap]
+    """Of each kind that there are films of."""
+    overall: Overlap
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+Measured = Metrics | MaskMetrics
+
+
 class Spread(NamedTuple):
     """Mean and standard deviation (of a sample) over the networks of a run."""
 
@@ -72,13 +109,15 @@ class Spread(NamedTuple):
     sd: float
 
 
-def figures(found: Metrics) -> dict[str, float]:
+def figures(found: Measured) -> dict[str, float]:
     """The figures by which whole results are compared."""
+    if isinstance(found, MaskMetrics):
+        return {"dice": found.overall.dice, "iou": found.overall.iou}
     macro = found.macro
     return {"accuracy": found.accuracy, "precision": macro.precision, "recall": macro.recall, "f1": macro.f1}
 
 
-def spread(found: Sequence[Metrics]) -> dict[str, Spread]:
+def spread(found: Sequence[Measured]) -> dict[str, Spread]:
     """Of each of ``figures`` over at least two results."""
     table = {name: [figures(each)[name] for each in found] for name in figures(found[0])}
     return {name: Spread(float(np.mean(row)), float(np.std(row, ddof=1))) for name, row in table.items()}
@@ -123,6 +162,63 @@ def measure(
         confusion=confusion_matrix(labels, predictions, labels=indices).tolist(),
         bootstrap=None if patients is None else _bootstrap(labels, predictions, classes, patients),
     )
+
+
+def measure_masks(
+    kinds: np.ndarray, dice: np.ndarray, iou: np.ndarray, classes: Sequence[str], patients: Sequence[str]
+) -> MaskMetrics:
+    """Means of the films' Dice coefficients and IoUs, by kind of mask and over all.
+
+    Args:
+      kinds: int ``[N]``, which kind of mask each film has.
+      dice: float ``[N]``.
+      iou: float ``[N]``.
+      classes: names of the kinds, by index.
+      patients: whose film each is, ``[N]``.
+
+    Raises:
+      ValueError: no films.
+    """
+    if not len(dice):
+        raise ValueError("There are no masks to measure.")
+    owners = np.asarray(patients)
+
+    def overlap(rows: np.ndarray) -> Overlap:
+        names, patient = np.unique(owners[rows], return_inverse=True)
+        return Overlap(
+            dice=float(dice[rows].mean()),
+            interval=_mean_interval(dice[rows], patient),
+            median=float(np.median(dice[rows])),
+            least=float(dice[rows].min()),
+            iou=float(iou[rows].mean()),
+            films=int(rows.sum()),
+            patients=len(names),
+        )
+
+    each = {name: kinds == index for index, name in enumerate(classes) if (kinds == index).any()}
+    per_class = {name: overlap(rows) for name, rows in each.items()}
+    return MaskMetrics(tuple(classes), per_class, overlap(np.ones(len(dice), bool)))
+
+
+def _mean_interval(values: np.ndarray, patient: np.ndarray) -> Interval | None:
+    """Of the mean of ``values``, drawing patients, given by number for each value."""
+    from scipy.stats import bootstrap
+
+    sums, counts = np.bincount(patient, values), np.bincount(patient)
+    if len(counts) < 2:
+        return None
+    found = bootstrap(
+        (sums, counts),
+        lambda sums, counts, axis: sums.sum(axis) / counts.sum(axis),
+        n_resamples=RESAMPLES,
+        batch=50,
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    low, high = found.confidence_interval
+    return float(low), float(high)
 
 
 RESAMPLES = 2000

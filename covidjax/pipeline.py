@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import grain
 import numpy as np
@@ -25,6 +25,11 @@ class Batch(NamedTuple):
     real: int
     masks: np.ndarray | None = None
     """uint8 ``[B, S, S, 1]`` of 0 and 1 where the dataset has masks; the labels then say what kind each is."""
+
+    @property
+    def targets(self) -> Any:
+        """The labels, or labels and masks."""
+        return self.labels if self.masks is None else (self.labels, self.masks)
 
 
 class Source(Protocol):
@@ -120,7 +125,8 @@ def kept_batches(data: Batch, batch_size: int, rows: np.ndarray) -> Iterator[Bat
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
         padded = np.concatenate([part, np.zeros(batch_size - len(part), part.dtype)])
-        yield Batch(data.images[padded], data.labels[padded], len(part))
+        masks = None if data.masks is None else data.masks[padded]
+        yield Batch(data.images[padded], data.labels[padded], len(part), masks)
 
 
 def load_all(source: Source) -> Batch:

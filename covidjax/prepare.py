@@ -108,7 +108,8 @@ def prepare(
     grouped = options.group_by == "patient"
     folds = assign_folds(strata, patients if grouped else None, named, folds=options.folds, seed=options.seed)
     skipped, remarks, whole = [], [], []
-    with writing(out, options.preprocess, options.folds, masks=options.masks) as writer:
+    digest = segmenter.digest if segmenter else ""
+    with writing(out, options.preprocess, options.folds, masks=options.masks, segmenter=digest) as writer:
         stream = _films(examples, options.preprocess, workers, segmenter)
         for done, (example, patient, fold, film) in enumerate(zip(examples, patients, folds, stream, strict=True), 1):
             if film.image is None:
@@ -132,7 +133,7 @@ def prepare(
             left_out={collection.source: dict(+collection.left_out) for collection in read},
             skipped=skipped,
             remarks=remarks,
-            **({"segmenter": segmenter.title, "whole_films": whole} if segmenter else {}),
+            **({"lungs_by": segmenter.title, "whole_films": whole} if segmenter else {}),
             identical_files=len(contents) - len(set(contents.values())),
             look_alikes=len(alike),
             notes=[f"{collection.source}: {note}" for collection in read for note in collection.notes],

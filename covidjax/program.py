@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,8 +20,7 @@ from covidjax.config import Config
 from covidjax.dataset import Dataset
 from covidjax.models import Network
 from covidjax.step import Given, State, initial_state, make_optimizer, make_step
-from covidjax.task import Classification
-from covidjax.trained import make_predict
+from covidjax.task import make_task
 
 SCAN_STEPS = 512
 """Steps that are one compiled scan on an accelerator, with no host work between them. On a CPU they are called one by
@@ -87,21 +87,21 @@ class Program:
         self.timing = timing
         self.where = device.start()
         self.dtype, self.scaled = device.precision(settings.precision, self.where)
+        self.task = make_task(config, dataset)
         self.network = Network(config.model, dataset.preprocess, self.dtype)
-        self.task = Classification(config)
         self.optimizer = functools.partial(make_optimizer, settings)
-        self.predict = make_predict(self.network, config.model.channels)
+        self.examine = self.task.examine(self.network)
         self.source = dataset.source(range(dataset.folds))
         self.data: pipeline.Batch | None = None
         self.channels, self.eval_batch = config.model.channels, settings.batch_size
         self._steps: dict[int, Steps] = {}
-        size = len(self.source) * dataset.preprocess.image_size**2
+        size = len(self.source) * dataset.preprocess.image_size**2 * (2 if dataset.masks else 1)
         if settings.cache == "device" or (settings.cache == "auto" and device.fits(size, self.where)):
             start = time.perf_counter()
             self.data = pipeline.load_all(self.source)
             if self.accelerated:
-                images: Any = jax.device_put(self.data.images, jax.devices()[0])
-                self.data = self.data._replace(images=images)
+                pixels = {"images": self.data.images, "masks": self.data.masks}
+                self.data = self.data._replace(**jax.device_put(pixels, jax.devices()[0]))
             timing.add("load", start, len(self.source))
 
     @property
@@ -167,24 +167,28 @@ def _one_by_one(step: Callable[..., State], data: pipeline.Batch, compiled: Call
 
     def steps(state: State, given: Given, rows: np.ndarray) -> Iterator[tuple[State, int]]:
         for row in rows:
-            state = call(state, given, data.images[row], data.labels[row])
+            state = call(state, given, data.images[row], _rows(data.targets, row))
             yield state, 1
 
     return steps
 
 
-def _scanned(step: Callable[..., State], data: pipeline.Batch, compiled: Callable[..., Any], mesh: Mesh) -> Steps:
-    images, labels = device.on_all((data.images, data.labels), mesh)
+def _rows(targets: Any, rows: Any) -> Any:
+    return jax.tree.map(operator.itemgetter(rows), targets)
 
-    def scan(state: State, given: Given, images: jax.Array, labels: jax.Array, rows: jax.Array) -> State:
-        return jax.lax.scan(lambda s, row: (step(s, given, images[row], labels[row]), None), state, rows)[0]
+
+def _scanned(step: Callable[..., State], data: pipeline.Batch, compiled: Callable[..., Any], mesh: Mesh) -> Steps:
+    images, targets = device.on_all((data.images, data.targets), mesh)
+
+    def scan(state: State, given: Given, images: jax.Array, targets: Any, rows: jax.Array) -> State:
+        return jax.lax.scan(lambda s, row: (step(s, given, images[row], _rows(targets, row)), None), state, rows)[0]
 
     call = compiled(scan, P(), P(), P(), P(None, device.AXIS))
 
     def steps(state: State, given: Given, rows: np.ndarray) -> Iterator[tuple[State, int]]:
         for first in range(0, len(rows), SCAN_STEPS):
             part = rows[first : first + SCAN_STEPS]
-            state = call(state, given, images, labels, part)
+            state = call(state, given, images, targets, part)
             yield state, len(part)
 
     return steps
@@ -195,7 +199,7 @@ def _streamed(step: Callable[..., State], source: pipeline.Source, compiled: Cal
     shares = NamedSharding(mesh, P(device.AXIS))
 
     def steps(state: State, given: Given, rows: np.ndarray) -> Iterator[tuple[State, int]]:
-        batches = (jax.device_put((batch.images, batch.labels), shares) for batch in pipeline.train_batches(source, rows))
+        batches = (jax.device_put((batch.images, batch.targets), shares) for batch in pipeline.train_batches(source, rows))
         batch = next(batches, None)
         while batch:
             state = call(state, given, *batch)

@@ -15,12 +15,36 @@ from rich.table import Table
 from rich.text import Text
 
 from covidjax.config import printable
-from covidjax.metrics import Metrics, figures, spread
+from covidjax.metrics import MaskMetrics, Measured, Metrics, figures, spread
 
 SYNTHETIC = "Synthetic sample: these figures say nothing about patients."
 WIDE = 1000
 """Columns where there is no terminal: tables are as wide as what they hold, and nothing is wrapped."""
 TRAINED_ON_SYNTHETIC = "Trained on the synthetic sample: these figures say nothing about patients."
+
+
+def tables_of(found: Measured, title: str) -> list[Group]:
+    """All tables of a result."""
+    if isinstance(found, MaskMetrics):
+        return [masks_table(found, title)]
+    return [metrics_table(found, title), confusion_table(found)]
+
+
+def masks_table(found: MaskMetrics, title: str) -> Group:
+    """Dice coefficients and IoUs of each kind of mask, and of all."""
+    numbers = ("mean Dice", "95 % interval", "median Dice", "least Dice", "mean IoU", "films", "patients")
+    rows = [
+        (
+            name,
+            f"{row.dice:.3f}",
+            _interval(row.interval) if row.interval else "",
+            *(f"{figure:.3f}" for figure in (row.median, row.least, row.iou)),
+            row.films,
+            row.patients,
+        )
+        for name, row in (*found.per_class.items(), *((("all", found.overall),) if len(found.per_class) > 1 else ()))
+    ]
+    return titled(title, rows_table(("mask", *numbers), rows, right=numbers))
 
 
 def metrics_table(found: Metrics, title: str) -> Group:
@@ -44,11 +68,18 @@ def _interval(interval: tuple[float, float]) -> str:
     return f"{low:.3f}–{high:.3f}"
 
 
-def members_table(found: Mapping[str, Metrics], title: str) -> Group:
-    """Accuracy and macro means of each network of a run, and their mean ± standard deviation."""
+def members_table(found: Mapping[str, Measured], title: str) -> Group:
+    """Accuracy and macro means, or Dice and IoU, of each network of a run, and their mean ± standard deviation."""
     names = {"accuracy": "accuracy", "precision": "macro precision", "recall": "macro recall", "f1": "macro F1"}
+    if any(isinstance(each, MaskMetrics) for each in found.values()):
+        names = {"dice": "mean Dice", "iou": "mean IoU"}
     rows: list[tuple[object, ...]] = [
-        (name, *(f"{figures(each)[figure]:.3f}" for figure in names), each.macro.support) for name, each in found.items()
+        (
+            name,
+            *(f"{figures(each)[figure]:.3f}" for figure in names),
+            each.overall.films if isinstance(each, MaskMetrics) else each.macro.support,
+        )
+        for name, each in found.items()
     ]
     over_all = spread(list(found.values()))
     rows.append(("mean ± sd", *(f"{over_all[figure].mean:.3f} ± {over_all[figure].sd:.3f}" for figure in names), ""))
@@ -119,13 +150,13 @@ def plain(parts: Iterable[RenderableType]) -> str:
 
 def write(
     folder: Path,
-    found: Metrics,
+    found: Measured,
     history: Sequence[dict[str, Any]],
     tables: Iterable[RenderableType],
     note: str,
     more: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Write ``report/`` of a run: tables as text, metrics as JSON, curves and confusion matrix as PNG.
+    """Write ``report/`` of a run: tables as text, metrics as JSON, curves and, of classes, the confusion matrix as PNG.
 
     Args:
       folder: made if it is not there.
@@ -139,7 +170,8 @@ def write(
     (folder / "tables.txt").write_text(f"{note}\n\n" * bool(note) + plain(tables))
     (folder / "metrics.json").write_text(json.dumps({"note": note, **found.as_dict(), **more}, indent=2))
     _curves(folder / "curves.png", history, note)
-    _confusion(folder / "confusion_matrix.png", found, note)
+    if isinstance(found, Metrics):
+        _confusion(folder / "confusion_matrix.png", found, note)
 
 
 def _figure(columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
@@ -152,16 +184,20 @@ def _figure(columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
     return figure, figure.subplots(1, columns)
 
 
+_LABELS = {"dice": "mean Dice coefficient"}
+
+
 def _curves(path: Path, history: Sequence[dict[str, Any]], note: str) -> None:
     figure, axes = _figure(2, (10, 4))
     epochs = [record["epoch"] for record in history]
     names = {"train": "training (augmented)", "val": "validation fold", "test": "test fold"}
-    for axis, quantity in zip(axes, ("loss", "accuracy"), strict=True):
+    quantities = list(history[0]["train"]) if history else ["loss", "accuracy"]
+    for axis, quantity in zip(axes, quantities, strict=True):
         for name, label in names.items():
             if history and name in history[0]:
                 marker = "." if len(epochs) < 30 else ""
                 axis.plot(epochs, [record[name][quantity] for record in history], marker=marker, label=label)
-        axis.set(xlabel="epoch", ylabel="cross-entropy" if quantity == "loss" else quantity, title=quantity.capitalize())
+        axis.set(xlabel="epoch", ylabel=_LABELS.get(quantity, quantity), title=quantity.capitalize())
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
         axis.legend(framealpha=0.5)

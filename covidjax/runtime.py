@@ -74,6 +74,8 @@ def open_run(path: Path, device: str = "auto", name: str = "auto") -> Opened:
       UserError: no run, a damaged checkpoint, no such device, or a runtime that is not installed.
     """
     run = rundir.settings(path)
+    if run.config.model.name == "lung-unet":
+        raise UserError(f"{path} finds lungs, not classes; use it with `covidjax segment --checkpoint {path}`.")
     name = choose(name, device, run.config.train.precision)
     if name == "jax":
         from covidjax.trained import load_run

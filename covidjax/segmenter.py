@@ -1,4 +1,7 @@
-"""The bundled lung segmenter: its weights, and what computes it."""
+"""The lung segmenter, bundled or of a run: its weights, and what computes it.
+
+``python -m covidjax.segmenter RUN`` makes the weights of a run of ``covidjax train --model lung-unet`` the bundled ones.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import hashlib
 import importlib.metadata
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from covidjax import rundir
 from covidjax.config import ModelConfig, Preprocess, UserError
 from covidjax.runtime import OnnxRuntime, OpenVino, choose, kept, to_onnx
 
@@ -44,13 +48,13 @@ def open_segmenter(device: str = "auto", runtime: str = "auto", weights: Path | 
     Args:
       device: ``auto``, ``cpu`` or ``gpu``.
       runtime: as for ``runtime.open_run``.
-      weights: what ``save`` wrote, in place of the bundled ones.
+      weights: what ``save`` wrote, or a run of ``covidjax train``, in place of the bundled ones.
 
     Raises:
       UserError: no weights, damaged ones, no such device, or a runtime that is not installed.
     """
     path = weights or BUNDLED
-    data, preprocess = _read(path)
+    data, preprocess = _of_run(path) if weights and not path.is_file() else _read(path)
     digest = hashlib.sha256(data).hexdigest()
     name = choose(runtime, device, "float32")
     if name == "jax":
@@ -64,18 +68,50 @@ def open_segmenter(device: str = "auto", runtime: str = "auto", weights: Path | 
     return Opened(preprocess.image_size, f"{path.stem} at {preprocess.image_size}² on {version}", digest, compute)
 
 
-def save(path: Path, weights: Any, preprocess: Preprocess) -> None:
+def save(path: Path, weights: Any, preprocess: Preprocess, patients: Sequence[str] = ()) -> None:
     """Write the weights of a lung-unet as safetensors, rounded to float16, with what it takes to use them.
 
     Args:
       path: the file.
       weights: ``models.Weights``.
       preprocess: size of the images and, as classes, the kinds of mask, the widest last.
+      patients: keys of those whose films were trained on, so that anybody can tell what is held out.
     """
-    arrays = {name: np.asarray(leaf, np.float16) for name, leaf in _named(weights)}
-    about = {"image_size": str(preprocess.image_size), "masks": ",".join(preprocess.classes)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(safetensors.numpy.save(arrays, metadata=about))
+    path.write_bytes(_packed(weights, preprocess, np.float16, patients))
+
+
+def _packed(weights: Any, preprocess: Preprocess, dtype: type, patients: Sequence[str] = ()) -> bytes:
+    arrays = {name: np.asarray(leaf, dtype) for name, leaf in _named(weights)}
+    about = {"image_size": str(preprocess.image_size), "masks": ",".join(preprocess.classes)}
+    about["patients"] = json.dumps(list(patients))
+    return safetensors.numpy.save(arrays, metadata=about)
+
+
+def _of_run(path: Path) -> tuple[bytes, Preprocess]:
+    """The weights of a run as ``save`` writes them, but in float32."""
+    weights, preprocess = _trained(path)
+    return _packed(weights, preprocess, np.float32), preprocess
+
+
+def _trained(path: Path) -> tuple[Any, Preprocess]:
+    run = rundir.settings(path)
+    if run.config.model.name != "lung-unet":
+        raise UserError(f"{path} finds classes, not lungs; name a run of `covidjax train --model lung-unet`.")
+    if members := rundir.members(path):
+        raise UserError(f"{path} holds {len(members)} segmenters; name one of them, such as {members[0]}.")
+    from covidjax import checkpoint
+    from covidjax.models import Network
+
+    network = Network(run.config.model, run.preprocess)
+    return checkpoint.restore(path, checkpoint.chosen(path), network.abstract()).weights, run.preprocess
+
+
+def patients(path: Path = BUNDLED) -> frozenset[str]:
+    """Keys of the patients whose films the weights were trained on."""
+    _read(path)  # says what is wrong with it
+    with safetensors.safe_open(path, "np") as file:
+        return frozenset(json.loads(file.metadata()["patients"]))
 
 
 def load(path: Path, data: bytes, preprocess: Preprocess) -> Any:
@@ -167,3 +203,8 @@ def _convert(path: Path, data: bytes, preprocess: Preprocess) -> bytes:
         return to_onnx(lambda images: forward(weights, images), preprocess.image_size)
     except UserError as error:
         raise UserError(f"{path} cannot be converted ({error}); choose --runtime jax.") from error
+
+
+if __name__ == "__main__":
+    run = Path(sys.argv[1])
+    save(BUNDLED, *_trained(run), sorted(key for key in rundir.read_seen(run) if ":" in key))

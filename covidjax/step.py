@@ -17,7 +17,7 @@ from jax import Array, lax
 
 from covidjax.config import TrainConfig
 from covidjax.models import Network, Weights
-from covidjax.task import Classification
+from covidjax.task import Task
 
 _DROPOUT = 2**16
 """What the step's key is folded with for dropout. Small numbers give the keys that it is split into for augmentation."""
@@ -37,7 +37,7 @@ class Totals(NamedTuple):
 
     loss: Array
     score: Array
-    """By the task: how many were right."""
+    """By the task: how many were right, or of masks the Dice coefficients."""
     images: Array
 
 
@@ -91,9 +91,9 @@ Optimizer = Callable[[optax.Schedule], optax.GradientTransformation]
 
 
 def make_step(
-    network: Network, task: Classification, optimizer: Optimizer, scaled: bool, axis: str | None = None
-) -> Callable[[State, Given, Array, Array], State]:
-    """One step of training, to be jitted: (state, given, uint8 images ``[B, S, S, 1]``, targets ``[B, ...]``) → state.
+    network: Network, task: Task, optimizer: Optimizer, scaled: bool, axis: str | None = None
+) -> Callable[[State, Given, Array, Any], State]:
+    """One step of training, to be jitted: (state, given, uint8 images ``[B, S, S, 1]``, ``Batch.targets``) → state.
 
     With an ``axis`` of a mesh each device calls it with its share of the batch, and all come to the same state: that which
     one device would have come to with the whole batch, within rounding.
@@ -103,7 +103,7 @@ def make_step(
         """Added up over the devices."""
         return values if axis is None else lax.psum(values, axis)
 
-    def step(state: State, given: Given, images: Array, targets: Array) -> State:
+    def step(state: State, given: Given, images: Array, targets: Any) -> State:
         key = jax.random.fold_in(jax.random.key(given.seed), state.step)
         inputs, targets = task.inputs(key, images, targets, axis)
         batch = len(images) * (1 if axis is None else lax.axis_size(axis))

@@ -35,7 +35,7 @@ class Joint(NamedTuple):
 
     members: dict[str, Result]
     """By the name of its folder."""
-    metrics: metrics.Metrics
+    metrics: metrics.Measured
     """Of a cross-validation on every film, each by the network that it was held out from; of an ensemble on the test fold,
     by the mean probabilities."""
     timing: Timing
@@ -72,11 +72,11 @@ def train_members(
     dataset.split(config.data.test_fold, config.data.val_fold)
     configs = members(config, dataset.folds)
     if not resume:
-        rundir.begin(run, Run(config, dataset.preprocess, dataset.fingerprint))
+        rundir.begin(run, Run(config, dataset.preprocess, dataset.fingerprint, dataset.segmenter))
     with contextlib.closing(rundir.lock(run)):
         for name, each in configs.items():
             if not (run / name / rundir.CONFIG).exists():
-                rundir.begin(run / name, Run(each, dataset.preprocess, dataset.fingerprint))
+                rundir.begin(run / name, Run(each, dataset.preprocess, dataset.fingerprint, dataset.segmenter))
         program = Program(config, dataset, timing)
         kind = "fold" if config.train.cv else "member"
 
@@ -104,15 +104,18 @@ def train_members(
                 with member(number) as each:
                     results.append(fit(each, program, stop))
     timing.add("wall", began)
-    predicted = [result.predicted for result in results]
-    whole = pooled(predicted) if config.train.cv else averaged(predicted)
-    return Joint(dict(zip(configs, results, strict=True)), whole.measure(dataset.preprocess.classes), timing)
+    examined = [result.examined for result in results]
+    whole = pooled(examined) if config.train.cv else averaged(examined)
+    measured = program.task.measure(whole, dataset.preprocess.classes)
+    return Joint(dict(zip(configs, results, strict=True)), measured, timing)
 
 
 def _why_not(opened: Sequence[Member], program: Program) -> str:
     """Why the networks cannot be trained together, or nothing; then they all have the same epoch as their last."""
     if program.data is None:
         return "the images do not lie in the device's memory"
+    if program.data.masks is not None:
+        return "that is for classifiers"
     if len({member.batch for member in opened}) > 1:
         return "a fold has fewer images than a batch"
     reached = [[step / member.epoch_steps for step in checkpoint.steps(member.run, "last")] for member in opened]

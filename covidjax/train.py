@@ -16,7 +16,7 @@ import numpy as np
 from covidjax import device, rundir
 from covidjax.config import Config, Run
 from covidjax.dataset import Dataset
-from covidjax.evaluate import logits_of
+from covidjax.evaluate import examined
 from covidjax.member import Member, Progress, Result
 from covidjax.program import Program, Stopwatch, Timing
 from covidjax.step import zero_totals
@@ -52,7 +52,7 @@ def train(
     timing = Timing()
     dataset.split(config.data.test_fold, config.data.val_fold)  # before there is a folder
     if not resume:
-        rundir.begin(run, Run(config, dataset.preprocess, dataset.fingerprint))
+        rundir.begin(run, Run(config, dataset.preprocess, dataset.fingerprint, dataset.segmenter))
     with Member(config, dataset, run, progress) as member:
         result = fit(member, Program(config, dataset, timing), stop)
     timing.add("wall", began)
@@ -92,7 +92,7 @@ def fit(member: Member, program: Program, stop: Callable[[], bool]) -> Result:
 
         start = time.perf_counter()
         found = {
-            name: program.task.summary(*logits_of(program.predict, state.weights, program.batches(rows)))
+            name: program.task.summary(*examined(program.examine, state.weights, program.batches(rows)))
             for name, rows in member.held_out.items()
         }
         timing.add("evaluate", start, sum(map(len, member.held_out.values())))
@@ -109,6 +109,6 @@ def fit(member: Member, program: Program, stop: Callable[[], bool]) -> Result:
             raise member.interrupted(f"step {done}{member.name}")
 
     start = time.perf_counter()
-    logits, labels = logits_of(program.predict, member.saved(), program.batches(member.held_out["test"]))
+    found, labels = examined(program.examine, member.saved(), program.batches(member.held_out["test"]))
     timing.add("evaluate", start, len(labels))
-    return member.result(logits, labels)
+    return member.result(found, labels)

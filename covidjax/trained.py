@@ -26,13 +26,7 @@ logits are the logarithms of their mean probabilities."""
 def make_predict(network: Network, channels: int) -> Predict:
     """The jitted forward pass from pixels to logits; the devices share the batch."""
 
-    def forward(weights: Weights, images: Array) -> Array:
-        return network.apply(weights, normalise(images, channels))[0]
-
-    @functools.cache
-    def program(mesh: Mesh) -> Callable[[Weights, Any], Array]:
-        share = P(device.AXIS)
-        return jax.jit(device.split(forward, mesh, P(), share, result=share))
+    call = shared(lambda weights, images: network.apply(weights, normalise(images, channels))[0])
 
     @jax.jit
     def mean(logits: list[Array]) -> Array:
@@ -43,11 +37,25 @@ def make_predict(network: Network, channels: int) -> Predict:
         if isinstance(weights, list):
             logits = [predict(each, images) for each in weights]
             return mean(logits) if len(logits) > 1 else logits[0]
-        mesh = device.mesh(len(images))
-        images = jax.device_put(images, NamedSharding(mesh, P(device.AXIS)))
-        return program(mesh)(device.on_all(weights, mesh), images)
+        return call(weights, images)
 
     return predict
+
+
+def shared(forward: Callable[..., Array], arrays: int = 1) -> Callable[..., Array]:
+    """The jitted function of weights and of so many arrays whose first axis is a batch, which the devices share."""
+    share = P(device.AXIS)
+
+    @functools.cache
+    def program(mesh: Mesh) -> Callable[..., Array]:
+        return jax.jit(device.split(forward, mesh, P(), *[share] * arrays, result=share))
+
+    def call(weights: Weights, *batch: Any) -> Array:
+        mesh = device.mesh(len(batch[0]))
+        batch = jax.device_put(batch, NamedSharding(mesh, share))
+        return program(mesh)(device.on_all(weights, mesh), *batch)
+
+    return call
 
 
 class Loaded(NamedTuple):

@@ -98,7 +98,7 @@ def test_none_in_an_override_takes_back_what_the_file_set(tmp_path):
         ("trian.epochs=3", ["unknown key trian;", "did you mean train?"]),
         (
             "model.zzzzzz=3",
-            ["unknown key model.zzzzzz;", "known here: model.name, model.channels, model.width, model.dropout."],
+            ["unknown key model.zzzzzz;", "known here: model.name, model.channels, model.width,"],
         ),
         ("epochs", ["key=value", "'epochs'"]),
         ("train=3", ["train is a section"]),

@@ -21,6 +21,7 @@ class Perfect:
 
     size = SIZE
     title = "perfect masks"
+    digest = "0" * 64
 
     def __init__(self, films):
         self._masks = {film.image.tobytes(): film.lungs for film in films}
@@ -196,7 +197,7 @@ def test_prepare_writes_the_lungs_and_counts_the_films_without(films, tmp_path, 
     prepare([tmp_path / "in"], tmp_path / "out", options, segmenter=Perfect(films))
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["lungs"] == what
-    assert manifest["segmenter"] == "perfect masks"
+    assert (manifest["lungs_by"], manifest["segmenter"]) == ("perfect masks", Perfect.digest)
     (whole,) = manifest["whole_films"]
     assert whole["path"].endswith(f"{films[0].patient}-0.png")
     assert whole["reason"] == "whole film: no lungs"

@@ -115,7 +115,8 @@ def test_weights_that_are_missing_or_damaged(tmp_path, monkeypatch):
 def test_weights_come_back_rounded_to_float16(tmp_path):
     weights = Network(ModelConfig("lung-unet"), KINDS).init(0)
     path = tmp_path / "weights.safetensors"
-    segmenter.save(path, weights, KINDS)
+    segmenter.save(path, weights, KINDS, ["nlm:1", "file:a"])
+    assert segmenter.patients(path) == {"nlm:1", "file:a"}
     assert path.stat().st_size < 1_000_000
     found = segmenter.load(path, path.read_bytes(), KINDS)
     assert jax.tree.structure(found) == jax.tree.structure(weights)
@@ -163,11 +164,12 @@ def test_score_cuts_out_the_lungs_as_prepare_did(perfect, folder, tmp_path, monk
     result = run("score", folder, "--checkpoint", tmp_path, "--output", tmp_path / "rows.csv", "--batch-size", 4)
     assert result.exit_code == 0, result.output
     assert "Lungs: mask, as in training, by perfect masks." in result.stderr
+    assert "other lung masks than the run was trained with" in result.stderr  # it says nothing of its own
     assert "On 1 of them no plausible lungs were found" in result.stderr
     assert "lungs" in result.stdout  # the stage
     with (tmp_path / "rows.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0])[-2:] == ["lungs", "error"]
+    assert list(rows[0])[-3:] == ["error", "warning", "lungs"]
     told = {os.path.relpath(row["path"], folder): row["lungs"] for row in rows}
     assert told.pop("upside.png") == "whole film: no lungs"
     assert told.pop("bad.png") == ""

@@ -19,8 +19,9 @@ import covidjax
 from covidjax import checkpoint, phantom, pipeline, program, rundir, runtime, together
 from covidjax.config import Config, Preprocess, UsageError, load_config, members
 from covidjax.dataset import Dataset, Record, writing
-from covidjax.evaluate import Predicted, averaged, pooled
+from covidjax.evaluate import averaged, pooled
 from covidjax.member import Interrupted
+from covidjax.task import Classification, Examined
 from covidjax.together import Joint, train_members
 from covidjax.trained import load_run, make_predict
 
@@ -132,7 +133,7 @@ def test_together_comes_to_what_one_after_another_comes_to(
         # What adds up gradients, steps and statistics. Where rounding turns a maximum over they differ by more than it.
         for mine, other in zip(*(_moved(saved(each / name)) for each in (folder, alone[0])), strict=True):
             assert np.linalg.norm(mine - other) <= 1e-2 * np.linalg.norm(other)
-    assert joint.metrics.confusion == alone[1]["metrics"]["confusion"]
+    assert joint.metrics.as_dict()["confusion"] == alone[1]["metrics"]["confusion"]
 
 
 def test_result_of_a_cross_validation(alone: tuple[Path, dict[str, Any]], uneven: Dataset):
@@ -226,11 +227,11 @@ def test_a_network_that_is_not_trained_yet_is_missed(alone: tuple[Path, dict[str
 def test_mean_of_probabilities_by_hand():
     films = [["a", "b"], np.array([0, 1], np.int32)]
     logits = [np.log(np.array(p, np.float32)) for p in ([[0.8, 0.2], [0.6, 0.4]], [[0.4, 0.6], [0.0001, 0.9999]])]
-    found = averaged([Predicted(each + 3, films[1], films[0]) for each in logits])
-    np.testing.assert_allclose(np.exp(found.logits), [[0.6, 0.4], [0.30005, 0.69995]], rtol=1e-5)
-    assert found.measure(("x", "y")).accuracy == 1
+    found = averaged([Examined(each + 3, films[1], films[0]) for each in logits])
+    np.testing.assert_allclose(np.exp(found.found), [[0.6, 0.4], [0.30005, 0.69995]], rtol=1e-5)
+    assert Classification(Config()).measure(found, ("x", "y")).accuracy == 1
     both = pooled([found, found])
-    assert (len(both.logits), both.labels.tolist(), both.patients) == (4, [0, 1, 0, 1], ["a", "b", "a", "b"])
+    assert (len(both.found), both.labels.tolist(), both.patients) == (4, [0, 1, 0, 1], ["a", "b", "a", "b"])
 
 
 class Reached:
@@ -260,7 +261,7 @@ def test_networks_go_on_together_from_a_common_epoch(
     tmp_path: Path, first: tuple[int, ...], second: tuple[int, ...], reason: str, left: tuple[list[int], list[int]]
 ):
     opened: Any = [Reached(tmp_path / "a", *first), Reached(tmp_path / "b", *second, epoch_steps=6)]
-    shared: Any = SimpleNamespace(data=1)
+    shared: Any = SimpleNamespace(data=SimpleNamespace(masks=None))
     found = together._why_not(opened, shared)
     assert reason in found and bool(reason) == bool(found)
     assert tuple(checkpoint.steps(member.run, "last") for member in opened) == left
@@ -268,8 +269,10 @@ def test_networks_go_on_together_from_a_common_epoch(
 
 def test_what_keeps_networks_from_being_trained_together(tmp_path: Path):
     opened: Any = [Reached(tmp_path / "a"), Reached(tmp_path / "b", batch=3)]
-    shared: Any = SimpleNamespace(data=1)
+    shared: Any = SimpleNamespace(data=SimpleNamespace(masks=None))
     assert together._why_not(opened, shared) == "a fold has fewer images than a batch"
+    shared.data.masks = np.zeros(1)
+    assert together._why_not(opened, shared) == "that is for classifiers"
     shared.data = None
     assert together._why_not(opened, shared) == "the images do not lie in the device's memory"
 

@@ -16,10 +16,13 @@ from jax.sharding import PartitionSpec as P
 from covidjax import checkpoint, device, pipeline, program, rundir, train
 from covidjax.config import CLASSES, Config, ModelConfig, Preprocess, TrainConfig, UserError, load_config
 from covidjax.dataset import Dataset
+from covidjax.evaluate import examined
 from covidjax.member import Interrupted, without_weights
+from covidjax.metrics import figures
 from covidjax.models import Network, Weights
 from covidjax.step import Given, State, class_weights, initial_state, learning_rate, make_step
 from covidjax.task import Classification
+from covidjax.trained import load_run
 
 
 class Silent:
@@ -29,10 +32,10 @@ class Silent:
         self.steps, self.stop_after = 0, stop_after
         self.records: list[dict[str, Any]] = []
 
-    def begin(self, what: str, steps: int) -> None:
+    def begin(self, what: str, steps: int, score: str) -> None:
         self.what, self.epoch_steps = what, steps
 
-    def step(self, epoch: int, step: int, loss: float, accuracy: float, images_per_second: float) -> None:
+    def step(self, epoch: int, step: int, loss: float, score: float, images_per_second: float) -> None:
         self.steps += 1
 
     def epoch(self, record: dict[str, Any]) -> None:
@@ -278,7 +281,7 @@ def test_validation_fold_chooses_the_best(dataset: Dataset, tmp_path: Path):
     best = progress.records[merits.index(max(merits))]
     assert saved(run, "best").step == best["step"]
     assert result.checkpoint == "best"
-    assert result.metrics.accuracy == pytest.approx(best["test"]["accuracy"])
+    assert figures(result.metrics)["accuracy"] == pytest.approx(best["test"]["accuracy"])
     resumed, _ = run_training(dataset, run, *settings, resume=True)
     assert resumed.metrics == result.metrics
 
@@ -336,14 +339,12 @@ def test_checkpoint_of_other_shapes_is_refused(finished: Path):
 
 
 def test_predictions_ignore_padding(dataset: Dataset, finished: Path):
-    from covidjax.evaluate import load_run, logits_of, make_predict
-
     loaded = load_run(finished)
-    predict = make_predict(loaded.network, 1)
+    examine = Classification(loaded.run.config).examine(loaded.network)
     source = dataset.source([0])
     weights = Weights(*loaded.weights)
-    whole, labels = logits_of(predict, weights, pipeline.eval_batches(source, len(source)))
-    parts, same = logits_of(predict, weights, pipeline.eval_batches(source, 4))
+    whole, labels = examined(examine, weights, pipeline.eval_batches(source, len(source)))
+    parts, same = examined(examine, weights, pipeline.eval_batches(source, 4))
     assert labels.tolist() == same.tolist()
     assert len(whole) == len(source)
     np.testing.assert_allclose(whole, parts, rtol=1e-4, atol=1e-5)

@@ -38,4 +38,4 @@ def evaluate(run: Path | None, data: str | None, as_json: bool) -> None:
         common.show_json({**about, "metrics": found.metrics.as_dict()})
         return
     title = f"{chosen}" + f"\n{note}" * bool(note)
-    common.show([report.metrics_table(found.metrics, title), report.confusion_table(found.metrics)])
+    common.show(report.tables_of(found.metrics, title))

@@ -112,7 +112,7 @@ def prepare(
         common.say(f"Note: {note}.")
     if lungs != "none":
         whole, total = len(manifest["whole_films"]), manifest["images"]
-        common.say(f"Lungs: {total - whole} films of {total}, by {manifest['segmenter']}; {whole} were kept whole.")
+        common.say(f"Lungs: {total - whole} films of {total}, by {manifest['lungs_by']}; {whole} were kept whole.")
     if group_by == "none":
         common.say("Random split: films of one patient stand in several folds, so held-out figures come out too good.")
     if as_json:

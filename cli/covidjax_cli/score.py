@@ -77,7 +77,7 @@ def score(
 
     if output:
         check_ending(output)  # before the time that loading takes
-    run = checkpoint or newest_run()
+    run = checkpoint or newest_run(classifier=True)
     if run is None:
         raise UserError("There is no run under runs/ to score with; train one with `covidjax train`, or name one.")
     found = find_films(paths)
@@ -89,6 +89,8 @@ def score(
     wanted = classifier.preprocess.lungs
     if classifier.segmenter:
         common.say(f"Lungs: {wanted}, as in training, by {classifier.segmenter.title}.")
+        if classifier.segmenter.digest != classifier.run.segmenter:
+            common.say("These are other lung masks than the run was trained with: its weights came with another version.")
     truth = truth_from_csv(labels, classes) if labels else truth_from_folders(paths)
     synthetic = classifier.run.config.data.path == "sample"
 

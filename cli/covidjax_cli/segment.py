@@ -24,6 +24,9 @@ from covidjax_cli import common
     show_default=True,
     help="mask: white lungs on black; crop: the box of both; overlay: the film with lungs and box drawn in.",
 )
+@click.option(
+    "--checkpoint", metavar="RUN", type=click.Path(path_type=Path), help="A run of lung-unet.  [default: bundled]"
+)
 @click.option("--workers", type=click.IntRange(1), help="Decoding threads.  [default: one a core]")
 @click.option("--device", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", show_default=True)
 @click.option(
@@ -39,6 +42,7 @@ def segment(
     paths: tuple[Path, ...],
     out: Path,
     what: Any,
+    checkpoint: Path | None,
     workers: int | None,
     device: str,
     runtime: str,
@@ -65,7 +69,7 @@ def segment(
     from covidjax.segmenter import open_segmenter
 
     found = find_films(paths)
-    segmenter = open_segmenter(device, runtime)
+    segmenter = open_segmenter(device, runtime, checkpoint)
     common.say(f"Segmenter: {segmenter.title}.")
     if found.passed_over:
         common.say(f"{found.passed_over} other files passed over: not images, by their ending.")

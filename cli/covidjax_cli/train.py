@@ -11,11 +11,11 @@ from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import click
 
-from covidjax.config import Config, Run, UsageError, UserError, load_config
+from covidjax.config import Config, ModelConfig, Run, UsageError, UserError, load_config
 from covidjax_cli import common
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     Shown = tuple[list[Any], dict[str, Any]]
 
 DEFAULTS = Config()
+MODELS = get_args(get_type_hints(ModelConfig)["name"])
 
 
 @click.command(
@@ -33,7 +34,9 @@ DEFAULTS = Config()
     epilog="Example: covidjax train --model darkcovidnet --data data/mine --epochs 50",
 )
 @click.option(
-    "--model", type=click.Choice(["darkcovidnet", "cnn13"]), help=f"The network.  [default: {DEFAULTS.model.name}]"
+    "--model",
+    type=click.Choice(MODELS),
+    help=f"The network; lung-unet learns lung masks.  [default: {DEFAULTS.model.name}]",
 )
 @click.option("--data", metavar="DIR|sample", help="A prepared dataset.  [default: sample, built in and synthetic]")
 @click.option("--config", type=click.Path(path_type=Path), help="TOML file with settings that differ from the defaults.")
@@ -90,8 +93,11 @@ def train(
 
     from covidjax import report
     from covidjax.evaluate import open_dataset
+    from covidjax.task import make_task
 
-    dataset = open_dataset(settings.data.path)
+    segments = settings.model.name == "lung-unet"
+    dataset = open_dataset(settings.data.path, masks=segments)
+    make_task(settings, dataset)  # says whether they fit before there is a folder
     if run and resume and dataset.fingerprint != Run.load(run / "config.toml").dataset:
         raise UserError(
             f"{settings.data.path} is not the dataset that {run} was trained on; give it back, or start a new run."
@@ -105,7 +111,8 @@ def train(
         common.show_json(summary)
     else:
         common.show(tables)
-    common.say(f"Wrote {run}/report; score films with `covidjax score FOLDER --checkpoint {run}`.")
+    use = "find lungs with `covidjax segment FOLDER --out DIR" if segments else "score films with `covidjax score FOLDER"
+    common.say(f"Wrote {run}/report; {use} --checkpoint {run}`.")
 
 
 def _train_one(settings: Config, dataset: Dataset, run: Path, resume: bool, note: str) -> Shown:
@@ -115,7 +122,7 @@ def _train_one(settings: Config, dataset: Dataset, run: Path, resume: bool, note
     with common.stopping() as stop, progress_of(settings.train.epochs) as progress:
         result = train_network(settings, dataset, run, resume=resume, progress=progress(""), stop=stop)
     tables = [*_tables(result, settings, note), _timing(result.timing)]
-    _write(run, result, tables, note)
+    _write(run, dataset, settings, result, tables, note)
     return tables, _summary(run, result, note)
 
 
@@ -130,7 +137,7 @@ def _train_members(settings: Config, dataset: Dataset, run: Path, resume: bool, 
         joint = train_members(settings, dataset, run, resume=resume, progress=progress, say=common.say, stop=stop)
     configs = members(settings, dataset.folds)
     for name, result in joint.members.items():
-        _write(run / name, result, _tables(result, configs[name], note), note)
+        _write(run / name, dataset, configs[name], result, _tables(result, configs[name], note), note)
     each = {name: result.metrics for name, result in joint.members.items()}
     below = f"\n{note}" * bool(note)
     if settings.train.cv:
@@ -139,8 +146,7 @@ def _train_members(settings: Config, dataset: Dataset, run: Path, resume: bool, 
         titles = "Networks", f"Test fold {settings.data.test_fold}, mean probabilities of the networks"
     tables = [
         report.members_table(each, titles[0] + below),
-        report.metrics_table(joint.metrics, titles[1] + below),
-        report.confusion_table(joint.metrics),
+        *report.tables_of(joint.metrics, titles[1] + below),
         _timing(joint.timing),
     ]
     over_all = {
@@ -153,10 +159,15 @@ def _train_members(settings: Config, dataset: Dataset, run: Path, resume: bool, 
     return tables, {"run": str(run), "note": note, "metrics": joint.metrics.as_dict(), **over_all, **timing}
 
 
-def _write(run: Path, result: Result, tables: list[Any], note: str) -> None:
+def _write(run: Path, dataset: Dataset, settings: Config, result: Result, tables: list[Any], note: str) -> None:
+    """Write the report of one network."""
     from covidjax import report
 
     report.write(run / "report", result.metrics, result.history, tables, note)
+    if dataset.masks:
+        from covidjax import gallery
+
+        gallery.write(run / "report", run, dataset, settings.data.test_fold, result.examined.found, note)
 
 
 def _fresh_folder(model: str) -> Path:
@@ -206,16 +217,16 @@ class _Lines:
     def __init__(self, epochs: int, name: str):
         self._epochs, self._said = epochs, time.monotonic()
         self._of = f"{name}, " if name else ""
-        self._steps = 0
+        self._steps, self._score = 0, ""
 
-    def begin(self, what: str, steps: int) -> None:
-        self._steps = steps
+    def begin(self, what: str, steps: int, score: str) -> None:
+        self._steps, self._score = steps, score
         common.say(f"{self._of}{what}")
 
-    def step(self, epoch: int, step: int, loss: float, accuracy: float, images_per_second: float) -> None:
+    def step(self, epoch: int, step: int, loss: float, score: float, images_per_second: float) -> None:
         if time.monotonic() - self._said >= common.PLAIN_SECONDS and step < self._steps:
             self._said = time.monotonic()
-            now = f"loss {loss:.3f}, accuracy {accuracy:.3f}, {images_per_second:,.1f} images/s"
+            now = f"loss {loss:.3f}, {self._score} {score:.3f}, {images_per_second:,.1f} images/s"
             common.say(f"{self._of}epoch {epoch}/{self._epochs}, step {step}/{self._steps}: {now}")
 
     def epoch(self, record: dict[str, Any]) -> None:
@@ -231,10 +242,10 @@ class _Bar(_Lines):
         self._bar = bar
         self._task = None
 
-    def step(self, epoch: int, step: int, loss: float, accuracy: float, images_per_second: float) -> None:
+    def step(self, epoch: int, step: int, loss: float, score: float, images_per_second: float) -> None:
         if self._task is None:
             self._task = self._bar.add_task("", total=self._steps * self._epochs, now="")
-        now = f"loss {loss:.3f}  accuracy {accuracy:.3f}  {images_per_second:,.1f} images/s"
+        now = f"loss {loss:.3f}  {self._score} {score:.3f}  {images_per_second:,.1f} images/s"
         done = (epoch - 1) * self._steps + step
         self._bar.update(self._task, completed=done, description=f"{self._of}epoch {epoch}/{self._epochs}", now=now)
 
@@ -251,7 +262,7 @@ def progress_of(epochs: int) -> Iterator[Callable[[str], _Lines]]:
 
 def _epoch_line(record: dict[str, Any], epochs: int) -> str:
     parts = [
-        f"{name} loss {record[name]['loss']:.3f} accuracy {record[name]['accuracy']:.3f}"
+        f"{name} {' '.join(f'{figure} {value:.3f}' for figure, value in record[name].items())}"
         for name in ("train", "val", "test")
         if name in record
     ]
@@ -262,7 +273,7 @@ def _tables(result: Result, settings: Config, note: str) -> list[Any]:
     from covidjax import report
 
     title = f"Test fold {settings.data.test_fold}, {result.checkpoint} checkpoint" + f"\n{note}" * bool(note)
-    return [report.metrics_table(result.metrics, title), report.confusion_table(result.metrics)]
+    return report.tables_of(result.metrics, title)
 
 
 def _timing(timing: Timing) -> Any:
