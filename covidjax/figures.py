@@ -15,6 +15,8 @@ from covidjax import collections, lungs, segment
 from covidjax.dataset import Dataset
 
 NAMES = {"train": "training (augmented)", "val": "validation fold", "test": "held out"}
+ACROSS = 3
+"""Small matrices side by side."""
 EACH = 2
 """Films of each class of the original and segmented ones."""
 
@@ -56,10 +58,13 @@ def confusion(path: Path, found: Mapping[str, Any]) -> None:
 
 def fold_confusions(path: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
     """A small confusion matrix for every fold, classes in the order of the large one."""
-    figure, axes = _figure(1.3 * len(found), 1.6, 1, len(found))
-    for axis, (name, metrics) in zip(axes[0], found.items(), strict=True):
-        _matrix(axis, metrics, 7, names=False)
-        axis.set_title(f"{name}: {metrics['accuracy']:.3f}", fontsize=7)
+    rows = -(-len(found) // ACROSS)
+    figure, axes = _figure(4.2, 1.6 * rows, rows, ACROSS)
+    for axis in axes.ravel()[len(found) :]:
+        axis.set_axis_off()
+    for axis, (name, metrics) in zip(axes.ravel(), found.items(), strict=False):
+        _matrix(axis, metrics, 8, names=False)
+        axis.set_title(f"{name}: {metrics['accuracy']:.3f}", fontsize=8)
     _save(figure, path)
 
 
@@ -76,7 +81,7 @@ def curves(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
     axes[1, 0].set(xlabel="epoch", ylim=(0, 1.02))
-    axes[0, 0].legend(framealpha=0.5)
+    axes[0, 0].legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False, fontsize=9)
     _save(figure, path)
 
 

@@ -94,7 +94,7 @@ def _experiment(out: Path, name: str, each: Mapping[str, Any]) -> Section:
     pictures = [_pictures(out, name, each["number"], "confusion", protocols), _pictures(out, name, "", "curves", protocols)]
     if any("members" in found for found in protocols.values()):
         pictures.insert(1, _pictures(out, name, each["number"], "folds", protocols))
-    tables = [_figures_table(study, protocols)]
+    tables = [_whole(study, protocols), _by_class(study, protocols)]
     return Section(f"{each['number']}. {each['title']}", paragraphs, tables, pictures)
 
 
@@ -113,41 +113,49 @@ def _films(split: str, study: Mapping[str, Any], found: Mapping[str, Any]) -> st
         text += f" Copies of films of another collection were left out: {copies}."
     if dataset["unreadable"]:
         text += f" {dataset['unreadable']} files could not be read."
-    if dataset["lungs"] != "none":
+    if dataset["whole_films"]:
         text += f" Of {dataset['whole_films']} films no plausible lungs were found, and they stayed whole."
     return text
 
 
-def _figures_table(study: Mapping[str, Any], protocols: Mapping[str, Any]) -> Table:
-    """Precision, recall and F1 of each class and their means: the study's, and of each protocol."""
-    classes = next(iter(protocols.values()))["metrics"]["classes"]
+def _whole(study: Mapping[str, Any], protocols: Mapping[str, Any]) -> Table:
+    """Accuracy and macro F1: the study's, and of each protocol."""
+    f1 = [row[2] for row in study["classes"].values()]
+    known = {"accuracy": study["accuracy"], "macro F1": fmean(f1) if f1 else 0}
+    several = any("spread" in found for found in protocols.values())
     rows: list[tuple[str, ...]] = []
-    for label in (*classes, "macro mean"):
-        known = [study["classes"][name] for name in classes if name in study["classes"]]
-        mine = study["classes"].get(label) or [fmean(column) for column in zip(*known, strict=True)]
-        rows.append((label, "study", *(f"{value:.2f}" for value in mine), ""))
+    for name, value in known.items():
+        reported = f"{value:.3f}" if value else "—"
+        # The accuracy of a cross-validation is reported as the mean over its folds.
+        if several and name == "accuracy":
+            rows.append((name, "study", "", "", reported))
+        else:
+            rows.append((name, "study", reported, "", *("",) * several))
         for split, found in protocols.items():
-            metrics = found["metrics"]
-            over = metrics["bootstrap"]
-            row = metrics["macro"] if label == "macro mean" else metrics["per_class"][label]
-            interval = over and (over["macro"] if label == "macro mean" else over["per_class"][label])
+            metrics, over = found["metrics"], found["metrics"]["bootstrap"]
+            if name == "accuracy":
+                figure, interval, key = metrics["accuracy"], over["accuracy"] if over else metrics["interval"], "accuracy"
+            else:
+                figure, interval, key = metrics["macro"]["f1"], over["macro"][2] if over else None, "f1"
+            mean = found["spread"][key] if several else {}
+            folds = (f"{mean['mean']:.3f} ± {mean['sd']:.3f}",) if several else ()
+            rows.append(("", SPLITS[split], f"{figure:.3f}", _interval(interval) if interval else "", *folds))
+    below = "95 %: interval of the figure before it, by resampling patients." + f" {study['note']}." * bool(study["note"])
+    return Table(("", "", "all films" if several else "", "95 %", *("mean ± sd of folds",) * several), rows, below)
+
+
+def _by_class(study: Mapping[str, Any], protocols: Mapping[str, Any]) -> Table:
+    """Precision, recall and F1 of each class: the study's, and of each protocol."""
+    rows: list[tuple[str, ...]] = []
+    for label in next(iter(protocols.values()))["metrics"]["classes"]:
+        mine = study["classes"].get(label, ())
+        rows.append((label, "study", *(f"{value:.2f}" for value in mine)))
+        for split, found in protocols.items():
+            row, over = found["metrics"]["per_class"][label], found["metrics"]["bootstrap"]
             figures_of = (f"{row[figure]:.3f}" for figure in ("precision", "recall", "f1"))
-            rows.append(("", SPLITS[split], *figures_of, _interval(interval[2]) if interval else ""))
-    rows.append(("accuracy", "study", "", "", f"{study['accuracy']:.3f}" if study["accuracy"] else "—", ""))
-    for split, found in protocols.items():
-        metrics = found["metrics"]
-        interval = metrics["bootstrap"]["accuracy"] if metrics["bootstrap"] else metrics["interval"]
-        rows.append(("", SPLITS[split], "", "", f"{metrics['accuracy']:.3f}", _interval(interval)))
-    below = ["95 % intervals by resampling patients."]
-    for split, found in protocols.items():
-        if "spread" in found:
-            accuracy, f1 = found["spread"]["accuracy"], found["spread"]["f1"]
-            below.append(
-                f"Mean ± standard deviation of {len(found['members'])} folds, {SPLITS[split]}: accuracy "
-                f"{accuracy['mean']:.3f} ± {accuracy['sd']:.3f}, macro F1 {f1['mean']:.3f} ± {f1['sd']:.3f}."
-            )
-    below += [f"{study['note']}."] if study["note"] else []
-    return Table(("", "", "precision", "recall", "F1", "95 % interval"), rows, " ".join(below))
+            rows.append(("", SPLITS[split], *figures_of, _interval(over["per_class"][label][2]) if over else ""))
+    columns = ("", "", "precision", "recall", "F1", "95 %")
+    return Table(columns, [row + ("",) * (len(columns) - len(row)) for row in rows])
 
 
 def _interval(interval: Sequence[float]) -> str:
@@ -174,8 +182,9 @@ def _times(each: Mapping[str, Any], results: Mapping[str, Any]) -> Section:
         below = f"PyTorch {timed['version']} on {timed['device']}: {timed['how']}"
     else:
         below = "PyTorch was not timed: python -m bench.study, in a checkout with the extra peers, does that."
-    below = f"Here: {', '.join(devices)}, from the first step to the last epoch, with compiling and testing. {below}"
-    columns = ("", "split", "study, min", "here, min", "PyTorch, min", "images/s here")
+    here = f"Minutes of training. Here: {', '.join(devices)}, from the first step to the last epoch, compiling and testing too."
+    below = f"{here} {below}"
+    columns = ("", "", "study", "here", "PyTorch", "images/s here")
     return Section(f"{each['number']}. {each['title']}", [each["about"]], [Table(columns, rows, below)], [])
 
 
