@@ -182,7 +182,7 @@ def _times(each: Mapping[str, Any], results: Mapping[str, Any]) -> Section:
         below = f"PyTorch {timed['version']} on {timed['device']}: {timed['how']}"
     else:
         below = "PyTorch was not timed: python -m bench.study, in a checkout with the extra peers, does that."
-    here = f"Minutes of training. Here: {', '.join(devices)}, from the first step to the last epoch, compiling and testing too."
+    here = f"Minutes of training; here on {', '.join(devices)}, to the end of the last epoch, with compiling and tests."
     below = f"{here} {below}"
     columns = ("", "", "study", "here", "PyTorch", "images/s here")
     return Section(f"{each['number']}. {each['title']}", [each["about"]], [Table(columns, rows, below)], [])
