@@ -73,8 +73,8 @@ def main(folder: Path) -> None:
         found[name] = {"minutes": took, "way": way, "images_per_second": {r.name: r.samples for r in table.rows if r.value}}
     device = torch.cuda.get_device_name() if accelerated else device_name()
     how = (
-        f"forward pass, backward pass and Adam without augmentation, testing and loading, of the fastest of {count} ways, "
-        "times the number of steps."
+        f"forward pass, backward pass and Adam by the fastest of {count} ways, times the number of steps; without "
+        "augmentation, loading, testing and compiling."
     )
     version = importlib.metadata.version("torch")
     content = {"version": version, "device": device, "how": how, "experiments": found}

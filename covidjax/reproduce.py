@@ -180,7 +180,7 @@ def _outcome(experiment: Experiment, protocol: str, dataset: Dataset, out: Path,
     except Interrupted:
         raise UserError("Stopped, with everything saved; give the same command again to go on.") from None
     _write(run / OUTCOME, outcome)
-    return outcome
+    return json.loads((run / OUTCOME).read_text())  # as the next call will find it
 
 
 def _single(

@@ -69,7 +69,8 @@ def test_width_and_dropout_are_of_this_network_alone():
     assert "model.dropout must be at least 0 and below 1" in refused("train", "--set", "model.dropout=1", code=2)
 
 
-@pytest.mark.parametrize(("size", "channels"), [(40, 1), pytest.param(67, 3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "channels"), [(40, 1), (67, 3)])
 def test_keras_twin_has_equal_logits_and_gradients(monkeypatch: pytest.MonkeyPatch, size: int, channels: int):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
     with warnings.catch_warnings():
@@ -144,6 +145,7 @@ def assert_same(first: Path, second: Path) -> None:
     assert without_times(first / "metrics.jsonl") == without_times(second / "metrics.jsonl")
 
 
+@pytest.mark.slow
 def test_stopped_and_streamed_it_comes_to_the_same_bits(dataset: Dataset, finished: Path, tmp_path: Path):
     out = tmp_path / "run"
     with pytest.raises(Interrupted):
@@ -152,6 +154,7 @@ def test_stopped_and_streamed_it_comes_to_the_same_bits(dataset: Dataset, finish
     assert_same(finished, out)
 
 
+@pytest.mark.slow
 def test_dropout_changes_training(dataset: Dataset, finished: Path, tmp_path: Path):
     run_training(dataset, tmp_path / "run", *NARROW, "model.dropout=0", "train.epochs=1", "train.schedule=constant")
     run_training(dataset, tmp_path / "with", *NARROW, "train.epochs=1", "train.schedule=constant")
@@ -171,6 +174,7 @@ def test_together_as_one_after_another(dataset: Dataset, tmp_path: Path):
         assert [record["train"]["loss"] for record in one] == pytest.approx([r["train"]["loss"] for r in other], rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in runtime.CHOICES if name not in ("auto", "jax")])
 def test_every_runtime_gives_the_probabilities_of_jax(finished: Path, films: Path, name: str):
     if not runtime.installed(name):
@@ -183,6 +187,7 @@ def test_every_runtime_gives_the_probabilities_of_jax(finished: Path, films: Pat
     np.testing.assert_allclose(np.asarray(found), jax.nn.softmax(logits), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_evaluate_and_score_take_it(finished: Path, films: Path, dataset: Dataset, tmp_path: Path):
     result = run("evaluate", finished, "--data", dataset.path)
     assert result.exit_code == 0, result.output
