@@ -101,6 +101,16 @@ def test_keras_twin_has_equal_logits_and_gradients(monkeypatch: pytest.MonkeyPat
         assert relative(found, gradient) < 1e-4
 
 
+@pytest.mark.slow
+def test_torch_twin_is_as_large():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed; pip install 'covidjax[peers]'")
+    from bench.peers.twin import cnn13
+
+    twin = cnn13(67, 1, 3, 4)
+    assert sum(p.numel() for p in twin.parameters()) == count_parameters(network(67, 4).abstract())
+    assert twin(torch.zeros(2, 1, 67, 67)).shape == (2, 3)
+
+
 def test_dropout_drops_its_share_and_keeps_the_mean():
     x = jnp.ones((64, 1000))
     dropped = np.asarray(dropout(x, 0.25, Mode(train=True, key=jax.random.key(0))))
