@@ -70,10 +70,14 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    name: Literal["darkcovidnet", "lung-unet"] = "darkcovidnet"
+    name: Literal["darkcovidnet", "cnn13", "lung-unet"] = "darkcovidnet"
     """A classifier, or the lung segmenter."""
     channels: Literal[1, 3] = 1
     """Input channels; 3 repeats the gray image, as the paper did."""
+    width: int = 16
+    """Channels of the first block of ``cnn13``; the last two have eight times as many."""
+    dropout: float = 0.5
+    """Share of the last map of ``cnn13`` that is set to zero in training."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +180,7 @@ class Run:
         """Read what ``save`` wrote. Raises UserError where the file is missing or damaged."""
         if not path.is_file():
             raise UserError(f"{path.parent} is not a run: it has no {path.name}; name a folder that `covidjax train` made.")
-        return _build(cls, _read_toml(path), where=str(path))
+        return build(cls, read_toml(path), where=str(path))
 
 
 def load_config(
@@ -188,7 +192,7 @@ def load_config(
     Raises:
       UsageError: an unknown key, a value of the wrong kind, a file that is not TOML.
     """
-    table: dict[str, Any] = _read_toml(file) if file else {}
+    table: dict[str, Any] = read_toml(file) if file else {}
     changes: list[tuple[str, Any]] = []
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -203,7 +207,7 @@ def load_config(
             if not isinstance(target, dict):
                 raise UsageError(f"{key} is no setting: {section} has no keys below it.")
         target[name] = value
-    config = _build(Config, table, where=str(file) if file else "--set")
+    config = build(Config, table, where=str(file) if file else "--set")
     _check(config)
     return config
 
@@ -211,6 +215,8 @@ def load_config(
 def _check(config: Config) -> None:
     train = config.train
     for name, good, wanted in (
+        ("model.width", config.model.width >= 1, "at least 1"),
+        ("model.dropout", 0 <= config.model.dropout < 1, "at least 0 and below 1"),
         ("train.epochs", train.epochs >= 1, "at least 1"),
         ("train.batch_size", train.batch_size >= 1, "at least 1"),
         ("train.learning_rate", 0 < train.learning_rate < inf, "above 0 and finite"),
@@ -232,6 +238,9 @@ def _check(config: Config) -> None:
         raise UsageError("An ensemble of segmenters is not to be had; leave train.ensemble out.")
     if config.model.name == "lung-unet" and config.model.channels != 1:
         raise UsageError("lung-unet takes gray images; leave model.channels at 1.")
+    for name in ("width", "dropout"):
+        if config.model.name != "cnn13" and getattr(config.model, name) != getattr(ModelConfig(), name):
+            raise UsageError(f"model.{name} is of cnn13 alone, and the model is {config.model.name}; leave it out.")
     if train.cv and train.ensemble > 1:
         raise UsageError("A cross-validation of ensembles is not to be had; leave --cv or train.ensemble out.")
 
@@ -251,7 +260,8 @@ def _value(text: str) -> Any:
         return text
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file. Raises UsageError where it cannot be read or is no TOML."""
     try:
         return tomllib.loads(path.read_text())
     except OSError as error:
@@ -260,8 +270,18 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is not valid TOML: {error}; mend or remove that line.") from error
 
 
-def _build(kind: type, table: Mapping[str, Any], *, where: str, prefix: str = "") -> Any:
-    """Make a dataclass from a TOML table, section by section, checking every key and every value's type."""
+def build(kind: type, table: Mapping[str, Any], *, where: str, prefix: str = "") -> Any:
+    """Make a dataclass from a TOML table, section by section, checking every key and every value's type.
+
+    Args:
+      kind: the dataclass; its fields are dataclasses, texts, numbers, literals, ``tuple[T, ...]`` or ``dict[str, T]``.
+      table: as ``read_toml`` gives it.
+      where: the file, for messages.
+      prefix: of the keys, for messages.
+
+    Raises:
+      UsageError: an unknown key, or a value of the wrong kind.
+    """
     hints = typing.get_type_hints(kind)
     values = {}
     for key, value in table.items():
@@ -274,7 +294,7 @@ def _build(kind: type, table: Mapping[str, Any], *, where: str, prefix: str = ""
         if dataclasses.is_dataclass(hint):
             if not isinstance(value, Mapping):
                 raise UsageError(f"{where}: {name} is a section, not a value; set a key below it, such as {name}.…")
-            values[key] = _build(typing.cast(type, hint), value, where=where, prefix=f"{name}.")
+            values[key] = build(typing.cast(type, hint), value, where=where, prefix=f"{name}.")
         else:
             values[key] = _typed(hint, value, f"{where}: {name}")
     required = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
@@ -293,10 +313,15 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
         if value not in hint.__args__ or type(value) not in {type(arm) for arm in hint.__args__}:
             raise UsageError(f"{name} must be one of {', '.join(map(str, hint.__args__))}, not {value!r}.")
         return value
+    if typing.get_origin(hint) is dict:
+        if not isinstance(value, Mapping):
+            raise UsageError(f"{name} must be a table, not {value!r}.")
+        return {key: _typed(hint.__args__[1], item, f"{name}.{key}") for key, item in value.items()}
     if typing.get_origin(hint) is tuple:
-        if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
-            raise UsageError(f"{name} must be a list of names, not {value!r}.")
-        return tuple(value)
+        item_hint = hint.__args__[0]
+        if not isinstance(value, list | tuple) or (item_hint is str and not all(isinstance(item, str) for item in value)):
+            raise UsageError(f"{name} must be a list of {'names' if item_hint is str else 'numbers'}, not {value!r}.")
+        return tuple(_typed(item_hint, item, f"each of {name}") for item in value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):

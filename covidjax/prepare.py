@@ -5,19 +5,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import shutil
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import platformdirs
-import scipy.sparse
-from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from covidjax import collections, dataset, lungs, phantom, reading
+from covidjax import collections, copies, dataset, lungs, phantom, reading
 from covidjax.collections import Collection, Example
 from covidjax.config import CLASSES, MASKS, Preprocess, UserError
 from covidjax.dataset import Record, writing
@@ -41,6 +39,12 @@ class Options:
     folds: int = 5
     seed: int = 0
     limit_per_class: int | None = None
+    copies: Literal["drop", "keep"] = "drop"
+    """Of a film that several sources hold, ``drop`` keeps the first source's; ``keep`` keeps all, as one patient's."""
+    only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Classes that alone are taken of a source, by its name."""
+    limits: Mapping[str, int] = field(default_factory=dict)
+    """Most films of a class, drawn at random, where it is not ``limit_per_class``."""
     masks: bool = False
     """Pairs of films and lung masks, for a segmenter: the classes are the kinds of mask that there are, and the folds are
     stratified by source."""
@@ -83,12 +87,20 @@ def prepare(
         kinds = tuple(kind for kind in MASKS if kind in found)
         options = dataclasses.replace(options, preprocess=dataclasses.replace(options.preprocess, classes=kinds))
     classes = options.preprocess.classes
-    examples = _chosen(read, options)
+    everything = [example for collection in read for example in collection.examples]
+    counted = progress or (lambda done, total: None)
+    alike = []
+    if len(read) > 1:
+        paths, total = [example.path for example in everything], 2 * len(everything)
+        alike = copies.look_alikes(paths, workers=workers, progress=lambda done, _: counted(done, total))
+    contents = copies.identical(everything)
+    whose = copies.patients_of(everything, contents, alike)
+    rows = _chosen(read, everything, options, contents, alike)
+    examples, patients = [everything[row] for row in rows], [whose[row] for row in rows]
     labels = np.asarray([classes.index(example.label) for example in examples], int)
     for label, count in zip(classes, np.bincount(labels, minlength=len(classes)), strict=True):
         if not count:
             raise UserError(f"There is no film of class {label}; add a source that has some, or prepare other --classes.")
-    patients, identical = patients_of(examples)
     strata, named = labels, [f"Class {name}" for name in classes]
     if options.masks:
         strata = np.asarray([names.index(example.source) for example in examples])
@@ -110,8 +122,8 @@ def prepare(
                 remarks.append({"path": str(example.path), "source": example.source, "remark": film.remark})
             if film.lungs.startswith(lungs.WHOLE):
                 whole.append({"path": str(example.path), "source": example.source, "reason": film.lungs})
-            if progress:
-                progress(done, len(examples))
+            before = len(everything) if len(read) > 1 else 0
+            counted(before + done, before + len(examples))
         return writer.close(
             options=dataclasses.asdict(options),
             sources=[
@@ -122,7 +134,8 @@ def prepare(
             skipped=skipped,
             remarks=remarks,
             **({"lungs_by": segmenter.title, "whole_films": whole} if segmenter else {}),
-            identical_files=identical,
+            identical_files=len(contents) - len(set(contents.values())),
+            look_alikes=len(alike),
             notes=[f"{collection.source}: {note}" for collection in read for note in collection.notes],
         )
 
@@ -184,56 +197,6 @@ def _draw_sample(out: Path, options: Options, images: int, progress: Progress | 
         writer.close(options=dataclasses.asdict(options), sources=[], left_out={}, skipped=[], identical_files=0, notes=[])
 
 
-def patients_of(examples: Sequence[Example]) -> tuple[list[str], int]:
-    """Whose film each is, across collections, and how many files are byte-for-byte copies of another.
-
-    Two collections that hold the same film, by its published name or by its bytes, hold films of the same patient,
-    and so do all films that either of them groups with it: the connected components of films and their identities.
-    """
-    contents = _identical(examples)
-    keys: dict[str, int] = {}
-    pairs = [
-        (row, keys.setdefault(key, len(keys)))
-        for row, example in enumerate(examples)
-        for key in (example.patient, example.film, contents.get(row))
-        if key
-    ]
-    rows, columns = np.asarray(pairs).T
-    total = len(examples) + len(keys)
-    graph = scipy.sparse.coo_matrix((np.ones(len(pairs)), (rows, columns + len(examples))), (total, total))
-    components = connected_components(graph, directed=False)[1][: len(examples)].tolist()
-    names: dict[int, str] = {}
-    for component, example in zip(components, examples, strict=True):
-        # Of several names the collection's own number is the one to look a patient up by.
-        best = min(
-            names.get(component, example.patient),
-            example.patient,
-            key=lambda name: (name.startswith(("series:", "file:")), name),
-        )
-        names[component] = best
-    return [names[component] for component in components], len(contents) - len(set(contents.values()))
-
-
-def _identical(examples: Sequence[Example]) -> dict[int, str]:
-    """Row → digest of the file's bytes, for files that share both size and digest; no other file is read."""
-    by_size = defaultdict(list)
-    for row, example in enumerate(examples):
-        try:
-            by_size[example.path.stat().st_size].append(row)
-        except OSError:
-            continue  # decoding will say what is wrong with it
-    digests = {}
-    for size, rows in by_size.items():
-        if size and len(rows) > 1:
-            for row in rows:
-                try:
-                    digests[row] = hashlib.sha256(examples[row].path.read_bytes()).hexdigest()
-                except OSError:
-                    continue
-    repeated = {digest for digest, count in Counter(digests.values()).items() if count > 1}
-    return {row: digest for row, digest in digests.items() if digest in repeated}
-
-
 def assign_folds(
     labels: np.ndarray, patients: Sequence[str] | None, strata: Sequence[str], *, folds: int, seed: int
 ) -> list[int]:
@@ -274,25 +237,40 @@ def _source_names(sources: Sequence[Path]) -> list[str]:
     ]
 
 
-def _chosen(read: Sequence[Collection], options: Options) -> list[Example]:
-    """The films of the asked-for classes, at most so many of each, drawn at random; the rest is counted as left out."""
+def _chosen(
+    read: Sequence[Collection],
+    examples: Sequence[Example],
+    options: Options,
+    contents: Mapping[int, str],
+    alike: Sequence[tuple[int, int]],
+) -> list[int]:
+    """The rows of the films of the asked-for classes, without copies, at most so many of each class, drawn at random; what
+    is left out is counted."""
     left_out = {collection.source: collection.left_out for collection in read}
+    taken = []
+    for row, example in enumerate(examples):
+        if example.label in options.only.get(example.source, options.preprocess.classes):
+            taken.append(row)
+        else:
+            left_out[example.source][f"class {example.label}, not asked for"] += 1
+    # In a dataset of masks the same film may stand with both kinds of mask.
+    dropping = options.copies == "drop" and not options.masks
+    first = copies.first_sources(examples, taken, contents, alike) if dropping else {}
     by_class = defaultdict(list)
-    for collection in read:
-        for example in collection.examples:
-            if example.label in options.preprocess.classes:
-                by_class[example.label].append(example)
-            else:
-                left_out[example.source][f"class {example.label}, not asked for"] += 1
-    limit = options.limit_per_class
+    for row in taken:
+        example = examples[row]
+        if row in first:
+            left_out[example.source][f"a copy of a film of {first[row]}"] += 1
+        else:
+            by_class[example.label].append(row)
     random = np.random.default_rng(options.seed)
     chosen = []
     for label in options.preprocess.classes:
-        mine = by_class[label]
+        mine, limit = by_class[label], options.limits.get(label, options.limit_per_class)
         keep = set(range(len(mine)) if limit is None else random.permutation(len(mine))[:limit].tolist())
-        for row, example in enumerate(mine):
-            if row in keep:
-                chosen.append(example)
+        for place, row in enumerate(mine):
+            if place in keep:
+                chosen.append(row)
             else:
-                left_out[example.source][f"over the limit of {limit} films a class"] += 1
+                left_out[examples[row].source][f"over the limit of {limit} films a class"] += 1
     return chosen

@@ -19,6 +19,9 @@ from covidjax.config import TrainConfig
 from covidjax.models import Network, Weights
 from covidjax.task import Task
 
+_DROPOUT = 2**16
+"""What the step's key is folded with for dropout. Small numbers give the keys that it is split into for augmentation."""
+
 _FIRST_SCALE, _LARGEST_SCALE, _SCALE_GROWTH_STEPS = 2.0**15, 2.0**24, 1000
 
 
@@ -106,7 +109,8 @@ def make_step(
         batch = len(images) * (1 if axis is None else lax.axis_size(axis))
 
         def loss_of(params: Any) -> tuple[Array, tuple[Array, Array, dict[str, Any]]]:
-            logits, _, stats = network.apply(Weights(params, state.weights.batch_stats), inputs, train=True, axis=axis)
+            weights = Weights(params, state.weights.batch_stats)
+            logits, _, stats = network.apply(weights, inputs, train=True, axis=axis, key=jax.random.fold_in(key, _DROPOUT))
             found = task.losses(logits, targets, jnp.asarray(given.class_weights))
             loss = jnp.sum(found.loss * found.importance) / everywhere(jnp.sum(found.importance))  # this device's part
             return loss * state.scale.value, (loss, jnp.sum(found.score), stats)

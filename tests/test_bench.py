@@ -249,3 +249,14 @@ def test_boxes_of_lungs_are_measured_against_drawn_ones():
     assert lungs.quality(np.asarray([[10, 10, 90, 90]]), drawn) == (1.0, 0.0, 0.0)
     assert lungs.quality(np.asarray([[0, 0, 100, 100]]), drawn) == (0.64, 0.0, 0.0)
     assert lungs.quality(np.asarray([[20, 10, 90, 90]]), drawn) == (0.875, 1.0, 0.0)
+
+
+def test_training_time_is_that_of_the_fastest_way():
+    from bench import study
+    from bench.harness import Row, Spread, Table
+
+    def row(name: str, *speeds: float) -> Row:
+        return Row(name, Spread.of(speeds) if speeds else None, "", list(speeds))
+
+    table = Table("", "images/s", [row("slow", 10, 11, 12), row("fast", 19, 20, 40), row("left out")])
+    assert study.minutes(table, 2400) == (2.0, "fast")

@@ -111,8 +111,10 @@ def test_three_real_collections_merge(shared_data: Path, tmp_path: Path):
     assert result.exit_code == 0, result.output
     for name, layout in (("ozturk", "ozturk"), ("ieee8023", "ieee8023"), ("radiography", "radiography")):
         assert f"{name}: layout {layout}" in result.stderr
-    for text in ("finding todo", "view not stated", "in images/ but not in metadata.csv"):
+    for text in ("finding todo", "view not stated", "in images/ but not in metadata.csv", "a copy of a film of ozturk"):
         assert text in result.stdout
     manifest = json.loads((tmp_path / "data" / "manifest.json").read_text())
-    assert manifest["images"] == 1124 + 516 + 2905
+    dropped = sum(reasons.get("a copy of a film of ozturk", 0) for reasons in manifest["left_out"].values())
+    dropped += manifest["left_out"]["radiography"]["a copy of a film of ieee8023"]
+    assert (manifest["images"], dropped) == (4202, 1124 + 516 + 2905 - 4202)
     assert manifest["skipped"] == []

@@ -11,7 +11,7 @@ from covidjax.collections import base
 from covidjax.collections.folder import class_of
 from covidjax.collections.ieee8023 import class_of_finding
 from covidjax.config import UserError
-from covidjax.prepare import patients_of
+from covidjax.copies import identical, patients_of
 
 HEADER = "patientid,finding,view,modality,filename\n"
 
@@ -280,8 +280,8 @@ def test_origins_without_the_needed_columns_are_a_user_error(tmp_path):
 def test_ones_own_films_in_folders_named_as_a_collection_are_not_one_patient(tmp_path, folders):
     # Numbered from 1 in each folder: what is published about no name must not join people of different classes.
     root = touch(tmp_path, *(f"{folder}/{number}.png" for folder in folders for number in (1, 2)))
-    patients, _ = patients_of(collections.read(root).examples)
-    assert len(set(patients)) == 6
+    examples = collections.read(root).examples
+    assert len(set(patients_of(examples, identical(examples)))) == 6
 
 
 # Which layout, and what is wrong

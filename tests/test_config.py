@@ -96,7 +96,10 @@ def test_none_in_an_override_takes_back_what_the_file_set(tmp_path):
         ("train.epoch=3", ["--set", "unknown key train.epoch;", "did you mean train.epochs?"]),
         ("sead=3", ["unknown key sead;", "did you mean seed?"]),
         ("trian.epochs=3", ["unknown key trian;", "did you mean train?"]),
-        ("model.zzzzzz=3", ["unknown key model.zzzzzz;", "known here: model.name, model.channels."]),
+        (
+            "model.zzzzzz=3",
+            ["unknown key model.zzzzzz;", "known here: model.name, model.channels, model.width,"],
+        ),
         ("epochs", ["key=value", "'epochs'"]),
         ("train=3", ["train is a section"]),
         ("train.epochs.x=3", ["train.epochs must be of type int"]),

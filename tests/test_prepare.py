@@ -17,8 +17,9 @@ import tensorflow_datasets as tfds
 from covidjax import phantom, pipeline, radiograph
 from covidjax.collections import Example
 from covidjax.config import CLASSES, Preprocess, UserError
+from covidjax.copies import identical, patients_of
 from covidjax.dataset import Dataset
-from covidjax.prepare import Options, assign_folds, patients_of, prepare, sample_dataset
+from covidjax.prepare import Options, assign_folds, prepare, sample_dataset
 
 SMALL = Preprocess(image_size=32)
 
@@ -95,6 +96,9 @@ def test_manifest_counts_what_was_prepared(films, prepared):
         "folds": 3,
         "seed": 0,
         "limit_per_class": None,
+        "copies": "drop",
+        "only": {},
+        "limits": {},
         "masks": False,
     }
 
@@ -276,15 +280,26 @@ def test_chains_of_shared_films_and_patients_are_one_patient(tmp_path):
         example(path("ffffff"), "file:q"),
         example(tmp_path / "missing", "file:r"),
     ]
-    assert patients_of(examples) == (["ieee8023:7"] * 4 + ["series:z", "file:q", "file:r"], 0)
+    assert identical(examples) == {}
+    assert patients_of(examples, {}) == [*["ieee8023:7"] * 4, "series:z", "file:q", "file:r"]
+    assert patients_of(examples, {}, [(1, 5)]) == [*["ieee8023:7"] * 4, "series:z", "ieee8023:7", "file:r"]
 
 
 def test_copies_of_a_file_are_one_patient_and_are_counted(tmp_path):
     for name, content in {"a": b"same", "b": b"same", "c": b"same", "d": b"else", "e": b"", "f": b""}.items():
         (tmp_path / name).write_bytes(content)
-    patients, identical = patients_of([example(tmp_path / name, f"file:{name}") for name in "abcdef"])
-    assert patients == ["file:a", "file:a", "file:a", "file:d", "file:e", "file:f"]  # empty files are no copies
-    assert identical == 2
+    examples = [example(tmp_path / name, f"file:{name}") for name in "abcdef"]
+    contents = identical(examples)
+    assert patients_of(examples, contents) == [
+        "file:a",
+        "file:a",
+        "file:a",
+        "file:d",
+        "file:e",
+        "file:f",
+    ]  # empty files are no copies
+    assert sorted(contents) == [0, 1, 2]
+    assert len(set(contents.values())) == 1
 
 
 def test_film_that_two_collections_hold_is_in_one_fold(write_films, tmp_path):
@@ -300,7 +315,7 @@ def test_film_that_two_collections_hold_is_in_one_fold(write_films, tmp_path):
         (own / "covid").mkdir(parents=True, exist_ok=True)
         shutil.copy(ozturk / "Covid-19" / f"case-n{number}xx.jpg", own / "covid" / f"{number}.dat.jpg")
     (cohen / "metadata.csv").write_text("\n".join(rows))
-    manifest = make([cohen, ozturk, own], tmp_path / "out")
+    manifest = make([cohen, ozturk, own], tmp_path / "out", copies="keep")
     assert manifest["images"] == 30
     assert manifest["patients"] == 3 + 12
     assert manifest["identical_files"] == 6
@@ -563,7 +578,9 @@ def test_real_collection_is_prepared_without_a_leak(shared_data, tmp_path):
 
 @pytest.mark.slow
 def test_real_collections_that_overlap_are_merged_without_a_leak(shared_data, tmp_path):
-    manifest = make([shared_data / "ozturk", shared_data / "ieee8023"], tmp_path / "out", folds=5)
+    sources = [shared_data / "ozturk", shared_data / "ieee8023"]
+    assert make(sources, tmp_path / "once", folds=5)["left_out"]["ieee8023"]["a copy of a film of ozturk"] == 124
+    manifest = make(sources, tmp_path / "out", folds=5, copies="keep")
     assert (manifest["images"], manifest["skipped"]) == (1124 + 516, [])
     folds = defaultdict(set)
     for fold, record in records_of(tmp_path / "out"):

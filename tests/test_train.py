@@ -137,11 +137,13 @@ class OneStep:
         return self._step(state, self._given, IMAGES, LABELS)
 
 
-def test_two_devices_come_to_the_state_of_one():
+@pytest.mark.parametrize("model", [(), pytest.param(("model.name=cnn13", "model.width=2"), marks=pytest.mark.slow)])
+def test_two_devices_come_to_the_state_of_one(model: tuple[str, ...]):
     device.start()
     mesh = device.mesh(len(IMAGES))
     assert mesh.size == 2
-    config = load_config(None, ["train.class_weights=balanced"])  # with augmentation: the draws must be shared out too
+    # With augmentation: the draws must be shared out too.
+    config = load_config(None, [*model, "train.class_weights=balanced"])
     network = Network(config.model, Preprocess(image_size=32))
     task, arguments = Classification(config), (given((0.5, 1.0, 3.0)), IMAGES, LABELS)
     before = initial_state(network.init(0), optax.sgd(optax.constant_schedule(0.1)), False)

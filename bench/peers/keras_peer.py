@@ -100,3 +100,26 @@ class Forward(_Network):
         """Probabilities."""
         logits = self._model.predict(self._pixels, batch_size=self.images, verbose=0)
         return np.asarray(keras.ops.convert_to_numpy(keras.ops.softmax(logits))).ravel().tolist()
+
+
+def build_cnn13(size: int, params: Any) -> keras.Model:
+    """CNN13 as one would write it in Keras from the study's words, from normalised images ``[B, size, size, C]`` to logits,
+    holding the given parameters; without dropout, whose draws no two frameworks share."""
+    kernels = [unit["conv"]["kernel"] for _, unit in sorted(params["units"].items(), key=lambda item: int(item[0]))]
+    model = keras.Sequential([keras.Input((size, size, kernels[0].shape[2]))])
+    for number, kernel in enumerate(kernels, 1):
+        model.add(keras.layers.Conv2D(kernel.shape[3], 3, padding="same"))
+        model.add(keras.layers.LeakyReLU(negative_slope=0.1))
+        if number in (2, 4, 7, 10, 13):
+            model.add(keras.layers.MaxPooling2D(2))
+    model.add(keras.layers.Flatten())
+    model.add(keras.layers.Dense(params["dense"]["kernel"].shape[1]))
+    model.set_weights([np.asarray(array) for array in cnn13_arrays(params)])
+    return model
+
+
+def cnn13_arrays(params: Any) -> list[Any]:
+    """Parameters of CNN13, or their gradients, in the order in which Keras keeps them."""
+    units = [unit for _, unit in sorted(params["units"].items(), key=lambda item: int(item[0]))]
+    arrays = [array for unit in units for array in (unit["conv"]["kernel"], unit["bias"])]
+    return [*arrays, params["dense"]["kernel"], params["dense"]["bias"]]

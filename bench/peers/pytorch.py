@@ -14,13 +14,24 @@ import torch
 
 from bench.harness import Missing, cores
 from bench.peers.arrays import Arrays
-from bench.peers.twin import Twin
+from bench.peers.twin import Twin, cnn13
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class _Network:
-    def __init__(self, batch: str, weights: str, precision: str, channels_last: bool, compiled: str):
+    """``weights`` is a file of DarkCovidNet's; without one the named ``model`` starts from PyTorch's own."""
+
+    def __init__(
+        self,
+        batch: str,
+        weights: str,
+        precision: str,
+        channels_last: bool,
+        compiled: str,
+        model: str = "darkcovidnet",
+        width: int = 16,
+    ):
         torch.set_num_threads(cores())
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if self.device.type == "cuda":
@@ -35,9 +46,11 @@ class _Network:
         pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
         self.pixels = pixels.to(self.device, memory_format=layout)
         self.labels = torch.from_numpy(labels).long().to(self.device)
-        model = Twin(images.shape[1], images.shape[3], 3)
-        model.load(Arrays(weights))
-        self.model: Any = model.to(self.device, memory_format=layout)  # pyright: ignore[reportCallIssue]
+        shape = images.shape[1], images.shape[3], 3
+        network: Any = cnn13(*shape, width) if model == "cnn13" else Twin(*shape)
+        if weights:
+            network.load(Arrays(weights))
+        self.model: Any = network.to(self.device, memory_format=layout)
         self.layout, self.dtype = layout, PRECISIONS[precision]
         self.compiled = compiled
         self.images = len(images)

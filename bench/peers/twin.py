@@ -1,4 +1,5 @@
-"""DarkCovidNet in PyTorch, layer for layer as the paper's notebook builds it, and the way weights get there from Flax."""
+"""DarkCovidNet in PyTorch, layer for layer as the paper's notebook builds it, and the way weights get there from Flax; and
+CNN13."""
 
 from __future__ import annotations
 
@@ -69,6 +70,18 @@ class Twin(nn.Module):
         """``[H·W·C, classes]`` → ``[classes, C·H·W]``: Flax flattens channels last, PyTorch channels first."""
         cube = np.asarray(kernel).reshape(self.side, self.side, self.classes, -1)
         return np.ascontiguousarray(cube.transpose(3, 2, 0, 1).reshape(self.classes, -1))
+
+
+def cnn13(image_size: int, channels: int, classes: int, width: int) -> nn.Sequential:
+    """CNN13 as ``covidjax.models.cnn13`` describes it, with PyTorch's own initial weights."""
+    layers: list[nn.Module] = []
+    for factor, convolutions in zip((1, 2, 4, 8, 8), (2, 2, 3, 3, 3), strict=True):
+        for _ in range(convolutions):
+            layers += [nn.Conv2d(channels, width * factor, 3, padding=1), nn.LeakyReLU(0.1)]
+            channels = width * factor
+        layers.append(nn.MaxPool2d(2))
+    features = channels * (image_size // 32) ** 2
+    return nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.5), nn.Linear(features, classes))
 
 
 def from_flax(kernel: Any) -> np.ndarray:

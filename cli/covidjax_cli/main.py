@@ -12,7 +12,7 @@ import click
 import covidjax
 from covidjax.config import UsageError, UserError
 
-COMMANDS = ("prepare", "train", "evaluate", "score", "segment", "doctor")
+COMMANDS = ("prepare", "train", "evaluate", "score", "segment", "reproduce", "doctor")
 
 
 class LazyGroup(click.Group):

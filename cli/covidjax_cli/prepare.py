@@ -54,6 +54,13 @@ if TYPE_CHECKING:
 @click.option("--folds", type=click.IntRange(2, 100), default=5, show_default=True)
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
 @click.option("--limit-per-class", type=click.IntRange(1), metavar="N", help="At most N films a class, drawn at random.")
+@click.option(
+    "--copies",
+    type=click.Choice(["drop", "keep"]),
+    default="drop",
+    show_default=True,
+    help="Of a film that several sources hold, take the first source's only, or all as one patient's.",
+)
 @click.option("--workers", type=click.IntRange(1), help="Decoding threads.  [default: one a core]")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON instead of tables.")
 def prepare(
@@ -69,6 +76,7 @@ def prepare(
     folds: int,
     seed: int,
     limit_per_class: int | None,
+    copies: Any,
     workers: int | None,
     as_json: bool,
 ) -> None:
@@ -87,7 +95,8 @@ def prepare(
 
     options = Options(
         Preprocess(image_size, lungs, CLASSES[: int(classes)], invert),
-        *(layout, group_by, folds, seed, limit_per_class, masks),
+        *(layout, group_by, folds, seed, limit_per_class, copies),
+        masks=masks,
     )
     with common.stopping() as stop, common.counting("Decoding") as count:
 

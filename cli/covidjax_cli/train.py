@@ -119,7 +119,7 @@ def _train_one(settings: Config, dataset: Dataset, run: Path, resume: bool, note
     """Train a single run and write its report; tables and JSON to show."""
     from covidjax.train import train as train_network
 
-    with common.stopping() as stop, _progress(settings.train.epochs) as progress:
+    with common.stopping() as stop, progress_of(settings.train.epochs) as progress:
         result = train_network(settings, dataset, run, resume=resume, progress=progress(""), stop=stop)
     tables = [*_tables(result, settings, note), _timing(result.timing)]
     _write(run, dataset, settings, result, tables, note)
@@ -133,7 +133,7 @@ def _train_members(settings: Config, dataset: Dataset, run: Path, resume: bool, 
     from covidjax.metrics import spread
     from covidjax.together import train_members
 
-    with common.stopping() as stop, _progress(settings.train.epochs) as progress:
+    with common.stopping() as stop, progress_of(settings.train.epochs) as progress:
         joint = train_members(settings, dataset, run, resume=resume, progress=progress, say=common.say, stop=stop)
     configs = members(settings, dataset.folds)
     for name, result in joint.members.items():
@@ -251,7 +251,7 @@ class _Bar(_Lines):
 
 
 @contextlib.contextmanager
-def _progress(epochs: int) -> Iterator[Callable[[str], _Lines]]:
+def progress_of(epochs: int) -> Iterator[Callable[[str], _Lines]]:
     """What makes the one to tell of a network, by its name."""
     if not sys.stderr.isatty():
         yield partial(_Lines, epochs)

@@ -17,11 +17,12 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from covidjax.config import ModelConfig, Preprocess
+from covidjax.models.cnn13 import CNN13
 from covidjax.models.darkcovidnet import DarkCovidNet
 from covidjax.models.layers import Mode
 from covidjax.models.lung_unet import LungUNet
 
-NETWORKS = {"darkcovidnet": DarkCovidNet, "lung-unet": LungUNet}
+NETWORKS = {"darkcovidnet": DarkCovidNet, "cnn13": CNN13, "lung-unet": LungUNet}
 
 
 class Weights(NamedTuple):
@@ -44,10 +45,10 @@ class Network:
 
     def __init__(self, model: ModelConfig, preprocess: Preprocess, dtype: DTypeLike = jnp.float32, *, plain: bool = False):
         def make(key: Array) -> nnx.Module:
-            kind = NETWORKS[model.name]
-            return kind(
-                preprocess.image_size, model.channels, len(preprocess.classes), dtype=dtype, rngs=nnx.Rngs(params=key)
-            )
+            kind: Any = NETWORKS[model.name]
+            shape = (preprocess.image_size, model.channels, len(preprocess.classes))
+            more = {"width": model.width, "rate": model.dropout} if kind is CNN13 else {}
+            return kind(*shape, **more, dtype=dtype, rngs=nnx.Rngs(params=key))
 
         self._make, self._plain = make, plain
         self._graph, self._params, self._stats = nnx.split(
@@ -77,17 +78,18 @@ class Network:
         return Weights(nnx.to_pure_dict(self._params), nnx.to_pure_dict(self._stats))
 
     def apply(
-        self, weights: Weights, images: Array, *, train: bool = False, axis: str | None = None
+        self, weights: Weights, images: Array, *, train: bool = False, axis: str | None = None, key: Array | None = None
     ) -> tuple[Array, dict[str, Array], dict[str, Any]]:
         """Logits ``[B, classes]`` (of a segmenter ``[B, S, S, classes]``), named maps and the new batch statistics for
-        normalised images ``[B, S, S, C]``; with an ``axis`` of a mesh, of this device's share of a batch."""
+        normalised images ``[B, S, S, C]``; with an ``axis`` of a mesh, of this device's share of a batch. Networks with
+        dropout need a ``key`` in training."""
         params, stats = (
             jax.tree.map(lambda variable, value: variable.replace(value), state, nnx.State(pure), is_leaf=_is_variable)
             for state, pure in ((self._params, weights.params), (self._stats, weights.batch_stats))
         )
         model = nnx.merge(self._graph, params, stats, copy=True)
         form = "plain" if self._plain else "cpu" if jax.default_backend() == "cpu" else "usual"
-        mode = Mode(train, axis, form)
+        mode = Mode(train, axis, form, key)
         logits, maps = model(images, mode)
         return logits, maps, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 

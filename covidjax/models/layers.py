@@ -33,6 +33,8 @@ class Mode(NamedTuple):
     form: Literal["usual", "cpu", "plain"] = "usual"
     """``cpu`` for the forms that are faster there; ``plain`` for one known operation a layer, which converters to other
     formats make the best of."""
+    key: Array | None = None
+    """For dropout in training: the same on every device that shares the batch."""
 
 
 class Conv(nnx.Module):
@@ -42,8 +44,18 @@ class Conv(nnx.Module):
     twenty times slower than the same sums written as a product.
     """
 
-    def __init__(self, inputs: int, outputs: int, size: int, *, padding: int, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(uniform_fan_in(rngs.params(), (size, size, inputs, outputs), jnp.float32))
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        size: int,
+        *,
+        padding: int,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+        init: jax.nn.initializers.Initializer = uniform_fan_in,
+    ):
+        self.kernel = nnx.Param(init(rngs.params(), (size, size, inputs, outputs), jnp.float32))
         self.size, self.padding, self.dtype = size, padding, dtype
 
     def __call__(self, x: Array, mode: Mode = Mode(), *, blocks: bool = False) -> Array:
@@ -113,6 +125,21 @@ class Dense(nnx.Module):
     def __call__(self, x: Array) -> Array:
         """``[B, inputs]`` → float32 ``[B, outputs]``."""
         return x.astype(jnp.float32) @ self.kernel[...] + self.bias[...]
+
+
+def dropout(x: Array, rate: float, mode: Mode) -> Array:
+    """In training a share of all values ``[B, ...]`` is set to zero and the others are enlarged by as much (Srivastava et
+    al. 2014); devices that share a batch draw the same as one device would."""
+    if not (mode.train and rate):
+        return x
+    if mode.key is None:
+        raise ValueError("Dropout needs a key in training.")
+    count = x.shape[0]
+    batch = count * (lax.axis_size(mode.axis) if mode.axis else 1)
+    kept = jax.random.bernoulli(mode.key, 1 - rate, (batch, *x.shape[1:]))
+    if mode.axis:
+        kept = lax.dynamic_slice_in_dim(kept, lax.axis_index(mode.axis) * count, count)
+    return jnp.where(kept, x / (1 - rate), jnp.zeros((), x.dtype))
 
 
 def max_pool(x: Array, mode: Mode = Mode()) -> Array:
