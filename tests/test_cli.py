@@ -103,6 +103,7 @@ ROOMS = [
     {"config"},
     {"dicom", "polarity"},
     {"radiograph"},
+    {"archives", "decoding"},
     {"collections", "phantom"},
     {"pipeline", "reading"},
     {"dataset", "lungs"},

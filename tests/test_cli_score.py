@@ -15,6 +15,7 @@ from test_cli_train import TINY, trained  # noqa: F401  (a fixture)
 from test_dicom import make, written
 
 import covidjax
+from covidjax import checkpoint
 from covidjax.config import CLASSES
 
 COLUMNS = ["path", "status", "prediction", "confidence", "p_COVID-19", "p_No-Findings", "p_Pneumonia", "error", "warning"]
@@ -259,9 +260,9 @@ def test_rows_come_before_all_files_are_read(trained: Path, films: Path, monkeyp
     opened = []
     whole = reading.open_film
 
-    def counted(path, preprocess, *, digest):
+    def counted(path, preprocess, *, digest, limits):
         opened.append(path)
-        return whole(path, preprocess, digest=digest)
+        return whole(path, preprocess, digest=digest, limits=limits)
 
     monkeypatch.setattr(reading, "open_film", counted)
     rows = covidjax.load(trained).score(paths_below(films) * 20, batch_size=4, workers=2)
@@ -317,8 +318,11 @@ def test_checkpoint_half_written(copied: Path, films: Path):
     for file in (newest(copied) / "weights").rglob("*"):
         if file.is_file() and file.stat().st_size > 100:
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    message = refused("score", films, "--checkpoint", copied, code=1)
-    assert message.startswith(f"The checkpoint {newest(copied)} is damaged; remove that folder")
+    before = checkpoint.steps(copied, "last")[-2]
+    result = run("score", films, "--checkpoint", copied)
+    assert result.exit_code == 0, result.output
+    assert f"Damaged: {newest(copied)}. The checkpoint before it is used, step {before}." in result.stderr
+    assert f"last checkpoint, step {before}," in result.stderr
 
 
 def test_checkpoint_with_a_flipped_bit(copied: Path, films: Path):
@@ -326,7 +330,13 @@ def test_checkpoint_with_a_flipped_bit(copied: Path, films: Path):
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(bytes(data))
-    assert "is damaged" in refused("score", films, "--checkpoint", copied, code=1)
+    result = run("score", films, "--checkpoint", copied)
+    assert result.exit_code == 0, result.output
+    assert f"Damaged: {newest(copied)}. The checkpoint before it is used" in result.stderr
+    for step in (copied / "checkpoints" / "last").iterdir():
+        (step / "sha256.json").write_text("[" * 100_000)
+    message = refused("score", films, "--checkpoint", copied, code=1)
+    assert message.startswith(f"Every checkpoint in {copied / 'checkpoints' / 'last'} is damaged; remove that folder")
 
 
 def test_checkpoint_missing(copied: Path, films: Path):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from covidjax.config import CLASSES, Preprocess, UsageError, UserError
+from covidjax.config import CLASSES, Limits, Preprocess, UsageError, UserError
 from covidjax_cli import common
 
 if TYPE_CHECKING:
@@ -54,7 +54,8 @@ if TYPE_CHECKING:
 @click.option("--folds", type=click.IntRange(2, 100), default=5, show_default=True)
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
 @click.option("--limit-per-class", type=click.IntRange(1), metavar="N", help="At most N films a class, drawn at random.")
-@click.option("--workers", type=click.IntRange(1), help="Decoding threads.  [default: one a core]")
+@common.WORKERS
+@common.limits
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON instead of tables.")
 def prepare(
     sources: tuple[Path, ...],
@@ -70,6 +71,7 @@ def prepare(
     seed: int,
     limit_per_class: int | None,
     workers: int | None,
+    limits: Limits,
     as_json: bool,
 ) -> None:
     """Turn folders of chest X-rays into a dataset for training.
@@ -87,7 +89,7 @@ def prepare(
 
     options = Options(
         Preprocess(image_size, lungs, CLASSES[: int(classes)], invert),
-        *(layout, group_by, folds, seed, limit_per_class, masks),
+        *(layout, group_by, folds, seed, limit_per_class, masks, limits),
     )
     with common.stopping() as stop, common.counting("Decoding") as count:
 
