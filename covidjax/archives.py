@@ -225,6 +225,7 @@ class _Tar:
         except BaseException:
             self._file.close()
             raise
+        self._last = -1
         self._places: list[tuple[int, int]] = []
         """Of the members so far: where each begins, and its size."""
 
@@ -235,15 +236,15 @@ class _Tar:
           ReadError: the archive is damaged, or cut off.
         """
         while True:
-            before = self._tar.offset
             info = self._tar.next()
             self._tar.members = []  # of a hundred thousand nobody needs a list
             if info is None:
                 if not isinstance(self._tar.end, _END):
                     raise tarfile.ReadError(f"it is cut off ({self._tar.end})")
                 return None
-            if self._tar.offset <= before or info.size < 0:
+            if info.offset <= self._last or info.size < 0:
                 raise tarfile.ReadError("a header leads backwards")
+            self._last = info.offset
             if not info.isdir():
                 self._places.append((info.offset_data, info.size))
                 return info

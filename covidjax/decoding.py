@@ -38,6 +38,9 @@ GRACE = 2.0
 STARTING = 120.0
 """Seconds that a decoder may take to start, on a machine that is busy with other things."""
 
+STARTS = 5
+"""Decoders that are tried for a file, some of which somebody may kill, before it is said that none can be started."""
+
 KILLED = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
 """Signals that come from somebody, the system perhaps, and not from the file: it is tried once more."""
 
@@ -83,20 +86,23 @@ def decode(source: str | os.PathLike[str] | bytes, job: Job) -> Decoded:
     """
     with _lock:
         decoder = _idle.pop() if _idle else None
-    decoder = decoder or _Decoder()
-    for again in (True, False):
-        outcome, fault = decoder.decode(source, job)
-        if outcome:
-            with _lock:
-                _idle.append(decoder)
-            return outcome
-        if not (again and fault in KILLED):
-            break
+    decoder, killed = decoder or _Decoder(), False
+    for _ in range(STARTS):
+        if decoder.ready():
+            outcome, fault = decoder.decode(source, job)
+            if outcome:
+                with _lock:
+                    _idle.append(decoder)
+                return outcome
+            if fault is None:
+                return Decoded([], f"not decoded within {job.limits.seconds:g} seconds", seconds=job.limits.seconds)
+            if killed or fault not in KILLED:
+                name = signal.Signals(fault).name if fault in set(signal.Signals) else f"exit code {-fault}"
+                return Decoded([], f"damaged: its decoder crashed ({name})")
+            killed = True
         decoder = _Decoder()
-    if fault is None:
-        return Decoded([], f"not decoded within {job.limits.seconds:g} seconds", seconds=job.limits.seconds)
-    name = signal.Signals(fault).name if fault in set(signal.Signals) else f"exit code {-fault}"
-    return Decoded([], f"damaged: its decoder crashed ({name})")
+    decoder.close(kill=True)
+    raise UserError("A process for decoding could not be started; see that there is memory for it.")
 
 
 def start(count: int) -> None:
@@ -150,7 +156,6 @@ class _Decoder:
         """What became of a file; or nothing, and the signal that the process died of, or None where it took too long."""
         data = source if isinstance(source, bytes) else b""
         path = None if isinstance(source, bytes) else os.fspath(source)
-        self._wait_until_ready()
         deadline = time.monotonic() + job.limits.seconds + GRACE / 2
         try:
             self._link.send({"path": path, "job": asdict(job)}, [data], deadline)
@@ -167,14 +172,16 @@ class _Decoder:
             at += count
         return Decoded(arrays, **answer), None
 
-    def _wait_until_ready(self) -> None:
+    def ready(self) -> bool:
+        """Wait until the process has started; False where it did not."""
         if not self._ready:
             try:
                 self._link.receive(time.monotonic() + STARTING)
-            except (OSError, EOFError) as error:
+            except (OSError, EOFError):
                 self.close(kill=True)
-                raise UserError("A process for decoding could not be started; see that there is memory for it.") from error
+                return False
             self._ready = True
+        return True
 
     def hang_up(self) -> None:
         """Tell the process to end."""

@@ -317,13 +317,11 @@ def find_films(paths: Sequence[Path]) -> Found:
     passed_over = 0
     roots = []
     for path in paths:
-        inside = [path]
+        inside, unreadable = [path], []
         if path.is_dir():
             roots.append(path)
             inside, others, unreadable = walk(path, archives=True)
             passed_over += others
-            for folder, reason in unreadable:
-                found.append(archives.Loaded(os.fspath(folder), None, f"a folder that cannot be read: {reason}"))
         elif archives.is_archive(path) and path.is_file():
             roots.append(path)
         for file in inside:
@@ -335,6 +333,8 @@ def find_films(paths: Sequence[Path]) -> Found:
             passed_over += members.others
             if members.fault:
                 found.append(archives.Loaded(os.fspath(file), None, members.fault))
+        for folder, reason in unreadable:
+            found.append(archives.Loaded(os.fspath(folder), None, f"a folder that cannot be read: {reason}"))
     if not found:
         endings = ", ".join(sorted(SUFFIXES))
         named = ", ".join(map(str, paths[:5])) + ", …" * (len(paths) > 5)

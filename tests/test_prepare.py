@@ -97,6 +97,7 @@ def test_manifest_counts_what_was_prepared(films, prepared):
         "seed": 0,
         "limit_per_class": None,
         "masks": False,
+        "limits": {"megapixels": 200.0, "megabytes": 512.0, "seconds": 60.0},
     }
 
 

@@ -56,7 +56,7 @@ def given_paths(paths: Sequence[Path]) -> list[Path]:
 
     found: list[Path] = []
     for path in paths:
-        found += listed(click.get_binary_stream("stdin").read()) if str(path) == "-" else [path]
+        found += listed(sys.stdin.buffer.read()) if str(path) == "-" else [path]
     if not found:
         raise UsageError("There is no path on standard input; list files or folders of films, one a line.")
     missing = next((path for path in found if not path.exists()), None)
