@@ -8,6 +8,7 @@ temporary folder and renames it, so a checkpoint is there whole or not at all. N
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -21,7 +22,9 @@ from covidjax import rundir
 from covidjax.config import UserError
 
 # jax and orbax are imported where they are used: what a run holds can be told without the second they take.
-logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells of every step it takes
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax tells of every step it takes, and of faults in pages
+
+LOG = logging.getLogger(__name__)
 
 _SEAL = "sha256.json"
 
@@ -50,6 +53,9 @@ class Checkpoints:
 
         options = ocp.CheckpointManagerOptions(max_to_keep=keep)
         self._folder = (run / "checkpoints" / kind).absolute()
+        for step in steps(run, kind):  # a damaged one would stand in the way of its own step, which comes again
+            if not _intact(self._folder / str(step)):
+                drop(run, kind, step)
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def save(self, step: int, weights: Any, training: Any, facts: dict[str, Any]) -> None:
@@ -99,8 +105,11 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait, and let go of the folder."""
-        self.wait()
-        self._manager.close()
+        try:
+            self.wait()
+        finally:
+            with contextlib.suppress(Exception):  # what fails now has failed before, and was told
+                self._manager.close()
 
 
 def steps(run: Path, kind: str) -> list[int]:
@@ -146,36 +155,63 @@ def described(run: Path) -> str:
         kind = "folds of a cross-validation" if folders[0].name.startswith("fold") else "networks of an ensemble"
         return f"mean probabilities of the {len(folders)} {kind}"
     kind = chosen(run)
-    return f"{kind} checkpoint, step {steps(run, kind)[-1]}"
+    return f"{kind} checkpoint, step {verify(run, kind)[0]}"
 
 
 def verify(run: Path, kind: str) -> tuple[int, str]:
-    """The newest checkpoint of a kind: its step, and a digest by which its content is known again.
+    """The newest checkpoint of a kind whose files are those that were written, which is said where it is not the newest of
+    all: its step, and a digest by which its content is known again.
 
     Raises:
-      UserError: there is none, or its files are not those that were written.
+      UserError: there is none.
     """
     found = steps(run, kind)
     if not found:
         raise UserError(f"{run} has no finished checkpoint; train it, or go on with `covidjax train --resume --run {run}`.")
-    folder = run / "checkpoints" / kind / str(found[-1])
+    for step in reversed(found):
+        folder = run / "checkpoints" / kind / str(step)
+        digests = _intact(folder)
+        if digests:
+            _tell_of_damaged(run, kind, [each for each in found if each > step], step)
+            return step, hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+    raise _damaged(run, kind)
+
+
+def digest(run: Path) -> str:
+    """By which the networks that a run is used by are known again."""
+    each = [verify(folder, chosen(folder))[1] for folder in rundir.members(run) or [run]]
+    return hashlib.sha256(json.dumps(each).encode()).hexdigest()
+
+
+def _intact(folder: Path) -> dict[str, str] | None:
+    """The digests of a checkpoint's files, or None where they are not those that were noted."""
     try:
         digests = _digests(folder)
         seal = folder / _SEAL
-        intact = not seal.exists() or json.loads(seal.read_text()) == digests
-    except (OSError, ValueError) as error:
-        raise _damaged(folder) from error
-    if not intact:
-        raise _damaged(folder)
-    return found[-1], hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+        return digests if digests and (not seal.exists() or json.loads(seal.read_text()) == digests) else None
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
-def _damaged(folder: Path) -> UserError:
-    return UserError(f"The checkpoint {folder} is damaged; remove that folder to use the one before it, or train again.")
+@functools.cache
+def _tell_once(text: str) -> None:
+    LOG.warning("%s", text)
+
+
+def _tell_of_damaged(run: Path, kind: str, damaged: list[int], used: int) -> None:
+    if damaged:
+        names = ", ".join(str(run / "checkpoints" / kind / str(step)) for step in damaged)
+        _tell_once(f"Damaged: {names}. The checkpoint before it is used, step {used}.")
+
+
+def _damaged(run: Path, kind: str) -> UserError:
+    folder = run / "checkpoints" / kind
+    instead = "use the last checkpoint" if kind == "best" and steps(run, "last") else "begin anew with --resume"
+    return UserError(f"Every checkpoint in {folder} is damaged; remove that folder to {instead}, or train again.")
 
 
 def restore(run: Path, kind: str, weights: Any, training: Any = None) -> Saved:
-    """Load the newest checkpoint of a kind.
+    """Load the newest checkpoint of a kind that is whole.
 
     Args:
       run: the run's folder.
@@ -190,43 +226,49 @@ def restore(run: Path, kind: str, weights: Any, training: Any = None) -> Saved:
     import orbax.checkpoint as ocp
 
     # Before orbax reads: its threads answer a damaged file with a page of tracebacks that name no cause.
-    step, _ = verify(run, kind)
+    newest, _ = verify(run, kind)
     folder = run / "checkpoints" / kind
-    damaged = _damaged(folder / str(step))
-    try:
-        options = ocp.CheckpointManagerOptions(read_only=True)
-        handlers = {
-            "weights": ocp.StandardCheckpointHandler(),
-            "training": ocp.StandardCheckpointHandler(),
-            "facts": ocp.JsonCheckpointHandler(),
-        }
-        with ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers) as manager:
-            stored = manager.item_metadata(step)
-            expected = {"weights": weights} | ({"training": training} if training is not None else {})
-            # Orbax would tell of a wrong shape by a page of tracebacks from its threads, so shapes are compared first.
-            for item, tree in expected.items():
-                if stored[item] is None:
-                    raise damaged
-                if _shapes(stored[item]) != _shapes(tree):
-                    raise UserError(
-                        f"The checkpoint {folder / str(step)} is of another network than {run / 'config.toml'} says; "
-                        "restore the run's own files, or train again."
-                    )
-            # Onto this process's device, whatever the one was that trained: a GPU's run is scored on a CPU.
-            here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-            items = {
-                item: ocp.args.StandardRestore(
-                    jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), tree)
-                )
-                for item, tree in expected.items()
-            }
-            loaded = manager.restore(step, args=ocp.args.Composite(**items, facts=ocp.args.JsonRestore()))
-    except UserError:
-        raise
-    # A damaged file surfaces as whatever the storage library meets first.
-    except Exception as error:
-        raise damaged from error
-    return Saved(step, loaded["weights"], loaded.get("training"), loaded["facts"])
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    handlers = {
+        "weights": ocp.StandardCheckpointHandler(),
+        "training": ocp.StandardCheckpointHandler(),
+        "facts": ocp.JsonCheckpointHandler(),
+    }
+    expected = {"weights": weights} | ({"training": training} if training is not None else {})
+    # Onto this process's device, whatever the one was that trained: a GPU's run is scored on a CPU.
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    items = {
+        item: ocp.args.StandardRestore(
+            jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), tree)
+        )
+        for item, tree in expected.items()
+    }
+    unreadable: list[int] = []
+    for step in reversed(steps(run, kind)):
+        if step > newest or not _intact(folder / str(step)):
+            continue
+        try:
+            with ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers) as manager:
+                stored = manager.item_metadata(step)
+                # Orbax would tell of a wrong shape by a page of tracebacks from its threads, so shapes are compared first.
+                for item, tree in expected.items():
+                    if stored[item] is not None and _shapes(stored[item]) != _shapes(tree):
+                        raise UserError(
+                            f"The checkpoint {folder / str(step)} is of another network than {run / 'config.toml'} says; "
+                            "restore the run's own files, or train again."
+                        )
+                loaded = manager.restore(step, args=ocp.args.Composite(**items, facts=ocp.args.JsonRestore()))
+        except UserError:
+            raise
+        # One that was cut off before its digests were noted surfaces as whatever the storage library meets first.
+        except Exception:
+            unreadable.append(step)
+            if training is not None:
+                drop(run, kind, step)  # its step comes again
+            continue
+        _tell_of_damaged(run, kind, unreadable, step)
+        return Saved(step, loaded["weights"], loaded.get("training"), loaded["facts"])
+    raise _damaged(run, kind)
 
 
 def _shapes(tree: Any) -> list[tuple[int, ...]]:
@@ -245,5 +287,8 @@ def _seal(folder: Path) -> None:
     """Note the digests of a finished checkpoint. One that the process was killed before noting stays usable: orbax had
     finished it; only damage done later would go unnoticed until it is read."""
     partial = folder / f"{_SEAL}.partial-{os.getpid()}"
-    partial.write_text(json.dumps(_digests(folder)))
+    with partial.open("w") as file:
+        file.write(json.dumps(_digests(folder)))
+        file.flush()
+        os.fsync(file.fileno())
     partial.replace(folder / _SEAL)

@@ -43,6 +43,10 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
+_LONGEST_TOML = 2**14
+"""Most bytes of a file of settings: of a key with 50,000 dots tomllib makes a minute and a half."""
+
+
 @dataclass(frozen=True)
 class Preprocess:
     """What is done to a film before a model sees it: the same in ``prepare`` and in ``score``."""
@@ -56,6 +60,26 @@ class Preprocess:
     """Class names, in the order of the labels; of films with lung masks, the kinds of mask."""
     invert: Literal["auto", "never"] = "auto"
     """``auto`` turns negatives into positives; ``never`` takes films as they are."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one file may take; a file that takes more is an error of that file."""
+
+    megapixels: float = 200.0
+    """The largest detectors give some 20; more than ten times that is a mistake or a bomb."""
+    megabytes: float = 512.0
+    """Of the file, and of what a compressed file or archive holds of it; 200 megapixels of 16 bits are 400."""
+    seconds: float = 60.0
+    """For reading, decoding and resizing."""
+
+    @property
+    def pixels(self) -> int:
+        return int(self.megapixels * 1e6)
+
+    @property
+    def bytes(self) -> int:
+        return int(self.megabytes * 1e6)
 
 
 @dataclass(frozen=True)
@@ -256,16 +280,22 @@ def _without_none(table: Mapping[str, Any]) -> dict[str, Any]:
 def _value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text
 
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a TOML file. Raises UsageError where it cannot be read or is no TOML."""
     try:
-        return tomllib.loads(path.read_text())
+        with path.open("rb") as file:
+            data = file.read(_LONGEST_TOML + 1)
+        if len(data) > _LONGEST_TOML:
+            raise UsageError(f"{path} is longer than any settings are; check its name.")
+        return tomllib.loads(data.decode())
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror}); check its name.") from error
+    except RecursionError:
+        raise UsageError(f"{path} is not valid TOML: it is nested too deeply; mend or remove that line.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}; mend or remove that line.") from error
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import fcntl
 import hashlib
 import itertools
 import json
@@ -14,7 +15,6 @@ import os
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,6 +51,15 @@ class Record(NamedTuple):
     """uint8 ``[S, S, 1]`` of 0 and 1, in a dataset of films with lung masks; the label then is the kind of mask."""
 
 
+@contextlib.contextmanager
+def _telling() -> Iterator[None]:
+    """ArrayRecord's writer tells of a full disk by RuntimeError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(" ".join(str(error).split())[:200]) from error
+
+
 class _FoldFile:
     """The file of one fold, written here rather than by TFDS's own writer, which compresses every record (a fifth
     smaller, but three times slower to read) and rewrites the description of the dataset after each."""
@@ -65,12 +74,14 @@ class _FoldFile:
         self._records = self._bytes = 0
 
     def write(self, example: bytes) -> None:
-        self._writer.write(example)
+        with _telling():
+            self._writer.write(example)
         self._records += 1
         self._bytes += len(example)
 
     def close(self) -> tfds.core.SplitInfo:
-        self._writer.close()
+        with _telling():
+            self._writer.close()
         return tfds.core.SplitInfo(
             name=self._split, shard_lengths=[self._records], num_bytes=self._bytes, filename_template=self._template
         )
@@ -139,7 +150,6 @@ class Writer:
         manifest = {
             "format": FORMAT,
             "covidjax": covidjax.__version__,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "fingerprint": self._hash.hexdigest(),
             "image_size": self._preprocess.image_size,
             "lungs": self._preprocess.lungs,
@@ -164,36 +174,82 @@ class Writer:
 
 
 @contextlib.contextmanager
-def writing(out: Path, preprocess: Preprocess, folds: int, *, masks: bool = False, segmenter: str = "") -> Iterator[Writer]:
-    """A writer whose dataset appears at ``out`` whole, when the block ends well, or not at all. ``segmenter`` is the digest
-    of the weights that found the lungs.
+def writing(
+    out: Path, preprocess: Preprocess, folds: int, *, masks: bool = False, segmenter: str = "", wait: bool = False
+) -> Iterator[Writer]:
+    """A writer whose dataset appears at ``out`` whole, when the block ends well, or not at all. Whenever it is begun, the
+    same records give the same bytes.
+
+    Args:
+      out: the dataset's folder.
+      preprocess: of its images.
+      folds: how many it has.
+      masks: whether every record has a mask.
+      segmenter: digest of the weights that found the lungs.
+      wait: for another process that is at the same dataset, rather than to fail.
 
     Raises:
-      UserError: ``out`` exists already, or cannot be written.
+      UserError: ``out`` exists already, is being written by another process, or cannot be written.
     """
     out = out.absolute()  # not resolved: a link stays what the user named
     try:
         str(out).encode()
     except UnicodeEncodeError:
         raise UsageError(f"{os.fsencode(out)!r} cannot be a dataset: its name is not UTF-8; choose another.") from None
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out} exists already; remove it or name another folder.")
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    partial = out.with_name(f".{out.name}.partial")
+    held = None
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        for stale in out.parent.glob(f".{out.name}.partial-*"):
-            if not Path("/proc", stale.name.rpartition("-")[2]).exists() or stale == partial:
-                shutil.rmtree(stale, ignore_errors=True)
-        partial.mkdir()
-    except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror}); name a folder that you may write to.") from error
-    try:
-        yield Writer(partial, preprocess, folds, masks, segmenter)
-        partial.rename(out)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror}); free some space or name another folder.") from error
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            held = _held(partial, wait)
+            if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+                raise UserError(f"{out} exists already; remove it or name another folder.")
+            for left in partial.iterdir():  # by a process that was killed
+                left.unlink()
+        except BlockingIOError:
+            raise UserError(f"{out} is being prepared by another command; wait for it, or name another folder.") from None
+        except OSError as error:
+            raise UserError(f"{out} cannot be written ({error.strerror}); name a folder that you may write to.") from error
+        try:
+            yield Writer(partial, preprocess, folds, masks, segmenter)
+            for file in partial.iterdir():
+                _sync(file)
+            partial.rename(out)
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"{out} cannot be written ({reason}); free some space or name another folder.") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if held is not None:
+            if partial.exists() and os.path.samestat(partial.stat(), os.fstat(held)):
+                shutil.rmtree(partial, ignore_errors=True)
+            os.close(held)
+
+
+def _held(folder: Path, wait: bool) -> int:
+    """A folder, made if need be, that no other process holds while the descriptor that is returned is open.
+
+    Raises:
+      BlockingIOError: another one does.
+    """
+    while True:
+        folder.mkdir(exist_ok=True)
+        held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if folder.exists() and os.path.samestat(folder.stat(), os.fstat(held)):
+                return held
+        except BaseException:
+            os.close(held)
+            raise
+        os.close(held)  # the other one has just finished, and renamed or removed it
+
+
+def _sync(file: Path) -> None:
+    held = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(held)
+    finally:
+        os.close(held)
 
 
 class _Records:

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from covidjax.config import RadiographError
+from covidjax.config import Limits, RadiographError
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-LARGEST_DEFLATED = 2**30
+LARGEST_DEFLATED = Limits().bytes
 """Most bytes of a deflated file, inflated."""
 
 PLAIN_FILM = ("CR", "DX", "DR")
@@ -79,10 +79,10 @@ def decode(data: bytes, most_pixels: int) -> np.ndarray:
     if not rows or not columns:
         raise RadiographError("damaged DICOM: no size in the header")
     if rows * columns > most_pixels:
-        raise RadiographError(f"more than {most_pixels // 1_000_000} megapixels, which no film has")
+        raise RadiographError(f"more than {most_pixels / 1e6:g} megapixels, which no film has")
     try:
         return _shown(dataset)
-    except RadiographError:
+    except (RadiographError, MemoryError):
         raise
     # Of a damaged file pydicom and its decoders raise nearly anything, and their messages may quote the header.
     except Exception as error:
@@ -149,15 +149,13 @@ def _refuse_bomb(data: bytes) -> None:
         inflated += len(body.decompress(rest, 2**24))
         rest = body.unconsumed_tail
     if inflated > LARGEST_DEFLATED:
-        raise RadiographError(f"longer than {LARGEST_DEFLATED // 2**30} GiB when inflated, which no film is")
+        raise RadiographError(f"longer than {LARGEST_DEFLATED / 1e6:g} MB when inflated, which no film is")
 
 
 def _fault(dataset: Dataset, error: Exception) -> str:
     syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
     if isinstance(error, NotImplementedError):
         return f"its compression ({getattr(syntax, 'name', 'unknown')}) is not supported"
-    if isinstance(error, MemoryError):
-        return "not enough memory to decode it"
     name = syntax.name if syntax is not None and not syntax.is_private and syntax.name != syntax else "unknown"
     return f"its pixels cannot be decoded (transfer syntax {name})"
 

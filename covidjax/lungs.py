@@ -5,7 +5,6 @@ Whatever computes the masks is handed in, so this page is geometry alone: a perf
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -15,9 +14,10 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from PIL import Image
 
-from covidjax import radiograph, reading
-from covidjax.config import Preprocess
-from covidjax.reading import Film
+from covidjax import archives, radiograph, reading
+from covidjax.config import Limits, Preprocess
+from covidjax.decoding import Job
+from covidjax.reading import Film, Source
 
 What = Literal["crop", "mask"]
 
@@ -213,25 +213,28 @@ class _Decoded(NamedTuple):
 
 
 def seen(
-    paths: Sequence[str | os.PathLike[str]],
+    paths: Sequence[Source],
     segmenter: Segmenter,
     *,
     at_least: int | None = None,
     invert: radiograph.Invert = "auto",
     workers: int | None = None,
     digest: bool = False,
+    limits: Limits = Limits(),
 ) -> Iterator[Seen]:
-    """Every file in order, decoded by threads ahead of the segmenter, which takes them in batches of one size.
+    """Every file in order, decoded ahead of the segmenter, which takes them in batches of one size.
 
     Args:
       paths: files.
       segmenter: what computes the masks.
       at_least: a side in pixels that suffices, see ``radiograph.read_reduced``; all pixels if None.
       invert: whether negatives are turned into positives.
-      workers: threads that decode; one a core if None.
+      workers: processes that decode; one a core if None.
       digest: whether the files' digests are wanted.
+      limits: what one file may take.
     """
-    jobs = (partial(_decode, path, segmenter.size, at_least, invert, digest) for path in paths)
+    job = Job(None, at_least, segmenter.size, invert=invert, digest=digest, limits=limits)
+    jobs = (partial(_decode, reading.loaded(path, limits), job) for path in paths)
     batch_size = min(BATCH, max(len(paths), 1))
     group: list[_Decoded] = []
     for decoded in reading.in_order(jobs, workers=workers, ahead=BATCH):
@@ -242,21 +245,11 @@ def seen(
     yield from _segment(group, segmenter, batch_size)
 
 
-def _decode(
-    path: str | os.PathLike[str], size: int, at_least: int | None, invert: radiograph.Invert, digest: bool
-) -> _Decoded:
-    start = time.perf_counter()
-    gray, small, error, remark, sha256 = None, None, "", "", ""
-    try:
-        data = radiograph.read_bytes(path)
-        if digest:
-            sha256 = hashlib.sha256(data).hexdigest()
-        gray, remark = radiograph.read_reduced(data, at_least, invert=invert)
-        small = radiograph.resize(gray, size)[..., None]
-    except radiograph.RadiographError as fault:
-        error = str(fault)
-    seconds = time.perf_counter() - start
-    return _Decoded(Seen(os.fspath(path), gray, None, error, remark, sha256, seconds, 0.0), small)
+def _decode(source: Source | archives.Loaded, job: Job) -> _Decoded:
+    found = reading.decoded(source, job)
+    gray, small = found.arrays or (None, None)
+    film = Seen(os.fspath(source), gray, None, found.error, found.remark, found.sha256, found.seconds, 0.0)
+    return _Decoded(film, None if small is None else small[..., None])
 
 
 def _segment(group: list[_Decoded], segmenter: Segmenter, batch_size: int) -> Iterator[Seen]:
@@ -278,18 +271,18 @@ def _segment(group: list[_Decoded], segmenter: Segmenter, batch_size: int) -> It
 
 
 def films(
-    paths: Sequence[str | os.PathLike[str]],
+    paths: Sequence[Source],
     preprocess: Preprocess,
     segmenter: Segmenter,
     *,
     workers: int | None = None,
     digest: bool = True,
+    limits: Limits = Limits(),
 ) -> Iterator[Film]:
     """``reading.films`` for ``preprocess.lungs`` other than ``none``: the lungs' box, made a square, resized."""
     # A box has at least a third of the film's sides or so: four times the size leaves more than is wanted.
-    found = seen(
-        paths, segmenter, at_least=4 * preprocess.image_size, invert=preprocess.invert, workers=workers, digest=digest
-    )
+    side, invert = 4 * preprocess.image_size, preprocess.invert
+    found = seen(paths, segmenter, at_least=side, invert=invert, workers=workers, digest=digest, limits=limits)
     jobs = (partial(_finished, film, preprocess) for film in found)
     return reading.in_order(jobs, workers=workers, ahead=BATCH)
 

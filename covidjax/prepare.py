@@ -17,7 +17,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from covidjax import collections, copies, dataset, lungs, phantom, reading
 from covidjax.collections import Collection, Example
-from covidjax.config import CLASSES, MASKS, Preprocess, UserError
+from covidjax.config import CLASSES, MASKS, Limits, Preprocess, UserError
 from covidjax.dataset import Record, writing
 from covidjax.segmenter import open_segmenter
 
@@ -43,11 +43,13 @@ class Options:
     """Of a film that several sources hold, ``drop`` keeps the first source's; ``keep`` keeps all, as one patient's."""
     only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Classes that alone are taken of a source, by its name."""
-    limits: Mapping[str, int] = field(default_factory=dict)
+    limits_by_class: Mapping[str, int] = field(default_factory=dict)
     """Most films of a class, drawn at random, where it is not ``limit_per_class``."""
     masks: bool = False
     """Pairs of films and lung masks, for a segmenter: the classes are the kinds of mask that there are, and the folds are
     stratified by source."""
+    limits: Limits = field(default_factory=Limits)
+    """What one file may take."""
 
 
 def prepare(
@@ -65,7 +67,7 @@ def prepare(
       sources: folders of films.
       out: the dataset's folder, made whole under a temporary name and then renamed.
       options: see there.
-      workers: decoding threads; one a core if None.
+      workers: decoding processes; one a core and one more if None.
       segmenter: what finds the lungs where ``options.preprocess.lungs`` wants them; the bundled one if None.
       progress: told after each film.
 
@@ -110,7 +112,7 @@ def prepare(
     skipped, remarks, whole = [], [], []
     digest = segmenter.digest if segmenter else ""
     with writing(out, options.preprocess, options.folds, masks=options.masks, segmenter=digest) as writer:
-        stream = _films(examples, options.preprocess, workers, segmenter)
+        stream = _films(examples, options, workers, segmenter)
         for done, (example, patient, fold, film) in enumerate(zip(examples, patients, folds, stream, strict=True), 1):
             if film.image is None:
                 skipped.append({"path": str(example.path), "source": example.source, "reason": film.error})
@@ -141,15 +143,16 @@ def prepare(
 
 
 def _films(
-    examples: Sequence[Example], preprocess: Preprocess, workers: int | None, segmenter: lungs.Segmenter | None
+    examples: Sequence[Example], options: Options, workers: int | None, segmenter: lungs.Segmenter | None
 ) -> Iterator[reading.Film]:
+    preprocess, limits = options.preprocess, options.limits
     pairs = [(example.path, example.mask) for example in examples if example.mask]
     if pairs:
-        return reading.pairs(pairs, preprocess, workers=workers)
+        return reading.pairs(pairs, preprocess, workers=workers, limits=limits)
     paths = [example.path for example in examples]
     if segmenter:
-        return lungs.films(paths, preprocess, segmenter, workers=workers)
-    return reading.films(paths, preprocess, workers=workers)
+        return lungs.films(paths, preprocess, segmenter, workers=workers, limits=limits)
+    return reading.films(paths, preprocess, workers=workers, limits=limits)
 
 
 def sample_dataset(
@@ -185,7 +188,7 @@ def _draw_sample(out: Path, options: Options, images: int, progress: Progress | 
     labels = np.asarray([film.label for film in films])
     named = [f"Class {name}" for name in CLASSES]
     folds = assign_folds(labels, [film.patient for film in films], named, folds=options.folds, seed=options.seed)
-    with writing(out, options.preprocess, options.folds, masks=options.masks) as writer:
+    with writing(out, options.preprocess, options.folds, masks=options.masks, wait=True) as writer:
         for index, (film, fold) in enumerate(zip(films, folds, strict=True)):
             digest = hashlib.sha256(film.image.tobytes()).hexdigest()
             label = "fields" if options.masks else CLASSES[film.label]
@@ -266,7 +269,7 @@ def _chosen(
     random = np.random.default_rng(options.seed)
     chosen = []
     for label in options.preprocess.classes:
-        mine, limit = by_class[label], options.limits.get(label, options.limit_per_class)
+        mine, limit = by_class[label], options.limits_by_class.get(label, options.limit_per_class)
         keep = set(range(len(mine)) if limit is None else random.permutation(len(mine))[:limit].tolist())
         for place, row in enumerate(mine):
             if place in keep:

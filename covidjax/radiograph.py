@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from covidjax import dicom, polarity
-from covidjax.config import RadiographError
+from covidjax.config import Limits, RadiographError
 
 SUFFIXES = frozenset(
     {
@@ -40,9 +40,6 @@ SUFFIXES = frozenset(
 )
 """File endings that are taken for films when a folder is read (``may_be_film``); one that is named itself may have any."""
 
-LARGEST = 200_000_000
-"""Most pixels that are decoded. The largest detectors give some 20 million; more is a mistake or a bomb."""
-
 SMALLEST = 32
 """Least height and width in pixels in which a chest can be told at all."""
 
@@ -50,15 +47,12 @@ FORMATS = ("PNG", "JPEG", "JPEG2000", "BMP", "TIFF", "WEBP", "GIF")
 """What is decoded besides DICOM, whatever a file is called: not every format that Pillow knows, some of which call other
 programs."""
 
-LONGEST = 2**30
-"""Most bytes of a file."""
-
-# What Pillow warns of, sizes between half and all of LARGEST and broken EXIF, is no news to the reader of a table. Set
-# once and not around each film: the warnings module is not made for several threads.
+# What Pillow warns of, large sizes and broken EXIF, is no news to the reader of a table. Set once and not around each
+# film: the warnings module is not made for several threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
-# Pillow refuses twice this number of itself, before it allocates anything.
-Image.MAX_IMAGE_PIXELS = LARGEST // 2
+# Pillow refuses twice this number of itself, before it allocates anything. A decoder process leaves it to the limits.
+Image.MAX_IMAGE_PIXELS = Limits().pixels // 2
 
 
 def may_be_film(path: Path) -> bool:
@@ -88,7 +82,13 @@ Invert = Literal["auto", "never"]
 """Whether negatives are turned into positives; ``auto`` does where ``covidjax.polarity`` is sure."""
 
 
-def read(source: str | os.PathLike[str] | bytes, *, at_least: int | None = None, invert: Invert = "auto") -> np.ndarray:
+def read(
+    source: str | os.PathLike[str] | bytes,
+    *,
+    at_least: int | None = None,
+    invert: Invert = "auto",
+    limits: Limits = Limits(),
+) -> np.ndarray:
     """Decode a film to gray uint8 ``[height, width]``.
 
     Args:
@@ -96,6 +96,7 @@ def read(source: str | os.PathLike[str] | bytes, *, at_least: int | None = None,
       at_least: a side in pixels that suffices. A JPEG more than twice as large is decoded at a half, a quarter or an
         eighth of its size, the smallest that still has this many pixels on its shorter side: several times faster.
       invert: ``never`` leaves negatives as they are.
+      limits: most pixels and bytes; how long it takes is bounded in ``covidjax.decoding`` only.
 
     Returns:
       uint8 ``[height, width]``, larger is brighter in the file. 16-bit pixels are stretched linearly from their own
@@ -103,41 +104,51 @@ def read(source: str | os.PathLike[str] | bytes, *, at_least: int | None = None,
       shown as ``covidjax.dicom.decode`` says.
 
     Raises:
-      RadiographError: missing, empty, truncated, not an image, below 32 pixels a side or above 200 megapixels.
+      RadiographError: missing, empty, truncated, not an image, below 32 pixels a side or above the limits.
     """
-    return _read(source, at_least, None, invert).pixels
+    return _read(source, at_least, None, invert, limits).pixels
 
 
-def read_resized(source: str | os.PathLike[str] | bytes, size: int, *, invert: Invert = "auto") -> Radiograph:
+def read_resized(
+    source: str | os.PathLike[str] | bytes, size: int, *, invert: Invert = "auto", limits: Limits = Limits()
+) -> Radiograph:
     """``resize(read(source, at_least=2 * size), size)`` without the copies between, as uint8 ``[size, size]``, and remarks.
 
     Twice the size, since a JPEG decoded smaller than that would lose detail to the two resizings in a row.
     """
-    return _read(source, 2 * size, size, invert)
+    return _read(source, 2 * size, size, invert, limits)
 
 
 def read_reduced(
-    source: str | os.PathLike[str] | bytes, at_least: int | None = None, *, invert: Invert = "auto"
+    source: str | os.PathLike[str] | bytes,
+    at_least: int | None = None,
+    *,
+    invert: Invert = "auto",
+    limits: Limits = Limits(),
 ) -> Radiograph:
     """``read`` and remarks; of a film that is still more than twice as large as ``at_least`` blocks of pixels are averaged,
     so that its shorter side has at least so many pixels, if the film's own has."""
-    pixels, remark = _read(source, at_least, None, invert)
+    pixels, remark = _read(source, at_least, None, invert, limits)
     factor = min(pixels.shape) // at_least if at_least else 1
     return Radiograph(np.asarray(Image.fromarray(pixels).reduce(factor)) if factor > 1 else pixels, remark)
 
 
-def _read(source: str | os.PathLike[str] | bytes, at_least: int | None, size: int | None, invert: Invert) -> Radiograph:
+def _read(
+    source: str | os.PathLike[str] | bytes, at_least: int | None, size: int | None, invert: Invert, limits: Limits
+) -> Radiograph:
     if not isinstance(source, bytes):
-        source = read_bytes(source)
+        source = read_bytes(source, limits)
     if not source:
         raise RadiographError("the file is empty (0 bytes)")
     remarks = []
     try:
         if dicom.is_dicom(source):
-            gray = _large_enough(Image.fromarray(dicom.decode(source, LARGEST)))
+            gray = _large_enough(Image.fromarray(dicom.decode(source, limits.pixels)))
             remarks.append(dicom.remark(source))
         else:
             with Image.open(io.BytesIO(source), formats=FORMATS) as image:
+                if image.width * image.height > limits.pixels:
+                    raise Image.DecompressionBombError
                 gray = _gray(image, at_least)
         if size:
             gray = _resized(gray, size)
@@ -146,19 +157,21 @@ def _read(source: str | os.PathLike[str] | bytes, at_least: int | None, size: in
             remarks.append("a negative, turned into a positive")
         return Radiograph(np.asarray(gray), "; ".join(filter(None, remarks)))
     except Image.DecompressionBombError:
-        raise RadiographError(f"more than {LARGEST // 1_000_000} megapixels, which no film has") from None
+        raise RadiographError(f"more than {limits.megapixels:g} megapixels, which no film has") from None
     except Image.UnidentifiedImageError:
         raise RadiographError(
             "not an image in a known format (DICOM, PNG, JPEG, JPEG 2000, BMP, TIFF, WebP, GIF)"
         ) from None
     except RadiographError:
         raise
+    except MemoryError:
+        raise RadiographError("not enough memory to decode it") from None
     # A damaged file can raise nearly anything from a decoder; whatever it is, it is this file's own fault.
     except Exception as error:
         raise RadiographError(f"damaged: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
-def read_bytes(path: str | os.PathLike[str]) -> bytes:
+def read_bytes(path: str | os.PathLike[str], limits: Limits = Limits()) -> bytes:
     """The contents of a regular file.
 
     Raises:
@@ -170,9 +183,9 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise RadiographError("not a regular file")
-            if status.st_size > LONGEST:
-                raise RadiographError(f"longer than {LONGEST // 2**30} GiB, which no film is")
-            return file.read()
+            if status.st_size > limits.bytes:
+                raise too_long(limits)
+            return file.read(limits.bytes + 1)
     except IsADirectoryError:
         raise RadiographError("this is a folder, not a film") from None
     except FileNotFoundError:
@@ -180,6 +193,11 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error  # ValueError: a NUL in the name
         raise RadiographError(f"cannot be opened: {reason}") from error
+
+
+def too_long(limits: Limits) -> RadiographError:
+    """The error of a file that has more bytes than it may."""
+    return RadiographError(f"longer than {limits.megabytes:g} MB, which no film is")
 
 
 def _large_enough(image: Image.Image) -> Image.Image:
@@ -220,7 +238,9 @@ def resize(gray: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(_resized(Image.fromarray(gray), size))
 
 
-def read_mask(source: str | os.PathLike[str] | bytes, size: int, film: tuple[int, int]) -> np.ndarray:
+def read_mask(
+    source: str | os.PathLike[str] | bytes, size: int, film: tuple[int, ...], *, limits: Limits = Limits()
+) -> np.ndarray:
     """A film's lung mask as it lies on the film after ``read_resized``: uint8 ``[size, size]`` of 0 and 1.
 
     Inside is what is brighter than half the mask's brightest pixel. It is resized as the film is, and inside again is where
@@ -234,7 +254,7 @@ def read_mask(source: str | os.PathLike[str] | bytes, size: int, film: tuple[int
     Raises:
       RadiographError: as ``read``, and where the mask is empty or of another shape than the film.
     """
-    mask = read(source, invert="never")
+    mask = read(source, invert="never", limits=limits)
     (height, width), (film_height, film_width) = mask.shape, film
     if abs(height * film_width / (width * film_height) - 1) > 0.02:
         raise RadiographError(f"the mask has {width}×{height} pixels, the film {film_width}×{film_height}")

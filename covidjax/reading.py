@@ -1,14 +1,12 @@
-"""Films from plain files, for ``prepare`` and ``score``, decoded by threads ahead of the reader.
+"""Films from plain files and from archives, for ``prepare`` and ``score``, decoded ahead of the reader.
 
-Threads of the standard library and not grain: grain imports jax, a second of start-up that scoring by another
-runtime does without. The decoders work outside Python's lock, so threads keep all cores busy.
+Threads of the standard library, each waiting for a decoder process, and not grain: grain imports jax, a second of start-up
+that scoring by another runtime does without.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,8 +16,12 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from covidjax import radiograph
-from covidjax.config import Preprocess
+from covidjax import archives, decoding
+from covidjax.config import Limits, Preprocess, RadiographError
+from covidjax.decoding import Decoded, Job
+
+Source = str | os.PathLike[str]
+"""A file, or an ``archives.Member``."""
 
 T = TypeVar("T")
 
@@ -40,7 +42,7 @@ class Film(NamedTuple):
     sha256: str
     """Of the file's bytes, hexadecimal; empty where there were none, or it was not asked for."""
     decode_seconds: float
-    """Reading, decoding and resizing, on the thread that did it."""
+    """Reading, decoding and resizing, in the process that did it."""
     mask: np.ndarray | None = None
     """uint8 ``[S, S, 1]`` of 0 and 1, where one was asked for."""
     lungs: str = ""
@@ -50,66 +52,84 @@ class Film(NamedTuple):
 
 
 def workers_or_default(workers: int | None) -> int:
-    """Threads that decode: one for each core this process may use, unless told otherwise."""
-    return workers or len(os.sched_getaffinity(0))
+    """Processes that decode, unless told otherwise: one for each core this process may use, and one more, since each idles
+    for a moment between two films."""
+    return workers or len(os.sched_getaffinity(0)) + 1
 
 
-def open_film(path: str | os.PathLike[str], preprocess: Preprocess, *, digest: bool = True) -> Film:
-    """Read a file as a model is to see it. Never raises for the file's faults: they are in ``error``."""
-    start = time.perf_counter()
-    image, error, remark, sha256 = None, "", "", ""
+def decoded(source: Source | archives.Loaded, job: Job) -> Decoded:
+    """Decode a file, or a member of an archive. Never raises for its faults."""
     try:
-        data = radiograph.read_bytes(path)
-        if digest:
-            sha256 = hashlib.sha256(data).hexdigest()
-        pixels, remark = radiograph.read_resized(data, preprocess.image_size, invert=preprocess.invert)
-        image = pixels[..., None]
-    except radiograph.RadiographError as fault:
-        error = str(fault)
-    return Film(os.fspath(path), image, error, remark, sha256, time.perf_counter() - start)
+        if isinstance(source, archives.Loaded):
+            return decoding.decode(source.data, job) if source.data is not None else Decoded([], source.error)
+        if isinstance(source, archives.Member):
+            return decoding.decode(source.read(job.limits), job)
+    except RadiographError as fault:
+        return Decoded([], str(fault))
+    return decoding.decode(source, job)
 
 
-def open_pair(path: str | os.PathLike[str], mask: str | os.PathLike[str], preprocess: Preprocess) -> Film:
+def loaded(source: Source, limits: Limits) -> Source | archives.Loaded:
+    """A source that may be read at any time and by any thread: members that can only be read one after another are read
+    here and now."""
+    return source.load(limits) if isinstance(source, archives.Member) and source.in_turn else source
+
+
+def open_film(
+    source: Source | archives.Loaded, preprocess: Preprocess, *, digest: bool = True, limits: Limits = Limits()
+) -> Film:
+    """Read a file as a model is to see it. Never raises for the file's faults: they are in ``error``."""
+    return _film(
+        source, decoded(source, Job(preprocess.image_size, invert=preprocess.invert, digest=digest, limits=limits))
+    )
+
+
+def open_pair(path: Path, mask: Path, preprocess: Preprocess, *, limits: Limits = Limits()) -> Film:
     """Read a film and its lung mask as a segmenter is to see them, with the digest of the film's file. Never raises for the
     files' faults."""
-    start = time.perf_counter()
-    image, inside, error, remark, sha256 = None, None, "", "", ""
-    try:
-        data = radiograph.read_bytes(path)
-        sha256 = hashlib.sha256(data).hexdigest()
-        gray, remark = radiograph.read_reduced(data, invert=preprocess.invert)
-        inside = radiograph.read_mask(mask, preprocess.image_size, gray.shape)[..., None]
-        image = radiograph.resize(gray, preprocess.image_size)[..., None]
-    except radiograph.RadiographError as fault:
-        error = str(fault)
-    return Film(os.fspath(path), image, error, remark, sha256, time.perf_counter() - start, inside)
+    size, invert = preprocess.image_size, preprocess.invert
+    return _film(path, decoded(path, Job(size, mask=os.fspath(mask), invert=invert, digest=True, limits=limits)))
+
+
+def _film(source: Source | archives.Loaded, found: Decoded) -> Film:
+    image, mask = (*(array[..., None] for array in found.arrays), None, None)[:2]
+    return Film(os.fspath(source), image, found.error, found.remark, found.sha256, found.seconds, mask)
 
 
 def films(
-    paths: Sequence[str | os.PathLike[str]],
+    paths: Sequence[Source],
     preprocess: Preprocess,
     *,
     workers: int | None = None,
     ahead: int = AHEAD,
     digest: bool = True,
+    limits: Limits = Limits(),
 ) -> Iterator[Film]:
     """Every file in order.
 
     Args:
-      paths: files.
+      paths: files, and members of archives.
       preprocess: size of the images.
-      workers: threads that decode; one a core if None.
+      workers: processes that decode; one a core if None.
       ahead: films that are decoded ahead of the reader, which bounds the memory.
       digest: whether the files' digests are wanted.
+      limits: what one file may take.
     """
-    return in_order((partial(open_film, path, preprocess, digest=digest) for path in paths), workers=workers, ahead=ahead)
+    jobs = (partial(open_film, loaded(path, limits), preprocess, digest=digest, limits=limits) for path in paths)
+    return in_order(jobs, workers=workers, ahead=ahead)
 
 
 def pairs(
-    paths: Sequence[tuple[Path, Path]], preprocess: Preprocess, *, workers: int | None = None, ahead: int = AHEAD
+    paths: Sequence[tuple[Path, Path]],
+    preprocess: Preprocess,
+    *,
+    workers: int | None = None,
+    ahead: int = AHEAD,
+    limits: Limits = Limits(),
 ) -> Iterator[Film]:
     """``films`` for pairs of a film and its lung mask."""
-    return in_order((partial(open_pair, *pair, preprocess) for pair in paths), workers=workers, ahead=ahead)
+    jobs = (partial(open_pair, *pair, preprocess, limits=limits) for pair in paths)
+    return in_order(jobs, workers=workers, ahead=ahead)
 
 
 def in_order(jobs: Iterable[Callable[[], T]], *, workers: int | None = None, ahead: int = AHEAD) -> Iterator[T]:

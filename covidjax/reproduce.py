@@ -136,7 +136,7 @@ def _write(file: Path, content: Any) -> None:
 def _options(experiment: Experiment, protocol: str) -> Options:
     films = experiment.films
     options = Options(Preprocess(films.image_size, films.lungs), group_by=PROTOCOLS[protocol])
-    return dataclasses.replace(options, only=films.only, limits=films.limits)
+    return dataclasses.replace(options, only=films.only, limits_by_class=films.limits)
 
 
 def _dataset(experiment: Experiment, protocol: str, root: Path, out: Path, show: Show) -> Dataset:

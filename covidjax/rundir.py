@@ -89,7 +89,7 @@ def history(run: Path) -> list[dict[str, Any]]:
     for line in log.read_text().splitlines() if log.exists() else ():
         try:
             records.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
     return records
 

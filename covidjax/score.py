@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import math
 import os
 import time
@@ -13,13 +14,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from covidjax import lungs, reading
+from covidjax import archives, lungs, reading
 from covidjax.collections.base import read_table, walk
 from covidjax.collections.folder import class_of
-from covidjax.config import Preprocess, Run, UserError
+from covidjax.config import Limits, Preprocess, Run, UserError
 from covidjax.radiograph import SUFFIXES, Invert
+from covidjax.reading import Source
 from covidjax.runtime import Opened, open_run
 from covidjax.segmenter import open_segmenter
+
+LOG = logging.getLogger(__name__)
 
 
 class Row(NamedTuple):
@@ -128,21 +132,27 @@ class Classifier:
 
     def score(
         self,
-        paths: Iterable[str | os.PathLike[str]],
+        paths: Iterable[Source],
         *,
         batch_size: int = 32,
         workers: int | None = None,
         invert: Invert | None = None,
+        limits: Limits = Limits(),
         timing: Timing | None = None,
     ) -> Iterator[Row]:
-        """One row for every file, in order. Decoding runs ahead of the model on threads; memory is bounded.
+        """One row for every file, in order. Decoding runs ahead of the model in processes; memory is bounded.
 
         Args:
-          paths: files, or a single one; folders are not searched here, see ``find_films``.
-          batch_size: images in one call of the model; the last batch is padded, so one shape is compiled.
-          workers: decoding threads; one a core if None.
+          paths: files, or a single one; folders and archives are not searched here, see ``find_films``.
+          batch_size: images in one call of the model; the last batch is padded, so one shape is compiled. Where the device
+            has not enough memory for it, it is halved until it has, which is logged.
+          workers: decoding processes; one a core and one more if None.
           invert: whether negatives are turned into positives; as in training if None.
+          limits: what one file may take.
           timing: filled in as the rows are taken.
+
+        Raises:
+          UserError: the device has not enough memory for a single image.
         """
         if isinstance(paths, str | os.PathLike):
             paths = [paths]
@@ -156,9 +166,11 @@ class Classifier:
         # While the model is at a batch, the threads fill the next.
         ahead = max(reading.AHEAD, batch_size)
         if self.segmenter:
-            stream = lungs.films(paths, preprocess, self.segmenter, workers=workers, digest=False)
+            segmenter = Sparing(self.segmenter, self.segmenter.size, self.segmenter.title, self.segmenter.digest)
+            stream = lungs.films(paths, preprocess, segmenter, workers=workers, digest=False, limits=limits)
         else:
-            stream = reading.films(paths, preprocess, workers=workers, ahead=ahead, digest=False)
+            stream = reading.films(paths, preprocess, workers=workers, ahead=ahead, digest=False, limits=limits)
+        runtime = Sparing(self._runtime, size, self.runtime)
         waiting: list[tuple[list[reading.Film], Any]] = []
         for films in _grouped(stream, batch_size):
             timing.files += len(films)
@@ -170,7 +182,7 @@ class Classifier:
                 start = time.perf_counter()
                 batch = np.zeros((batch_size, size, size, 1), np.uint8)
                 batch[: len(images)] = images
-                result = self._runtime(batch)
+                result = runtime(batch)
                 timing.model += time.perf_counter() - start
                 timing.films += len(images)
             waiting.append((films, result))
@@ -197,6 +209,79 @@ class Classifier:
             yield Row(film.path, "ok", best, probabilities[best], probabilities, "", film.remark, film.lungs)
 
 
+class Sparing:
+    """Computes batches of images, and in smaller ones where the device has not enough memory, from then on.
+
+    Args:
+      compute: uint8 ``[B, S, S, 1]`` → an array ``[B, …]``, which may still be computing.
+      size: S.
+      title: what computes, for the reader.
+      digest: of its weights, where it is a segmenter.
+    """
+
+    def __init__(self, compute: Callable[[np.ndarray], Any], size: int, title: str, digest: str = ""):
+        self._compute, self.size, self.title, self.digest = compute, size, title, digest
+        self._most: int | None = None
+
+    def __call__(self, images: np.ndarray) -> Any:
+        if self._most is None:
+            # What cannot be had is told when the result is asked for at the latest.
+            with contextlib.suppress(_OutOfMemory), _memory():
+                return _Result(self, images, self._compute(images))
+        return self.parts(images)
+
+    def parts(self, images: np.ndarray) -> np.ndarray:
+        """Compute a batch in parts that fit."""
+        most = self._most or max(len(images) // 2, 1)
+        while True:
+            try:
+                with _memory():
+                    parts = [images[at : at + most] for at in range(0, len(images), most)]
+                    padding = np.zeros((most * len(parts) - len(images), *images.shape[1:]), np.uint8)
+                    parts[-1] = np.concatenate([parts[-1], padding])  # so that one shape is compiled
+                    found = np.concatenate([np.asarray(self._compute(part)) for part in parts])[: len(images)]
+            except _OutOfMemory as error:
+                if most == 1:
+                    raise UserError(
+                        "The device has not enough memory for a single image; free some, or choose --device cpu."
+                    ) from error
+                most //= 2
+                continue
+            if self._most is None:
+                said = "The device has not enough memory for batches of %d images; they have %d from now on."
+                LOG.warning(said, len(images), most)
+            self._most = most
+            return found
+
+
+class _Result:
+    """A batch that is being computed."""
+
+    def __init__(self, sparing: Sparing, images: np.ndarray, result: Any):
+        self._sparing, self._images, self._result = sparing, images, result
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        try:
+            with _memory():
+                return np.asarray(self._result, dtype)
+        except _OutOfMemory:
+            return self._sparing.parts(self._images).astype(dtype or np.float32)
+
+
+class _OutOfMemory(Exception):
+    """By whatever the runtime calls it."""
+
+
+@contextlib.contextmanager
+def _memory() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            raise _OutOfMemory from error
+        raise
+
+
 def _grouped(films: Iterator[reading.Film], size: int) -> Iterator[list[reading.Film]]:
     """Groups of up to ``size`` readable films; the unreadable ones between them travel along, so order is kept."""
     group: list[reading.Film] = []
@@ -215,30 +300,53 @@ def _grouped(films: Iterator[reading.Film], size: int) -> Iterator[list[reading.
 class Found(NamedTuple):
     """What ``find_films`` found."""
 
-    paths: list[str]
+    paths: list[Source]
     passed_over: int
-    """Files in folders that are no images, by their ending."""
+    """Files in folders and archives that are no images, by their ending."""
+    roots: list[Path]
+    """The given paths that are folders or archives."""
 
 
 def find_films(paths: Sequence[Path]) -> Found:
-    """All films below the given folders, sorted by name, and every other given path as it is, in the order given.
+    """All films below the given folders, sorted by name, those in archives, given or below the folders, in their own order,
+    and every other given path as it is, in the order given. A folder or an archive that cannot be read stands for itself.
 
     Raises:
       UserError: nothing found.
     """
-    found: list[str] = []
+    found: list[Source] = []
     passed_over = 0
+    roots = []
     for path in paths:
-        if not path.is_dir():
-            found.append(os.fspath(path))
-            continue
-        films, others = walk(path)
-        found.extend(map(os.fspath, films))
-        passed_over += others
+        inside, unreadable = [path], []
+        if path.is_dir():
+            roots.append(path)
+            inside, others, unreadable = walk(path, archives=True)
+            passed_over += others
+        elif archives.is_archive(path) and path.is_file():
+            roots.append(path)
+        for file in inside:
+            if not (archives.is_archive(file) and file.is_file()):
+                found.append(os.fspath(file))
+                continue
+            members = archives.members(os.fspath(file))
+            found += members.films
+            passed_over += members.others
+            if members.fault:
+                found.append(archives.Loaded(os.fspath(file), None, members.fault))
+        for folder, reason in unreadable:
+            found.append(archives.Loaded(os.fspath(folder), None, f"a folder that cannot be read: {reason}"))
     if not found:
         endings = ", ".join(sorted(SUFFIXES))
-        raise UserError(f"There is no film in {', '.join(map(str, paths))}; files ending in {endings} are looked for.")
-    return Found(found, passed_over)
+        named = ", ".join(map(str, paths[:5])) + ", …" * (len(paths) > 5)
+        raise UserError(f"There is no film in {named}; files ending in {endings} are looked for.")
+    return Found(found, passed_over, roots)
+
+
+def listed(text: bytes) -> list[Path]:
+    """The paths of a list, one a line, or ended by NUL bytes where there is any: as ``find`` prints them."""
+    end = b"\0" if b"\0" in text else b"\n"
+    return [Path(os.fsdecode(name)) for name in text.split(end) if name]
 
 
 Truth = Callable[[str], str | None]
@@ -251,7 +359,7 @@ def truth_from_folders(roots: Sequence[Path]) -> Truth:
 
     def look_up(path: str) -> str | None:
         for root in roots:
-            if root.is_dir() and Path(path).is_relative_to(root):
+            if Path(path).is_relative_to(root):
                 folders = Path(path).relative_to(root).parts[:-1]
                 return next((label for name in reversed(folders) if (label := class_of(name))), None)
         return None

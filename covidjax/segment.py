@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from covidjax import lungs, reading
-from covidjax.config import UserError
+from covidjax.config import Limits, UserError
 
 What = Literal["mask", "crop", "overlay"]
 
@@ -53,13 +53,14 @@ class Row(NamedTuple):
 
 
 def segment(
-    paths: Sequence[str],
+    paths: Sequence[reading.Source],
     names: Sequence[str],
     out: Path,
     what: What,
     segmenter: lungs.Segmenter,
     *,
     workers: int | None = None,
+    limits: Limits = Limits(),
 ) -> Iterator[Row]:
     """Write a PNG for every readable file, and give a row for every file, in order.
 
@@ -70,12 +71,13 @@ def segment(
       what: ``mask``, white lungs on black at the film's size; ``crop``, the film within the box; ``overlay``, the whole
         film with the lungs tinted and the box drawn.
       segmenter: what computes the masks.
-      workers: threads that decode, and that write; one a core each if None.
+      workers: processes that decode, and threads that write; one a core and one more each if None.
+      limits: what one file may take.
 
     Raises:
       UserError: a PNG that cannot be written.
     """
-    found = lungs.seen(paths, segmenter, workers=workers)
+    found = lungs.seen(paths, segmenter, workers=workers, limits=limits)
     jobs = (partial(_written, film, name, out, what) for film, name in zip(found, names, strict=True))
     return reading.in_order(jobs, workers=workers, ahead=lungs.BATCH)
 
@@ -120,14 +122,14 @@ def picture(gray: np.ndarray, found: lungs.Lungs, what: What) -> Image.Image:
     return Image.fromarray(film)
 
 
-def names_of(paths: Sequence[str], roots: Sequence[Path]) -> list[str]:
+def names_of(paths: Sequence[reading.Source], roots: Sequence[Path]) -> list[str]:
     """A name for every file's PNG: its path below the first root that holds it, or its own name, ending in ``.png``. Where
     two would have the same, the later one keeps its own ending before that, or gets a number."""
     taken: set[str] = set()
     names = []
-    for path in paths:
-        root = next((root for root in roots if root.is_dir() and Path(path).is_relative_to(root)), None)
-        relative = Path(path).relative_to(root) if root else Path(Path(path).name)
+    for path in map(Path, paths):
+        root = next((root for root in roots if root in path.parents), None)
+        relative = path.relative_to(root) if root else Path(path.name)
         wanted = [relative.with_suffix(".png"), relative.with_name(relative.name + ".png")]
         numbered = (relative.with_name(f"{relative.stem}-{number}.png") for number in range(2, len(paths) + 3))
         name = next(os.fspath(each) for each in (*wanted, *numbered) if os.fspath(each).lower() not in taken)

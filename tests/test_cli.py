@@ -104,6 +104,7 @@ ROOMS = [
     {"experiments"},
     {"dicom", "polarity"},
     {"radiograph"},
+    {"archives", "decoding"},
     {"collections", "phantom"},
     {"pipeline", "reading"},
     {"copies", "dataset", "lungs"},

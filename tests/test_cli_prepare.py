@@ -50,7 +50,7 @@ def test_interrupted_prepare_leaves_no_half_dataset(films: Path, tmp_path: Path,
             films, source, copy_function=lambda a, b, c=copy: shutil.copy(a, f"{b}-{c}.png"), dirs_exist_ok=True
         )
     process = start("prepare", source, "--out", "data", "--image-size", 600, cwd=tmp_path)
-    wait_for(lambda: any(tmp_path.glob(".data.partial-*/*fold*")), process)
+    wait_for(lambda: any(tmp_path.glob(".data.partial/*fold*")), process)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == (-number if number == signal.SIGKILL else 1), errors

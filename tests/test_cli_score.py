@@ -259,9 +259,9 @@ def test_rows_come_before_all_files_are_read(trained: Path, films: Path, monkeyp
     opened = []
     whole = reading.open_film
 
-    def counted(path, preprocess, *, digest):
+    def counted(path, preprocess, *, digest, limits):
         opened.append(path)
-        return whole(path, preprocess, digest=digest)
+        return whole(path, preprocess, digest=digest, limits=limits)
 
     monkeypatch.setattr(reading, "open_film", counted)
     rows = covidjax.load(trained).score(paths_below(films) * 20, batch_size=4, workers=2)
@@ -313,20 +313,34 @@ def newest(run_folder: Path) -> Path:
     return max((run_folder / "checkpoints" / "last").iterdir(), key=lambda path: int(path.name))
 
 
+def with_one_before(run_folder: Path) -> Path:
+    """The same checkpoint again as that of an earlier step; a short training leaves only one."""
+    shutil.copytree(newest(run_folder), newest(run_folder).with_name("1"), dirs_exist_ok=True)
+    return run_folder
+
+
 def test_checkpoint_half_written(copied: Path, films: Path):
-    for file in (newest(copied) / "weights").rglob("*"):
+    for file in (newest(with_one_before(copied)) / "weights").rglob("*"):
         if file.is_file() and file.stat().st_size > 100:
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    message = refused("score", films, "--checkpoint", copied, code=1)
-    assert message.startswith(f"The checkpoint {newest(copied)} is damaged; remove that folder")
+    result = run("score", films, "--checkpoint", copied)
+    assert result.exit_code == 0, result.output
+    assert f"Damaged: {newest(copied)}. The checkpoint before it is used, step 1." in result.stderr
+    assert "last checkpoint, step 1," in result.stderr
 
 
 def test_checkpoint_with_a_flipped_bit(copied: Path, films: Path):
-    file = max((newest(copied) / "weights").rglob("*"), key=lambda path: path.stat().st_size)
+    file = max((newest(with_one_before(copied)) / "weights").rglob("*"), key=lambda path: path.stat().st_size)
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(bytes(data))
-    assert "is damaged" in refused("score", films, "--checkpoint", copied, code=1)
+    result = run("score", films, "--checkpoint", copied)
+    assert result.exit_code == 0, result.output
+    assert f"Damaged: {newest(copied)}. The checkpoint before it is used" in result.stderr
+    for step in (copied / "checkpoints" / "last").iterdir():
+        (step / "sha256.json").write_text("[" * 100_000)
+    message = refused("score", films, "--checkpoint", copied, code=1)
+    assert message.startswith(f"Every checkpoint in {copied / 'checkpoints' / 'last'} is damaged; remove that folder")
 
 
 def test_checkpoint_missing(copied: Path, films: Path):

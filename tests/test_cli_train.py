@@ -226,9 +226,11 @@ def test_training_killed_ten_times_resumes_to_the_same_bits(prepared: Path, tmp_
     compare_killed(prepared, tmp_path, kills=10, epochs=40, seed=1)
 
 
-def wait_for(condition, process, seconds: float = 90.0) -> None:
+def wait_for(condition, process, seconds: float = 90.0, dies: bool = False) -> None:
     end = time.monotonic() + seconds
     while not condition():
+        if dies and process.poll() is not None:
+            return
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.02)

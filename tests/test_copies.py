@@ -102,7 +102,7 @@ def test_patients_are_joined_by_a_copy_that_is_dropped(tmp_path: Path):
 
 def test_classes_of_a_source_and_limits_of_a_class(overlapping: list[Path], tmp_path: Path):
     only, limits = {"two": ("COVID-19",)}, {"COVID-19": 7, "Pneumonia": 5}
-    manifest = prepare(overlapping, tmp_path / "out", Options(SMALL, folds=3, only=only, limits=limits))
+    manifest = prepare(overlapping, tmp_path / "out", Options(SMALL, folds=3, only=only, limits_by_class=limits))
     assert manifest["per_class"] == {"COVID-19": 7, "No-Findings": 6, "Pneumonia": 5}
     left = Counter(manifest["left_out"]["two"]) + Counter(manifest["left_out"]["one"])
     assert left["class Pneumonia, not asked for"] == left["class No-Findings, not asked for"] == 6

@@ -15,7 +15,7 @@ from pydicom.encaps import encapsulate
 
 from covidjax import dicom, radiograph
 from covidjax.collections.base import walk
-from covidjax.config import RadiographError
+from covidjax.config import Limits, RadiographError
 
 FILM = np.asarray(
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 7), np.uint8)).resize((48, 40), Image.Resampling.BICUBIC)
@@ -202,10 +202,9 @@ def test_data_set_without_preamble_and_a_file_of_any_name_are_read(tmp_path):
         (make(FILM[:20]), "at least 32×32"),
     ],
 )
-def test_what_is_no_film_is_refused_with_the_reason(dataset, reason, monkeypatch):
-    monkeypatch.setattr(radiograph, "LARGEST", LARGEST)
+def test_what_is_no_film_is_refused_with_the_reason(dataset, reason):
     with pytest.raises(RadiographError, match=reason):
-        radiograph.read(written(dataset))
+        radiograph.read(written(dataset), limits=Limits(megapixels=LARGEST / 1e6))
 
 
 def test_report_without_an_image_is_refused():
@@ -281,6 +280,6 @@ def test_folder_gives_dicom_files_of_any_name_but_not_their_index(tmp_path):
     for name in ("1.2.840.1", "IM0001", "film.dcm", "DICOMDIR"):
         (tmp_path / name).write_bytes(written(make()))
     (tmp_path / "notes").write_text("no film")
-    found, others = walk(tmp_path)
-    assert [path.name for path in found] == ["1.2.840.1", "IM0001", "film.dcm"]
-    assert others == 2
+    found = walk(tmp_path)
+    assert [path.name for path in found.films] == ["1.2.840.1", "IM0001", "film.dcm"]
+    assert found.others == 2

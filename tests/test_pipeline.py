@@ -92,7 +92,7 @@ def test_no_paths_give_no_films():
 def test_films_are_not_all_read_ahead(monkeypatch):
     opened, lock = [], threading.Lock()
 
-    def open_film(path, preprocess, *, digest):
+    def open_film(path, preprocess, *, digest, limits):
         with lock:
             opened.append(path)
         return reading.Film(path, None, "", "", "", 0.0)

@@ -1,5 +1,6 @@
 """From folders of films to a dataset on disk and back."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -98,8 +99,9 @@ def test_manifest_counts_what_was_prepared(films, prepared):
         "limit_per_class": None,
         "copies": "drop",
         "only": {},
-        "limits": {},
+        "limits_by_class": {},
         "masks": False,
+        "limits": {"megapixels": 200.0, "megabytes": 512.0, "seconds": 60.0},
     }
 
 
@@ -421,14 +423,25 @@ def test_interrupted_work_leaves_nothing_behind(films, tmp_path, kind):
     assert names_in(tmp_path) == []
 
 
-def test_left_overs_of_a_killed_process_are_removed_and_those_of_a_living_one_stay(films, tmp_path):
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    dead, alive = tmp_path / f".out.partial-{process.pid}", tmp_path / f".out.partial-{os.getppid()}"
+def test_left_overs_of_a_killed_process_are_removed_and_a_living_one_is_left_alone(films, tmp_path):
+    dead = tmp_path / ".out.partial"
     dead.mkdir()
-    alive.mkdir()
+    (dead / "half").write_bytes(b"half a dataset")
+    held = os.open(dead, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)  # as a process does that is at it
+    assert "is being prepared by another command" in error_of(make, films, tmp_path / "out")
+    assert (dead / "half").exists()
+    os.close(held)
     make(films, tmp_path / "out")
-    assert names_in(tmp_path) == [alive.name, "out"]
+    assert names_in(tmp_path) == ["out"]
+    assert not (tmp_path / "out" / "half").exists()
+
+
+def test_the_same_films_give_the_same_bytes_at_any_time(films, tmp_path):
+    for name in ("a", "b"):
+        make(films, tmp_path / name)
+    each = [{file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("a", "b")]
+    assert each[0] == each[1]
 
 
 # Opening

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from covidjax.config import printable
+from covidjax.config import Limits, UsageError, printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -20,6 +22,47 @@ if TYPE_CHECKING:
 
 PLAIN_SECONDS = 10.0
 """Between two lines of progress where there is no terminal."""
+
+
+def limits(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that bound what one file may take; the command gets them as ``limits``."""
+
+    def bounded(max_megapixels: float, max_megabytes: float, max_seconds: float, **given: Any) -> Any:
+        return command(limits=Limits(max_megapixels, max_megabytes, max_seconds), **given)
+
+    usual = Limits()
+    wrapped: Any = functools.wraps(command)(bounded)
+    for name, value, least, what in (
+        ("--max-seconds", usual.seconds, 0.1, "A file that takes longer to decode is an error."),
+        ("--max-megabytes", usual.megabytes, 0.001, "A file that is longer is an error, also within an archive."),
+        ("--max-megapixels", usual.megapixels, 0.001, "A film that has more is an error."),
+    ):
+        kind = click.FloatRange(least, 1e6)
+        option: Any = click.option(name, type=kind, metavar="N", default=value, show_default=True, help=what)
+        wrapped = option(wrapped)
+    return wrapped
+
+
+WORKERS = click.option("--workers", type=click.IntRange(1), help="Decoding processes.  [default: one a core and one more]")
+
+
+def given_paths(paths: Sequence[Path]) -> list[Path]:
+    """The paths of a command, with those that are listed on standard input in the place of ``-``.
+
+    Raises:
+      UsageError: none of them exists.
+    """
+    from covidjax.score import listed
+
+    found: list[Path] = []
+    for path in paths:
+        found += listed(sys.stdin.buffer.read()) if str(path) == "-" else [path]
+    if not found:
+        raise UsageError("There is no path on standard input; list files or folders of films, one a line.")
+    missing = next((path for path in found if not path.exists()), None)
+    if missing and not any(path.exists() for path in found):
+        raise UsageError(f"{missing} does not exist; name a file or a folder of films.")
+    return found
 
 
 def say(text: str) -> None:

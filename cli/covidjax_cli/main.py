@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import importlib
 import io
+import logging
 import os
 import sys
 
 import click
 
 import covidjax
-from covidjax.config import UsageError, UserError
+from covidjax.config import UsageError, UserError, printable
 
 COMMANDS = ("prepare", "train", "evaluate", "score", "segment", "reproduce", "doctor")
+
+
+class _Told(logging.Handler):
+    """What the library has to say, as a line on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(printable(record.getMessage()), err=True)
 
 
 class LazyGroup(click.Group):
@@ -30,6 +38,9 @@ class LazyGroup(click.Group):
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show ✓ shows ? and goes on
                 stream.reconfigure(errors="replace")
+        log = logging.getLogger("covidjax")
+        told = _Told()
+        log.addHandler(told)
         try:
             return super().invoke(ctx)
         except UserError as error:
@@ -44,6 +55,8 @@ class LazyGroup(click.Group):
             reason = error.strerror or str(error)
             click.echo(f"Error: {where}{reason}; check the path, your rights and the space that is left.", err=True)
             ctx.exit(1)
+        finally:
+            log.removeHandler(told)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from covidjax.config import CLASSES, Preprocess, UsageError, UserError
+from covidjax.config import CLASSES, Limits, Preprocess, UsageError, UserError
 from covidjax_cli import common
 
 if TYPE_CHECKING:
@@ -61,7 +61,8 @@ if TYPE_CHECKING:
     show_default=True,
     help="Of a film that several sources hold, take the first source's only, or all as one patient's.",
 )
-@click.option("--workers", type=click.IntRange(1), help="Decoding threads.  [default: one a core]")
+@common.WORKERS
+@common.limits
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON instead of tables.")
 def prepare(
     sources: tuple[Path, ...],
@@ -78,6 +79,7 @@ def prepare(
     limit_per_class: int | None,
     copies: Any,
     workers: int | None,
+    limits: Limits,
     as_json: bool,
 ) -> None:
     """Turn folders of chest X-rays into a dataset for training.
@@ -97,6 +99,7 @@ def prepare(
         Preprocess(image_size, lungs, CLASSES[: int(classes)], invert),
         *(layout, group_by, folds, seed, limit_per_class, copies),
         masks=masks,
+        limits=limits,
     )
     with common.stopping() as stop, common.counting("Decoding") as count:
 

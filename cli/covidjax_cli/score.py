@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from covidjax.config import UsageError, UserError
+from covidjax.config import Limits, UsageError, UserError
 from covidjax_cli import common
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from covidjax.metrics import Metrics
+    from covidjax.output import Earlier, RowWriter
+    from covidjax.reading import Source
     from covidjax.score import Row
 
 SHOWN = 50
@@ -32,8 +36,10 @@ SHOWN = 50
     "--labels", type=click.Path(path_type=Path), help="CSV with the columns path and label: the truth, for metrics."
 )
 @click.option("--output", type=click.Path(path_type=Path), help="File for the rows: .csv, .jsonl or .parquet.")
+@click.option("--resume", is_flag=True, help="Go on with the rows that --output holds, whatever stopped their command.")
 @click.option("--batch-size", type=click.IntRange(1, 65536), default=32, show_default=True)
-@click.option("--workers", type=click.IntRange(1), help="Decoding threads.  [default: one a core]")
+@common.WORKERS
+@common.limits
 @click.option("--device", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", show_default=True)
 @click.option(
     "--runtime",
@@ -54,25 +60,31 @@ def score(
     checkpoint: Path | None,
     labels: Path | None,
     output: Path | None,
+    resume: bool,
     batch_size: int,
     workers: int | None,
+    limits: Limits,
     device: str,
     runtime: str,
     invert: Any,
     strict: bool,
     as_json: bool,
 ) -> None:
-    """Score films: files, and all images below folders.
+    """Score films: files, and all images below folders and in ZIP and TAR archives; - for a list of paths on stdin.
 
-    One row for every file, in order, whatever happened to it. Where the truth is known, from --labels or from subfolders
+    One row for every file, in order, whatever happened to it. Rows are on disk as they come; a command that was broken off
+    goes on with --resume. Where the truth is known, from --labels or from subfolders
     named after classes, the metrics are printed too.
     """
-    missing = [path for path in paths if not path.exists()]
-    if len(missing) == len(paths):
-        raise UsageError(f"{missing[0]} does not exist; name a file or a folder of films.")
+    given = common.given_paths(paths)
 
-    from covidjax.checkpoint import newest_run
+    if resume and not output:
+        raise UsageError("--resume goes on with the rows of a file; name it with --output.")
+
+    from covidjax.checkpoint import digest, newest_run
+    from covidjax.decoding import start
     from covidjax.output import check_ending, open_output
+    from covidjax.reading import workers_or_default
     from covidjax.score import Classifier, Timing, find_films, truth_from_csv, truth_from_folders
 
     if output:
@@ -80,7 +92,8 @@ def score(
     run = checkpoint or newest_run(classifier=True)
     if run is None:
         raise UserError("There is no run under runs/ to score with; train one with `covidjax train`, or name one.")
-    found = find_films(paths)
+    found = find_films(given)
+    start(min(workers_or_default(workers), len(found.paths)))  # while the model is loaded
     classifier = Classifier.load(run, device=device, runtime=runtime)
     common.say(f"Model: run {run}, {classifier.run.config.model.name}, {classifier.checkpoint}, on {classifier.runtime}.")
     if found.passed_over:
@@ -91,7 +104,7 @@ def score(
         common.say(f"Lungs: {wanted}, as in training, by {classifier.segmenter.title}.")
         if classifier.segmenter.digest != classifier.run.segmenter:
             common.say("These are other lung masks than the run was trained with: its weights came with another version.")
-    truth = truth_from_csv(labels, classes) if labels else truth_from_folders(paths)
+    truth = truth_from_csv(labels, classes) if labels else truth_from_folders(found.roots)
     synthetic = classifier.run.config.data.path == "sample"
 
     timing = Timing()
@@ -99,18 +112,37 @@ def score(
     errors: list[Row] = []
     known: list[tuple[int, int]] = []
     good = labelled = warned = whole = 0
+
+    def count(row: Row | Earlier) -> None:
+        nonlocal good, labelled, warned, whole
+        good += row.status == "ok"
+        warned += bool(row.warning)
+        whole += row.status == "ok" and row.lungs != wanted and wanted != "none"
+        label = truth(row.path)
+        labelled += label is not None
+        if label in classes and row.status == "ok":
+            known.append((classes.index(label), classes.index(row.prediction)))
+
+    wanted_paths, earlier = found.paths, 0
     with contextlib.ExitStack() as stack:
-        writer = stack.enter_context(open_output(output, classes, lungs=wanted != "none")) if output else None
+        writer = None
+        if output:
+            options = {"invert": invert or classifier.preprocess.invert, "limits": asdict(limits)}
+            facts = {"model": digest(run), "options": options}
+            lungs = wanted != "none"
+            writer = stack.enter_context(open_output(output, classes, lungs=lungs, facts=facts, resume=resume))
+            earlier = len(writer.earlier)
+            if resume:
+                wanted_paths = _left(found.paths, writer, output)
+            for row in writer.earlier:
+                count(row)
+        stop = stack.enter_context(common.stopping())
         progress = stack.enter_context(common.counting("Scoring"))
-        rows = classifier.score(found.paths, batch_size=batch_size, workers=workers, invert=invert, timing=timing)
+        rows = classifier.score(
+            wanted_paths, batch_size=batch_size, workers=workers, invert=invert, limits=limits, timing=timing
+        )
         for done, row in enumerate(rows, 1):
-            good += row.status == "ok"
-            warned += bool(row.warning)
-            whole += row.status == "ok" and row.lungs != wanted and wanted != "none"
-            label = truth(row.path)
-            labelled += label is not None
-            if label in classes and row.status == "ok":
-                known.append((classes.index(label), classes.index(row.prediction)))
+            count(row)
             if writer:
                 with timing.writing():
                     writer.write(row)
@@ -118,12 +150,15 @@ def score(
                 shown.append(row)
             elif row.status != "ok" and len(errors) < SHOWN:
                 errors.append(row)
-            progress(done, len(found.paths))
+            progress(done, len(wanted_paths))
+            if stop() and done < len(wanted_paths):
+                again = f"; go on with the same command and --resume, {output} has {earlier + done} rows" if output else ""
+                raise UserError(f"Stopped after {done} of {len(wanted_paths)} files{again}.")
     timing.stop()
 
     from covidjax import report  # now: tables need what the first row did not
 
-    total = len(found.paths)
+    total = earlier + len(wanted_paths)
     measured = None
     if known:
         from covidjax import metrics
@@ -167,6 +202,22 @@ def score(
         raise UserError("No film could be read; see the reasons above.")
     if strict and good < total:
         raise UserError(f"{total - good} of {total} files could not be read, and --strict was given; see the error rows.")
+
+
+def _left(paths: list[Source], writer: RowWriter, output: Path) -> list[Source]:
+    """The paths that have no row yet. A path that was given twice has two."""
+    there = Counter(row.path for row in writer.earlier)
+    left = []
+    for path in paths:
+        key = writer.key(os.fspath(path))
+        if there[key]:
+            there[key] -= 1
+        else:
+            left.append(path)
+    if left and writer.finished:
+        raise UserError(f"{output} is finished, and {len(left)} files have no row in it; score them into another --output.")
+    common.say(f"{output} has {len(writer.earlier)} rows already; {len(left)} files are left.")
+    return left
 
 
 def _tables(

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from covidjax.config import UsageError, UserError
+from covidjax.config import Limits, UsageError, UserError
 from covidjax_cli import common
 
 
@@ -27,7 +27,8 @@ from covidjax_cli import common
 @click.option(
     "--checkpoint", metavar="RUN", type=click.Path(path_type=Path), help="A run of lung-unet.  [default: bundled]"
 )
-@click.option("--workers", type=click.IntRange(1), help="Decoding threads.  [default: one a core]")
+@common.WORKERS
+@common.limits
 @click.option("--device", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", show_default=True)
 @click.option(
     "--runtime",
@@ -44,32 +45,31 @@ def segment(
     what: Any,
     checkpoint: Path | None,
     workers: int | None,
+    limits: Limits,
     device: str,
     runtime: str,
     strict: bool,
     as_json: bool,
 ) -> None:
-    """Find the lungs on films: files, and all images below folders.
+    """Find the lungs on films: files, and all images below folders and in ZIP and TAR archives; - for a list on stdin.
 
     One PNG for every film, under its path below the folder that was named, and OUT/lungs.csv with a row for every file: the
     box of both lungs in pixels, the mask's share of the film, its quality (good, or why the mask is implausible), and a
     warning where the file tells that it is no frontal chest film.
     """
-    missing = [path for path in paths if not path.exists()]
-    if len(missing) == len(paths):
-        raise UsageError(f"{missing[0]} does not exist; name a file or a folder of films.")
-    for path in paths:
+    given = common.given_paths(paths)
+    for path in given:
         if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
             raise UsageError(f"{out} lies in {path}, whose films are read; name a folder elsewhere.")
 
     from covidjax import report
     from covidjax.output import open_table
-    from covidjax.score import find_films
+    from covidjax.score import Sparing, find_films
     from covidjax.segment import COLUMNS, GOOD, names_of
     from covidjax.segment import segment as run
     from covidjax.segmenter import open_segmenter
 
-    found = find_films(paths)
+    found = find_films(given)
     segmenter = open_segmenter(device, runtime, checkpoint)
     common.say(f"Segmenter: {segmenter.title}.")
     if found.passed_over:
@@ -84,14 +84,19 @@ def segment(
         except OSError as error:
             raise UserError(f"{out} cannot be made ({error.strerror}); name a folder that you may write to.") from error
         table = stack.enter_context(open_table(out / "lungs.csv", COLUMNS))
+        stop = stack.enter_context(common.stopping())
         progress = stack.enter_context(common.counting("Segmenting"))
-        rows = run(found.paths, names_of(found.paths, paths), out, what, segmenter, workers=workers)
+        names = names_of(found.paths, found.roots)
+        sparing = Sparing(segmenter, segmenter.size, segmenter.title, segmenter.digest)
+        rows = run(found.paths, names, out, what, sparing, workers=workers, limits=limits)
         for done, row in enumerate(rows, 1):
             table.write(row.cells())
             decode, lungs, write = decode + row.decode_seconds, lungs + row.lungs_seconds, write + row.write_seconds
             (quality if row.status == "ok" else errors)[row.quality or row.error] += 1
             warned += bool(row.warning)
             progress(done, total)
+            if stop() and done < total:
+                raise UserError(f"Stopped after {done} of {total} files; {out / 'lungs.csv'} has their rows.")
     good = quality.total()
     wall = time.perf_counter() - start
     stages = [("decode", decode, total), ("lungs", lungs, good), ("write", write, good), ("wall", wall, total)]

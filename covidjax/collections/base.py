@@ -8,7 +8,9 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
+from covidjax.archives import is_archive
 from covidjax.config import UserError
 from covidjax.radiograph import may_be_film
 
@@ -66,30 +68,53 @@ def read_table(path: Path, *columns: str) -> list[dict[str, str]]:
         raise UserError(f"{path} cannot be read as CSV in UTF-8 ({error}); mend the file.") from error
 
 
-def walk(folder: Path) -> tuple[list[Path], int]:
-    """Every film below a folder, sorted, and how many other files there are. Links to folders are followed, each folder
+class Walked(NamedTuple):
+    """What lies below a folder."""
+
+    films: list[Path]
+    others: int
+    """Other files."""
+    unreadable: list[tuple[Path, str]]
+    """Folders whose files nobody knows of, with the reasons."""
+
+
+def walk(folder: Path, *, archives: bool = False) -> Walked:
+    """Every film below a folder, sorted, and every archive too if asked for. Links to folders are followed, each folder
     is read once; names that begin with a dot are left alone."""
     found, others = [], 0
+    unreadable: list[tuple[Path, str]] = []
     seen = set()
-    for directory, subfolders, names in os.walk(folder, followlinks=True):
-        status = Path(directory).stat()
+
+    def note(error: OSError) -> None:
+        unreadable.append((Path(error.filename), error.strerror or str(error)))
+
+    for directory, subfolders, names in os.walk(folder, onerror=note, followlinks=True):
+        try:
+            status = Path(directory).stat()
+        except OSError as error:  # removed in the meantime
+            note(error)
+            subfolders.clear()
+            continue
         if (status.st_dev, status.st_ino) in seen:
             subfolders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         visible = sorted(name for name in names if not name.startswith("."))
-        mine = [path for name in visible if may_be_film(path := Path(directory, name))]
+        paths = (Path(directory, name) for name in visible)
+        mine = [path for path in paths if (archives and is_archive(path)) or may_be_film(path)]
         found += mine
         others += len(visible) - len(mine)
-    return found, others
+    return Walked(found, others, unreadable)
 
 
 def films(folder: Path, left_out: Counter[str]) -> list[Path]:
     """Every film below a folder, sorted; other files are counted into ``left_out``."""
-    found, others = walk(folder)
-    left_out["not an image file, by its ending"] += others
-    return found
+    found = walk(folder)
+    left_out["not an image file, by its ending"] += found.others
+    for path, reason in found.unreadable:
+        left_out[f"in the folder {path}, which cannot be read: {reason}"] += 1
+    return found.films
 
 
 # The parts at the end of a film's name that tell one film of a patient from another: projection, day, figure, panel.
