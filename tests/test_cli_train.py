@@ -70,7 +70,7 @@ def test_sample_is_said_to_be_synthetic(tmp_path: Path, monkeypatch: pytest.Monk
     from covidjax import evaluate, prepare
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(evaluate, "sample_dataset", lambda size: prepare.sample_dataset(32, 60))
+    monkeypatch.setattr(evaluate, "sample_dataset", lambda size, masks: prepare.sample_dataset(32, 60, masks=masks))
     result = run("train", "--epochs", 1, "--run", tmp_path / "run", *TINY)
     assert result.exit_code == 0, result.output
     first, *_ = result.stderr.splitlines()
