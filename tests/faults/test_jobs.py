@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +91,8 @@ def test_killed_scoring_resumes_to_the_same_rows(trained: Path, many: Path, tmp_
             with out.open("ab") as file:
                 file.write(b'many/0007.png,"ok' if ending == ".csv" else b'{"path": "ma')
         process = start(*words, "--output", out, "--resume", cwd=tmp_path)
-        before = seen
-        wait_for(
-            lambda: kill + 1 == KILLS or process.poll() is not None or output_has(out, before + 20), process, dies=True
-        )
+        if kill + 1 < KILLS:
+            wait_for(partial(output_has, out, seen + 20), process, dies=True)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     same(rows(out), rows(tmp_path / f"whole{ending}"))
