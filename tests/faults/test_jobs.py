@@ -92,7 +92,7 @@ def test_killed_scoring_resumes_to_the_same_rows(trained: Path, many: Path, tmp_
                 file.write(b'many/0007.png,"ok' if ending == ".csv" else b'{"path": "ma')
         process = start(*words, "--output", out, "--resume", cwd=tmp_path)
         if kill + 1 < KILLS:
-            wait_for(partial(ended_or_has, process, out, seen + 20), process, dies=True)
+            wait_for(partial(output_has, out, seen + 20), process, dies=True)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     same(rows(out), rows(tmp_path / f"whole{ending}"))
@@ -102,10 +102,6 @@ def test_killed_scoring_resumes_to_the_same_rows(trained: Path, many: Path, tmp_
     assert finished.exit_code == 0
     assert f"{out} has 1500 rows already; 0 files are left." in finished.stderr
     same(rows(out), rows(tmp_path / f"whole{ending}"))
-
-
-def ended_or_has(process: subprocess.Popen[str], path: Path, count: int) -> bool:
-    return process.poll() is not None or output_has(path, count)
 
 
 def output_has(path: Path, count: int) -> bool:
