@@ -54,8 +54,8 @@ class Preprocess:
     image_size: int = 224
     """Height and width in pixels after resizing."""
     lungs: Literal["none", "crop", "mask"] = "none"
-    """What is done with the lungs: ``none`` keeps the whole film, ``crop`` the box of both lungs with its aspect, ``mask``
-    also blanks what is outside them."""
+    """What is done with the lungs: ``none`` keeps the whole film, ``crop`` a square around the box of both lungs,
+    ``mask`` the box, black outside the lungs; see ``lungs.framed``."""
     classes: tuple[str, ...] = CLASSES
     """Class names, in the order of the labels; of films with lung masks, the kinds of mask."""
     invert: Literal["auto", "never"] = "auto"

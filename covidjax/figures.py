@@ -118,7 +118,7 @@ def segmented(path: Path, roots: Sequence[Path], classes: Sequence[str], segment
             continue
         axes[0, column].imshow(film.gray, cmap="gray", vmin=0, vmax=255)
         axes[1, column].imshow(np.asarray(segment.picture(film.gray, film.lungs, "overlay")))
-        axes[2, column].imshow(np.asarray(segment.picture(film.gray, film.lungs, "crop")), cmap="gray", vmin=0, vmax=255)
+        axes[2, column].imshow(lungs.framed(film.gray, film.lungs, "crop"), cmap="gray", vmin=0, vmax=255)
         axes[0, column].set_title(example.label, fontsize=8)
     for row, name in zip(axes, ("original", "lungs found", "cut out"), strict=True):
         row[0].set_ylabel(name, fontsize=8)

@@ -73,7 +73,7 @@ def _draw(path: Path, films: list[Any], dice: np.ndarray, kinds: tuple[str, ...]
         mine = axes[number // 2, number % 2 * len(heads) :][: len(heads)]
         # The box is that of the last kind, as in use; the mask that is measured is of the film's own kind.
         seen = lungs.find(probabilities[..., -1], *image.shape)
-        crop = lungs.square(lungs.cut(image, seen, "crop"))
+        crop = lungs.framed(image, seen, "crop")
         pictures = (image, _tinted(image, mask > 0), _tinted(image, probabilities[..., kind] > 0.5), crop)
         below = (f"Dice {score:.3f}, {kinds[kind]}", "", "", lungs.WHOLE + seen.flag if seen.flag else "")
         for axis, picture, head, text in zip(mine, pictures, heads, below, strict=True):

@@ -25,6 +25,10 @@ SIDEWAYS, ENDS = 0.03, 0.08
 """The margin around the box of both masks, as shares of its width, left and right, and of its height, above and below. What
 radiologists box is larger than what is masked: on V7's own masks these margins come closest to their boxes."""
 
+CONTEXT = 0.2
+"""What a classifier sees around the box in a crop, as a share of its longer side, on every side. Cut to the box itself a
+classifier loses what lies around the lungs; docs/lungs.md has the figures."""
+
 DILATION = 1 / 64
 """How far outside the mask a blanked film is still shown, as a share of the film's sides: the pleura lies on the edge."""
 
@@ -190,6 +194,27 @@ def square(gray: np.ndarray) -> np.ndarray:
     return np.pad(gray, ((top, side - height - top), (left, side - width - left)))
 
 
+def framed(gray: np.ndarray, lungs: Lungs, what: What) -> np.ndarray:
+    """The square that a classifier sees, at the film's own scale: uint8 ``[H, W]`` → ``[S, S]``.
+
+    ``crop``: the box in the middle of a square window of the film, ``CONTEXT`` wider on every side, moved into the film
+    where it reaches out of it, with black only where the film is smaller than the window. ``mask``: the box, black outside
+    the lungs. A film whose mask is implausible: the whole of it. For the arguments see ``cut``.
+    """
+    if what == "mask" or lungs.flag:
+        return square(cut(gray, lungs, what))
+    left, top, right, bottom = lungs.box
+    side = round(max(bottom - top, right - left) * (1 + 2 * CONTEXT))
+    height, width = gray.shape
+    return square(gray[_stretch(top, bottom, side, height), _stretch(left, right, side, width)])
+
+
+def _stretch(first: int, last: int, side: int, length: int) -> slice:
+    """Of a length, the part of a given size around another, or all of it."""
+    start = min(max((first + last - side) // 2, 0), max(length - side, 0))
+    return slice(start, min(start + side, length))
+
+
 class Seen(NamedTuple):
     """One file and the lungs on it."""
 
@@ -279,7 +304,7 @@ def films(
     digest: bool = True,
     limits: Limits = Limits(),
 ) -> Iterator[Film]:
-    """``reading.films`` for ``preprocess.lungs`` other than ``none``: the lungs' box, made a square, resized."""
+    """``reading.films`` for ``preprocess.lungs`` other than ``none``: the lungs as ``framed`` shows them, resized."""
     # A box has at least a third of the film's sides or so: four times the size leaves more than is wanted.
     side, invert = 4 * preprocess.image_size, preprocess.invert
     found = seen(paths, segmenter, at_least=side, invert=invert, workers=workers, digest=digest, limits=limits)
@@ -291,7 +316,7 @@ def _finished(film: Seen, preprocess: Preprocess) -> Film:
     if film.gray is None or film.lungs is None or preprocess.lungs == "none":
         return Film(film.path, None, film.error, film.remark, film.sha256, film.decode_seconds)
     start = time.perf_counter()
-    image = radiograph.resize(square(cut(film.gray, film.lungs, preprocess.lungs)), preprocess.image_size)[..., None]
+    image = radiograph.resize(framed(film.gray, film.lungs, preprocess.lungs), preprocess.image_size)[..., None]
     seconds = film.lungs_seconds + time.perf_counter() - start
     done = WHOLE + film.lungs.flag if film.lungs.flag else preprocess.lungs
     return Film(film.path, image, "", film.remark, film.sha256, film.decode_seconds, lungs=done, lungs_seconds=seconds)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from bench import all as every
-from bench import data, gpu, growth, harness, startup
+from bench import data, gpu, growth, harness, lungs, startup
 from bench.harness import Entry, Log, Player, Result, Row, Spread, Table
 
 ROOT = Path(__file__).parents[1]
@@ -224,7 +225,13 @@ def test_every_benchmark_runs_on_tiny_inputs(tmp_path: Path):
         assert apart
         assert max(apart) < 1e-3, (name, apart)
     missing = {line.figure for line in every.ASKED} - set(every.figures_of(stored))
-    assert missing <= {"runtime_vs_openvino_bfloat16", "runtime_vs_openvino_best"}
+    allowed = {"runtime_vs_openvino_bfloat16", "runtime_vs_openvino_best"}
+    # What the bench of lungs finds depends on films and on a peer that tests do without.
+    if not lungs.films()[0]:
+        allowed |= {line.figure for line in every.ASKED if line.figure.startswith("lungs_")}
+    elif not find_spec("lungs_finder"):
+        allowed |= {"lungs_vs_lungs_finder"}
+    assert missing <= allowed
 
 
 @pytest.mark.slow
@@ -241,8 +248,6 @@ def test_gpu_benchmark_runs_on_a_cpu(tmp_path: Path):
 
 def test_boxes_of_lungs_are_measured_against_drawn_ones():
     import doctest
-
-    from bench import lungs
 
     assert doctest.testmod(lungs).failed == 0
     drawn = [np.asarray([[10.0, 10.0, 40.0, 90.0], [60.0, 10.0, 90.0, 90.0]])]

@@ -151,6 +151,26 @@ def test_square_keeps_the_aspect_between_equal_black_bars():
     np.testing.assert_array_equal(lungs.square(film.T), found.T)
 
 
+@pytest.mark.parametrize(
+    ("box", "height", "width", "rows", "columns"),
+    [
+        ((40, 30, 60, 70), 100, 120, (22, 78), (22, 78)),  # 40 × 1.4 around the middle (50, 50)
+        ((0, 30, 30, 70), 100, 120, (22, 78), (0, 56)),  # moved into the film from the left
+        ((90, 60, 120, 100), 100, 120, (44, 100), (64, 120)),  # and from the right and from below
+        ((2, 10, 38, 90), 100, 40, (0, 100), (0, 40)),  # wider than the film: black on both sides
+    ],
+)
+def test_classifier_sees_a_square_window_around_the_box(box, height, width, rows, columns):
+    film = np.random.default_rng(1).integers(1, 255, (height, width), np.uint8)
+    found = lungs.Lungs(box, 0.3, "", np.ones((SIZE, SIZE), bool))
+    window = film[slice(*rows), slice(*columns)]
+    np.testing.assert_array_equal(lungs.framed(film, found, "crop"), lungs.square(window))
+    np.testing.assert_array_equal(lungs.framed(film, found, "mask"), lungs.square(lungs.cut(film, found, "mask")))
+    np.testing.assert_array_equal(
+        lungs.framed(film, found._replace(box=(0, 0, width, height), flag="one lung"), "crop"), lungs.square(film)
+    )
+
+
 def test_files_come_back_in_order_whatever_is_wrong_with_them(films, tmp_path):
     paths = []
     for index, film in enumerate(films):
@@ -169,9 +189,9 @@ def test_files_come_back_in_order_whatever_is_wrong_with_them(films, tmp_path):
     for film, path in zip(found, paths, strict=True):
         if film.lungs == "crop":
             true = films[int(path.stem)]
-            part = lungs.cut(true.image, lungs.find(true.lungs.astype(float), SIZE, SIZE), "crop")
+            part = lungs.framed(true.image, lungs.find(true.lungs.astype(float), SIZE, SIZE), "crop")
             assert film.image is not None
-            np.testing.assert_array_equal(film.image[..., 0], radiograph.resize(lungs.square(part), 32))
+            np.testing.assert_array_equal(film.image[..., 0], radiograph.resize(part, 32))
             assert len(film.sha256) == 64
     last = found[-1].image
     assert last is not None
@@ -209,5 +229,5 @@ def test_prepare_writes_the_lungs_and_counts_the_films_without(films, tmp_path, 
         index = int(source.texts(row, "name")[0].removesuffix(".png").rpartition("-")[2])
         if index:
             film = films[index]
-            part = lungs.cut(film.image, lungs.find(film.lungs.astype(float), SIZE, SIZE), what)
-            np.testing.assert_array_equal(batch.images[row, ..., 0], radiograph.resize(lungs.square(part), 32))
+            part = lungs.framed(film.image, lungs.find(film.lungs.astype(float), SIZE, SIZE), what)
+            np.testing.assert_array_equal(batch.images[row, ..., 0], radiograph.resize(part, 32))

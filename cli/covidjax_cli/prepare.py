@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     type=click.Choice(["none", "crop", "mask"]),
     default="none",
     show_default=True,
-    help="crop: the box of both lungs; mask: also black outside them; none: the whole film.",
+    help="crop: a square around both lungs; mask: their box, black outside them; none: the whole film.",
 )
 @click.option(
     "--invert",
