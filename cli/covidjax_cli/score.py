@@ -127,8 +127,9 @@ def score(
     with contextlib.ExitStack() as stack:
         writer = None
         if output:
+            segmenter = classifier.segmenter.digest if classifier.segmenter else ""
             options = {"invert": invert or classifier.preprocess.invert, "limits": asdict(limits)}
-            facts = {"model": digest(run), "options": options}
+            facts = {"model": digest(run), "segmenter": segmenter, "options": options}
             lungs = wanted != "none"
             writer = stack.enter_context(open_output(output, classes, lungs=lungs, facts=facts, resume=resume))
             earlier = len(writer.earlier)
