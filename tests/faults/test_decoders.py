@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
@@ -201,8 +202,9 @@ def test_job_goes_on_while_decoders_are_killed(film: Path):
         while not stop.wait(0.5):
             for process in psutil.Process().children():
                 # One that is starting is left alone: on a busy machine none would ever get to its work.
-                if "covidjax.decoding" in " ".join(process.cmdline()) and time.time() - process.create_time() > 1:
-                    process.kill()
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if "covidjax.decoding" in " ".join(process.cmdline()) and time.time() - process.create_time() > 1:
+                        process.kill()
 
     killer = threading.Thread(target=kill)
     killer.start()
