@@ -177,12 +177,6 @@ def verify(run: Path, kind: str) -> tuple[int, str]:
     raise _damaged(run, kind)
 
 
-def digest(run: Path) -> str:
-    """By which the networks that a run is used by are known again."""
-    each = [verify(folder, chosen(folder))[1] for folder in rundir.members(run) or [run]]
-    return hashlib.sha256(json.dumps(each).encode()).hexdigest()
-
-
 def _intact(folder: Path) -> dict[str, str] | None:
     """The digests of a checkpoint's files, or None where they are not those that were noted."""
     try:

@@ -193,11 +193,22 @@ class Run:
     """Digest of the weights that found the lungs in the dataset; empty for whole films."""
 
     def save(self, path: Path) -> None:
-        """Write as TOML, whole or not at all; ``None`` is written as an absent key."""
-        text = tomli_w.dumps(_without_none(dataclasses.asdict(self)))
+        """Write as TOML, whole or not at all."""
         partial = path.with_suffix(".partial")
-        partial.write_text(text)
+        partial.write_text(self.text())
         partial.replace(path)
+
+    def text(self) -> str:
+        """As TOML; ``None`` is an absent key."""
+        return tomli_w.dumps(_without_none(dataclasses.asdict(self)))
+
+    @classmethod
+    def parse(cls, text: str, where: str) -> Run:
+        """What ``text`` gave. Raises UserError where it is damaged; ``where`` names its file."""
+        try:
+            return build(cls, tomllib.loads(text), where=where)
+        except tomllib.TOMLDecodeError as error:
+            raise UserError(f"{where} is damaged ({error}); put back the file as it was written.") from error
 
     @classmethod
     def load(cls, path: Path) -> Run:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.special
 
-from covidjax import checkpoint, metrics, pipeline, rundir
+from covidjax import metrics, networks, pipeline, rundir
 from covidjax.config import MASKS, Preprocess, UserError
 from covidjax.dataset import Dataset
 from covidjax.models import Weights
@@ -97,7 +97,7 @@ def evaluate(path: Path, data: str | None = None, *, batch_size: int = 32) -> Ev
     task = make_task(run.config, dataset)
     source = dataset.source(range(dataset.folds))
     examine = task.examine(loaded.network)
-    members = rundir.members(path)
+    members = [] if path.is_file() else rundir.members(path)
     weights = loaded.members if len(loaded.members) > 1 else loaded.weights
 
     def of_rows(weights: Weights | list[Weights], source: pipeline.Source, rows: np.ndarray) -> Examined:
@@ -121,7 +121,7 @@ def evaluate(path: Path, data: str | None = None, *, batch_size: int = 32) -> Ev
             "held out; name a dataset with --data."
         )
     else:
-        known = set().union(*(rundir.read_seen(folder) for folder in members or [path]))
+        known = networks.seen(path)
         identities = pipeline.identities(source)
         rows = np.asarray([row for row, keys in enumerate(identities) if not known & set(keys)], int)
         left_out = len(identities) - len(rows)
@@ -132,6 +132,6 @@ def evaluate(path: Path, data: str | None = None, *, batch_size: int = 32) -> Ev
             raise UserError(f"The run was trained on every film of {data}, or on their patients; name another dataset.")
         found = of_rows(weights, source, rows)
     if len(loaded.members) > 1 and not (run.config.train.cv and dataset.fingerprint == run.dataset):
-        described += f", by the {checkpoint.described(path)}"
+        described += f", by the {networks.described(path)}"
     measured = task.measure(found, run.preprocess.classes)
     return Evaluation(measured, described, "synthetic" in dataset.manifest["per_source"])

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import platformdirs
 
-from covidjax import checkpoint, rundir
+from covidjax import networks
 from covidjax.config import Run, UsageError, UserError
 
 CHOICES = ("auto", "jax", "openvino", "onnxruntime")
@@ -65,7 +65,8 @@ def open_run(path: Path, device: str = "auto", name: str = "auto") -> Opened:
     """Make a trained run ready.
 
     Args:
-      path: its folder; of a cross-validation or an ensemble the probabilities are the means of all its networks'.
+      path: its folder, or what ``networks.save`` wrote; of a cross-validation or an ensemble the probabilities are the
+        means of all its networks'.
       device: ``auto``, ``cpu`` or ``gpu``.
       name: one of ``CHOICES``; ``auto`` is jax on a GPU, and on a CPU the first that is installed of OpenVINO, ONNX
         Runtime and jax, which is their order of speed.
@@ -73,7 +74,7 @@ def open_run(path: Path, device: str = "auto", name: str = "auto") -> Opened:
     Raises:
       UserError: no run, a damaged checkpoint, no such device, or a runtime that is not installed.
     """
-    run = rundir.settings(path)
+    run = networks.settings(path)
     if run.config.model.name == "lung-unet":
         raise UserError(f"{path} finds lungs, not classes; use it with `covidjax segment --checkpoint {path}`.")
     name = choose(name, device, run.config.train.precision)
@@ -81,11 +82,9 @@ def open_run(path: Path, device: str = "auto", name: str = "auto") -> Opened:
         from covidjax.trained import load_run
 
         loaded = load_run(path, device)
-        return Opened(loaded.run, checkpoint.described(path), Jax(loaded))
-    folders = rundir.members(path) or [path]
-    weights = [checkpoint.verify(folder, checkpoint.chosen(folder))[1] for folder in folders]
-    model = _converted(path, run, weights)
-    return Opened(run, checkpoint.described(path), OpenVino(model) if name == "openvino" else OnnxRuntime(model))
+        return Opened(loaded.run, networks.described(path), Jax(loaded))
+    model = _converted(path, run)
+    return Opened(run, networks.described(path), OpenVino(model) if name == "openvino" else OnnxRuntime(model))
 
 
 def installed(name: str) -> bool:
@@ -176,8 +175,9 @@ class OnnxRuntime:
         return np.asarray(self._session.run(None, {self._input: images})[0])
 
 
-def _converted(path: Path, run: Run, weights: list[str]) -> bytes:
+def _converted(path: Path, run: Run) -> bytes:
     """The run as ONNX, from the cache or made anew and put there."""
+    weights = networks.digests(path)
     versions = [importlib.metadata.version(package) for package in ("covidjax", "jax2onnx", "onnxruntime")]
     key = json.dumps([weights, asdict(run.config.model), asdict(run.preprocess), _OPSET, versions])
     return kept(key, lambda: convert(path))

@@ -14,14 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 
-from covidjax import rundir
+from covidjax import packed, rundir
 from covidjax.config import ModelConfig, Preprocess, UserError
 from covidjax.runtime import OnnxRuntime, OpenVino, choose, kept, to_onnx
 
-BUNDLED = Path(__file__).parent / "weights" / "lung_unet.safetensors"
+BUNDLED = packed.FOLDER / "lung_unet.safetensors"
 MODEL = ModelConfig("lung-unet")
 
 
@@ -82,10 +80,8 @@ def save(path: Path, weights: Any, preprocess: Preprocess, patients: Sequence[st
 
 
 def _packed(weights: Any, preprocess: Preprocess, dtype: type, patients: Sequence[str] = ()) -> bytes:
-    arrays = {name: np.asarray(leaf, dtype) for name, leaf in _named(weights)}
     about = {"image_size": str(preprocess.image_size), "masks": ",".join(preprocess.classes)}
-    about["patients"] = json.dumps(list(patients))
-    return safetensors.numpy.save(arrays, metadata=about)
+    return packed.pack(weights, about | {"patients": json.dumps(list(patients))}, dtype)
 
 
 def _of_run(path: Path) -> tuple[bytes, Preprocess]:
@@ -109,9 +105,7 @@ def _trained(path: Path) -> tuple[Any, Preprocess]:
 
 def patients(path: Path = BUNDLED) -> frozenset[str]:
     """Keys of the patients whose films the weights were trained on."""
-    read(path)  # says what is wrong with it
-    with safetensors.safe_open(path, "np") as file:
-        return frozenset(json.loads(file.metadata()["patients"]))
+    return frozenset(json.loads(packed.read(path)[1]["patients"]))
 
 
 def load(path: Path, data: bytes, preprocess: Preprocess) -> Any:
@@ -120,28 +114,9 @@ def load(path: Path, data: bytes, preprocess: Preprocess) -> Any:
     Raises:
       UserError: other arrays than the network has, or numbers that are not finite.
     """
-    import jax
-
     from covidjax.models import Network
 
-    arrays = safetensors.numpy.load(data)
-    wanted = Network(MODEL, preprocess).abstract()
-    named = _named(wanted)
-    if {name: leaf.shape for name, leaf in named} != {name: array.shape for name, array in arrays.items()}:
-        raise UserError(f"{path} holds no weights of this lung-unet; install covidjax again.")
-    if not all(np.isfinite(array).all() for array in arrays.values()):
-        raise UserError(f"{path} is damaged: it holds numbers that are not finite; install covidjax again.")
-    leaves = [arrays[name].astype(np.float32) for name, _ in named]
-    return jax.tree.unflatten(jax.tree.structure(wanted), leaves)
-
-
-def _named(tree: Any) -> list[tuple[str, Any]]:
-    """Leaves by their place in the tree, such as ``params.down.0.first.conv.kernel``."""
-    import jax
-
-    return [
-        (jax.tree_util.keystr(path, simple=True, separator="."), leaf) for path, leaf in jax.tree.leaves_with_path(tree)
-    ]
+    return packed.unpack(path, data, Network(MODEL, preprocess).abstract())
 
 
 def read(path: Path) -> tuple[bytes, Preprocess]:
@@ -150,17 +125,11 @@ def read(path: Path) -> tuple[bytes, Preprocess]:
     Raises:
       UserError: no file, or a damaged one.
     """
+    data, about = packed.read(path)
     try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"The weights of the lung segmenter, {path.name}, are not in this installation.") from None
-    try:
-        with safetensors.safe_open(path, "np") as file:
-            about = file.metadata()
         return data, Preprocess(int(about["image_size"]), classes=tuple(about["masks"].split(",")))
-    # Damaged bytes are answered with errors of several kinds.
-    except Exception as error:
-        raise UserError(f"{path} is damaged ({' '.join(str(error).split())[:200]}); install covidjax again.") from error
+    except (KeyError, ValueError) as error:
+        raise packed.damaged(path, error) from error
 
 
 def _probabilities(preprocess: Preprocess, *, plain: bool) -> Callable[[Any, Any], Any]:

@@ -13,7 +13,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from covidjax import checkpoint, device, rundir
+from covidjax import device, networks
 from covidjax.augment import normalise
 from covidjax.config import Run
 from covidjax.models import Network, Weights
@@ -63,7 +63,7 @@ class Loaded(NamedTuple):
 
     run: Run
     kind: str
-    """``best``, chosen by the validation fold, or ``last``; of several networks the first one's."""
+    """See ``networks.Saved``."""
     step: int
     members: list[Weights]
     """One, or those of every fold of a cross-validation or every network of an ensemble."""
@@ -76,17 +76,13 @@ class Loaded(NamedTuple):
 
 
 def load_run(path: Path, device_name: str = "auto") -> Loaded:
-    """Settings and weights of a run, or of all members of a cross-validation or an ensemble: the best checkpoint where a
-    validation fold chose one, else the last. The network computes in the precision that the run's settings give on this
-    device.
+    """Settings and weights of a run, or of all members of a cross-validation or an ensemble, or of what ``networks.save``
+    wrote. The network computes in the precision that the run's settings give on this device.
 
     Raises:
       UserError: no run, no usable checkpoint in it, or no such device.
     """
-    run = rundir.settings(path)
+    run = networks.settings(path)
     dtype, _ = device.precision(run.config.train.precision, device.start(device_name))
     network = Network(run.config.model, run.preprocess, dtype)
-    folders = rundir.members(path) or [path]
-    kind = checkpoint.chosen(folders[0])
-    saved = [checkpoint.restore(folder, checkpoint.chosen(folder), network.abstract()) for folder in folders]
-    return Loaded(run, kind, saved[0].step, [each.weights for each in saved], network)
+    return Loaded(run, *networks.restore(path, network.abstract()), network)

@@ -148,7 +148,7 @@ def test_runtimes_agree(tmp_path):
 
 def test_score_cuts_out_the_lungs_as_prepare_did(perfect, folder, tmp_path, monkeypatch):
     """The classifier is given the pixels that training had, and every row tells what was done."""
-    from covidjax import checkpoint, score
+    from covidjax import networks, score
     from covidjax.config import Config, Run
     from covidjax.runtime import Opened
 
@@ -164,7 +164,7 @@ def test_score_cuts_out_the_lungs_as_prepare_did(perfect, folder, tmp_path, monk
     opened = Opened(Run(Config(), Preprocess(32, "mask")), "last checkpoint, step 1", runtime)
     monkeypatch.setattr(score, "open_run", lambda *_: opened)
     monkeypatch.setattr(score, "open_segmenter", lambda *_: Perfect(perfect))
-    monkeypatch.setattr(checkpoint, "digest", lambda _: "1" * 64)
+    monkeypatch.setattr(networks, "digests", lambda _: ["1" * 64])
     result = run("score", folder, "--checkpoint", tmp_path, "--output", tmp_path / "rows.csv", "--batch-size", 4)
     assert result.exit_code == 0, result.output
     assert "Lungs: mask, as in training, by perfect masks." in result.stderr

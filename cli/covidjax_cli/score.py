@@ -81,7 +81,7 @@ def score(
     if resume and not output:
         raise UsageError("--resume goes on with the rows of a file; name it with --output.")
 
-    from covidjax.checkpoint import digest, newest_run
+    from covidjax import networks
     from covidjax.decoding import start
     from covidjax.output import check_ending, open_output
     from covidjax.reading import workers_or_default
@@ -89,13 +89,12 @@ def score(
 
     if output:
         check_ending(output)  # before the time that loading takes
-    run = checkpoint or newest_run(classifier=True)
-    if run is None:
-        raise UserError("There is no run under runs/ to score with; train one with `covidjax train`, or name one.")
+    run = networks.find(checkpoint)
     found = find_films(given)
     start(min(workers_or_default(workers), len(found.paths)))  # while the model is loaded
     classifier = Classifier.load(run, device=device, runtime=runtime)
-    common.say(f"Model: run {run}, {classifier.run.config.model.name}, {classifier.checkpoint}, on {classifier.runtime}.")
+    what = "no run under runs/, so the bundled classifier" if run == networks.BUNDLED else f"run {run}"
+    common.say(f"Model: {what}, {classifier.run.config.model.name}, {classifier.checkpoint}, on {classifier.runtime}.")
     if found.passed_over:
         common.say(f"{found.passed_over} other files passed over: not images, by their ending.")
     classes = classifier.classes
@@ -129,7 +128,7 @@ def score(
         if output:
             segmenter = classifier.segmenter.digest if classifier.segmenter else ""
             options = {"invert": invert or classifier.preprocess.invert, "limits": asdict(limits)}
-            facts = {"model": digest(run), "segmenter": segmenter, "options": options}
+            facts = {"model": networks.digests(run), "segmenter": segmenter, "options": options}
             lungs = wanted != "none"
             writer = stack.enter_context(open_output(output, classes, lungs=lungs, facts=facts, resume=resume))
             earlier = len(writer.earlier)

@@ -1,0 +1,102 @@
+"""A trained run as the classifier that the package carries: ``python -m covidjax.bundle RUN``.
+
+Its probabilities are calibrated by one temperature (Guo et al.: "On Calibration of Modern Neural Networks", ICML 2017,
+section 4.2), the one with the smallest cross-entropy on the run's validation fold. Logits are linear in the last layer, so
+the temperature goes into its weights, and whatever computes them needs to know nothing of it.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.optimize
+import scipy.special
+
+from covidjax import networks, pipeline
+from covidjax.config import UserError
+from covidjax.evaluate import examined, open_dataset
+from covidjax.models import Weights
+from covidjax.task import make_task
+from covidjax.trained import Loaded, load_run
+
+COLDEST, HOTTEST = 0.1, 10.0
+"""Bounds of the temperature."""
+
+
+class Fit(NamedTuple):
+    """A temperature and what it does on one fold."""
+
+    temperature: float
+    before: float
+    """Mean cross-entropy at temperature 1."""
+    after: float
+
+
+def fit(logits: np.ndarray, labels: np.ndarray) -> Fit:
+    """The temperature with the smallest cross-entropy of the networks' mean probabilities.
+
+    Args:
+      logits: ``[networks, N, classes]``.
+      labels: int ``[N]``.
+
+    >>> sure = np.log([[[0.9, 0.1]] * 4])  # right in three of four, so a probability of 0.75 is due
+    >>> found = fit(sure, np.asarray([0, 0, 0, 1]))
+    >>> scipy.special.softmax(sure[0, 0] / found.temperature).round(3).tolist()
+    [0.75, 0.25]
+    """
+
+    def entropy(log_temperature: float) -> float:
+        return cross_entropy(logits, labels, float(np.exp(log_temperature)))
+
+    bounds = np.log([COLDEST, HOTTEST])
+    temperature = float(np.exp(scipy.optimize.minimize_scalar(entropy, bounds=bounds, method="bounded").x))
+    return Fit(temperature, cross_entropy(logits, labels, 1.0), cross_entropy(logits, labels, temperature))
+
+
+def cross_entropy(logits: np.ndarray, labels: np.ndarray, temperature: float) -> float:
+    """Of the mean probabilities of logits ``[networks, N, classes]`` with labels int ``[N]``."""
+    each = scipy.special.log_softmax(logits / temperature, -1)
+    mean = scipy.special.logsumexp(each, 0) - np.log(len(logits))
+    return float(-mean[np.arange(len(labels)), labels].mean())
+
+
+def tempered(weights: Weights, temperature: float) -> Weights:
+    """The weights whose logits are those of the given ones, divided by a temperature."""
+    dense = {name: leaf / temperature for name, leaf in weights.params["dense"].items()}
+    return Weights({**weights.params, "dense": dense}, weights.batch_stats)
+
+
+def logits_of(loaded: Loaded, fold: int) -> tuple[np.ndarray, np.ndarray]:
+    """Logits ``[networks, N, classes]`` and labels int ``[N]`` of a fold of the dataset that the run was trained on."""
+    run = loaded.run
+    dataset = open_dataset(run.config.data.path, run.preprocess)
+    if dataset.fingerprint != run.dataset:
+        raise UserError(f"{run.config.data.path} is no longer the dataset that the run was trained on; prepare it again.")
+    source = dataset.source([fold])
+    examine = make_task(run.config, dataset).examine(loaded.network)
+    found: list[Any] = [examined(examine, weights, pipeline.eval_batches(source, 32)) for weights in loaded.members]
+    return np.stack([logits for logits, _ in found]), found[0][1]
+
+
+def bundle(path: Path, out: Path = networks.BUNDLED) -> Fit:
+    """Calibrate a run on its validation fold and write it as one file.
+
+    Raises:
+      UserError: the run has no validation fold, its dataset is not there, or it finds lungs.
+    """
+    loaded = load_run(path, "cpu")
+    data = loaded.run.config.data
+    if loaded.run.config.train.cv or data.val_fold is None or loaded.run.config.model.name == "lung-unet":
+        raise UserError(f"{path} has no fold to calibrate on; train a classifier with --val-fold.")
+    found = fit(*logits_of(loaded, data.val_fold))
+    members = [tempered(weights, found.temperature) for weights in loaded.members]
+    described = f"calibrated on fold {data.val_fold}, trained without fold {data.test_fold}"
+    networks.save(out, loaded.run, members, described, networks.seen(path))
+    return found
+
+
+if __name__ == "__main__":
+    print(bundle(Path(sys.argv[1])))

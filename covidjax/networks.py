@@ -1,0 +1,113 @@
+"""A trained classifier, wherever it lies: in a run's folder, or in one file, as the one that the package carries."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from covidjax import checkpoint, packed, rundir
+from covidjax.config import Run, UserError
+
+BUNDLED = packed.FOLDER / "classifier.safetensors"
+
+
+class Saved(NamedTuple):
+    """The networks of a run or a file."""
+
+    kind: str
+    """``best``, chosen by the validation fold, or ``last``, of several networks the first one's; or ``file``."""
+    step: int
+    """Of training; 0 of a file."""
+    members: list[Any]
+    """``models.Weights`` in float32 of one network, or of every network whose mean probabilities count."""
+
+
+def find(given: Path | None) -> Path:
+    """What scores: what is given, else the newest run under ``runs/``, else what the package carries.
+
+    Raises:
+      UserError: there is none of these.
+    """
+    found = given or checkpoint.newest_run(classifier=True) or BUNDLED
+    if found == BUNDLED and not BUNDLED.is_file():
+        raise UserError("There is no run under runs/ to score with; train one with `covidjax train`, or name one.")
+    return found
+
+
+def settings(path: Path) -> Run:
+    """Settings and preprocessing.
+
+    Raises:
+      UserError: no run and no such file, or damaged ones.
+    """
+    return _read(path)[1] if path.is_file() else rundir.settings(path)
+
+
+def described(path: Path) -> str:
+    """What computes, in words, such as ``last checkpoint, step 120``."""
+    return _read(path)[2]["described"] if path.is_file() else checkpoint.described(path)
+
+
+def digests(path: Path) -> list[str]:
+    """By which the networks are known again."""
+    if path.is_file():
+        return [hashlib.sha256(_read(path)[0]).hexdigest()]
+    return [checkpoint.verify(folder, checkpoint.chosen(folder))[1] for folder in _folders(path)]
+
+
+def seen(path: Path) -> set[str]:
+    """What the films of training can be known by, see ``rundir.write_seen``."""
+    if path.is_file():
+        return set(json.loads(_read(path)[2]["seen"]))
+    return set().union(*map(rundir.read_seen, _folders(path)))
+
+
+def restore(path: Path, wanted: Any) -> Saved:
+    """The weights: of a run's best checkpoint where a validation fold chose one, else of its last.
+
+    Args:
+      path: the run or the file.
+      wanted: shapes of one network's weights, ``models.Network.abstract``.
+
+    Raises:
+      UserError: none that is whole, or of another network.
+    """
+    if path.is_file():
+        data, _, about = _read(path)
+        members = packed.unpack(path, data, {str(number): wanted for number in range(int(about["members"]))})
+        return Saved("file", 0, list(members.values()))
+    folders = _folders(path)
+    saved = [checkpoint.restore(folder, checkpoint.chosen(folder), wanted) for folder in folders]
+    return Saved(checkpoint.chosen(folders[0]), saved[0].step, [each.weights for each in saved])
+
+
+def save(path: Path, run: Run, members: Sequence[Any], described: str, seen: Iterable[str]) -> None:
+    """Write a classifier as one file, its weights rounded to float16.
+
+    Args:
+      path: the file.
+      run: settings and preprocessing.
+      members: ``models.Weights`` of each network.
+      described: in words; what ``described`` answers.
+      seen: what ``seen`` answers.
+    """
+    data = dataclasses.replace(run.config.data, path=Path(run.config.data.path).name)  # nobody else has that folder
+    run = dataclasses.replace(run, config=dataclasses.replace(run.config, data=data))
+    about = {"run": run.text(), "members": str(len(members)), "described": described, "seen": json.dumps(sorted(seen))}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(packed.pack({str(number): weights for number, weights in enumerate(members)}, about))
+
+
+def _folders(path: Path) -> list[Path]:
+    return rundir.members(path) or [path]
+
+
+def _read(path: Path) -> tuple[bytes, Run, dict[str, str]]:
+    data, about = packed.read(path)
+    if not {"run", "members", "described", "seen"} <= about.keys():
+        raise packed.damaged(path, "it has no classifier's settings")
+    return data, Run.parse(about["run"], str(path)), about

@@ -1,0 +1,136 @@
+"""Classifiers in one file: what is written is what scores, calibrated, and found where there is no run."""
+
+from __future__ import annotations
+
+import csv
+import doctest
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.special
+from commands import refused, run
+from test_cli_train import TINY
+
+from covidjax import bundle, networks, packed, reading, rundir
+from covidjax.config import CLASSES, Preprocess, UserError
+from covidjax.runtime import open_run
+
+
+@pytest.fixture(scope="module")
+def validated(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ensemble of two, with a validation fold."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    words = ("--data", prepared, "--epochs", 3, "--val-fold", 1, "--set", "train.ensemble=2")
+    result = run("train", *words, "--run", out, *TINY)
+    assert result.exit_code == 0, result.output
+    return out
+
+
+@pytest.fixture(scope="module")
+def file(validated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("file") / "classifier.safetensors"
+    bundle.bundle(validated, out)
+    return out
+
+
+def test_temperature_of_the_example():
+    assert doctest.testmod(bundle).failed == 0
+
+
+def test_temperature_makes_surer_what_was_too_careful():
+    logits = np.log(np.asarray([[[0.6, 0.2, 0.2], [0.2, 0.6, 0.2], [0.2, 0.2, 0.6]]] * 2))
+    found = bundle.fit(logits, np.arange(3))  # right every time
+    assert found.temperature == pytest.approx(bundle.COLDEST, rel=1e-3)
+    assert found.before == pytest.approx(-np.log(0.6))
+    assert found.after < 1e-3
+
+
+@pytest.mark.parametrize("runtime", ["jax", "openvino"])
+def test_file_gives_the_runs_probabilities_at_its_temperature(validated: Path, file: Path, films: Path, runtime: str):
+    if runtime != "jax":
+        pytest.importorskip(runtime)
+    import jax
+
+    from covidjax.trained import load_run, make_predict
+
+    paths = sorted(films.rglob("*.png"))
+    read = [reading.open_film(path, Preprocess(image_size=32)).image for path in paths]
+    images = np.stack([image for image in read if image is not None])
+    loaded = load_run(validated, "cpu")
+    temperature = bundle.fit(*bundle.logits_of(loaded, 1)).temperature
+    assert abs(np.log(temperature)) > 0.05  # or nothing below would say anything
+    predict = make_predict(loaded.network, loaded.run.config.model.channels)
+    logits = np.stack([np.asarray(predict(weights, images)) for weights in loaded.members])
+    found = np.asarray(open_run(file, "cpu", runtime).runtime(images))
+    # Its weights are float16.
+    np.testing.assert_allclose(found, scipy.special.softmax(logits / temperature, -1).mean(0), atol=2e-3)
+    assert file.stat().st_size < 0.55 * sum(leaf.nbytes for leaf in jax.tree.leaves(loaded.members))
+
+
+def test_file_keeps_settings_and_what_was_seen_and_no_folder_of_its_maker(validated: Path, file: Path, prepared: Path):
+    was, found = rundir.settings(validated), networks.settings(file)
+    assert found.config.data.path == prepared.name
+    assert (found.preprocess, found.dataset, found.config.train) == (was.preprocess, was.dataset, was.config.train)
+    assert str(prepared.parent).encode() not in file.read_bytes()
+    assert networks.seen(file) == networks.seen(validated)
+    assert networks.described(file) == "calibrated on fold 1, trained without fold 0"
+    assert len(networks.digests(file)) == 1
+
+
+def test_score_without_a_run_takes_the_bundled_classifier_and_says_so(
+    file: Path, validated: Path, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(networks, "BUNDLED", tmp_path / "none.safetensors")
+    assert refused("score", films, code=1).startswith("There is no run under runs/ to score with; train one")
+    monkeypatch.setattr(networks, "BUNDLED", file)
+    result = run("score", films, "--output", "rows.csv")
+    assert result.exit_code == 0, result.output
+    described = "calibrated on fold 1, trained without fold 0"
+    assert result.stderr.startswith(f"Model: no run under runs/, so the bundled classifier, darkcovidnet, {described}, on ")
+    with (tmp_path / "rows.csv").open(newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    assert [row["status"] for row in rows] == ["ok"] * 30
+    assert all(sum(float(row[f"p_{name}"]) for name in CLASSES) == pytest.approx(1, abs=1e-5) for row in rows)
+    named = run("score", films, "--checkpoint", file, "--output", "named.csv")
+    assert named.exit_code == 0
+    assert (tmp_path / "named.csv").read_bytes() == (tmp_path / "rows.csv").read_bytes()
+    shutil.copytree(validated, "runs/mine")
+    assert run("score", films).stderr.startswith("Model: run runs/mine, ")
+
+
+def test_file_is_evaluated_on_films_of_patients_it_has_not_seen(file: Path, prepared: Path):
+    result = run("evaluate", file, "--data", prepared, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["data"].startswith(f"test fold 0 of {prepared}")
+    assert "prepared does not exist" in refused("evaluate", file, code=2)
+
+
+def test_files_that_are_no_classifiers(file: Path, tmp_path: Path, films: Path, validated: Path):
+    cut_off = tmp_path / "cut.safetensors"
+    cut_off.write_bytes(file.read_bytes()[:-100])
+    text = tmp_path / "text.safetensors"
+    text.write_text("no weights")
+    lungs = packed.FOLDER / "lung_unet.safetensors"
+    for path in (cut_off, text, lungs):
+        assert f"{path} is damaged or no file of weights (" in refused("score", films, "--checkpoint", path, code=1)
+    data, about = packed.read(file)
+    assert data == file.read_bytes()
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(packed.pack({"0": {"a": np.zeros(3)}}, about))
+    with pytest.raises(UserError, match="arrays are those of another network"):
+        open_run(other, "cpu", "jax")
+    with pytest.raises(UserError, match="has no fold to calibrate on; train a classifier with --val-fold"):
+        bundle.bundle(without_validation(validated, tmp_path), tmp_path / "x")
+
+
+def without_validation(run_folder: Path, tmp_path: Path) -> Path:
+    """A copy of a run whose settings name no validation fold."""
+    copy = tmp_path / "copy"
+    shutil.copytree(run_folder, copy)
+    for config in copy.rglob("config.toml"):
+        config.write_text(config.read_text().replace("val_fold = 1\n", ""))
+    return copy
