@@ -52,7 +52,8 @@ def fit(logits: np.ndarray, labels: np.ndarray) -> Fit:
         return cross_entropy(logits, labels, float(np.exp(log_temperature)))
 
     bounds = np.log([COLDEST, HOTTEST])
-    temperature = float(np.exp(scipy.optimize.minimize_scalar(entropy, bounds=bounds, method="bounded").x))
+    least: Any = scipy.optimize.minimize_scalar(entropy, bounds=bounds, method="bounded")
+    temperature = float(np.exp(least.x))
     return Fit(temperature, cross_entropy(logits, labels, 1.0), cross_entropy(logits, labels, temperature))
 
 
