@@ -94,7 +94,9 @@ def prepare(
     alike = []
     if len(read) > 1:
         paths, total = [example.path for example in everything], 2 * len(everything)
-        alike = copies.look_alikes(paths, workers=workers, progress=lambda done, _: counted(done, total))
+        alike = copies.look_alikes(
+            paths, workers=workers, progress=lambda done, _: counted(done, total), limits=options.limits
+        )
     contents = copies.identical(everything)
     whose = copies.patients_of(everything, contents, alike)
     rows = _chosen(read, everything, options, contents, alike)
