@@ -54,8 +54,9 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep)
         self._folder = (run / "checkpoints" / kind).absolute()
         for step in steps(run, kind):  # a damaged one would stand in the way of its own step, which comes again
-            if not _intact(self._folder / str(step)):
-                drop(run, kind, step)
+            with contextlib.suppress(OSError):  # what cannot be read just now may be whole
+                if not _whole(self._folder / str(step)):
+                    drop(run, kind, step)
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def save(self, step: int, weights: Any, training: Any, facts: dict[str, Any]) -> None:
@@ -178,12 +179,19 @@ def verify(run: Path, kind: str) -> tuple[int, str]:
 
 
 def _intact(folder: Path) -> dict[str, str] | None:
-    """The digests of a checkpoint's files, or None where they are not those that were noted."""
+    """The digests of a checkpoint's files, or None where they are not those that were noted, or cannot be read."""
     try:
-        digests = _digests(folder)
-        seal = folder / _SEAL
+        return _whole(folder)
+    except OSError:
+        return None
+
+
+def _whole(folder: Path) -> dict[str, str] | None:
+    """As ``_intact``. Raises OSError where they cannot be read."""
+    digests, seal = _digests(folder), folder / _SEAL
+    try:
         return digests if digests and (not seal.exists() or json.loads(seal.read_text()) == digests) else None
-    except (OSError, ValueError, RecursionError):
+    except (ValueError, RecursionError):
         return None
 
 
@@ -255,7 +263,14 @@ def restore(run: Path, kind: str, weights: Any, training: Any = None) -> Saved:
         except UserError:
             raise
         # One that was cut off before its digests were noted surfaces as whatever the storage library meets first.
-        except Exception:
+        except Exception as error:
+            if (folder / str(step) / _SEAL).exists():  # its bytes are right, so the fault lies elsewhere: it stays
+                if isinstance(error, jax.errors.JaxRuntimeError):
+                    raise
+                reason = " ".join(str(error).split())[:200]
+                raise UserError(
+                    f"{folder / str(step)} cannot be restored ({reason}); mend that, and give the command again."
+                ) from error
             unreadable.append(step)
             if training is not None:
                 drop(run, kind, step)  # its step comes again

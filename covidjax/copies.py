@@ -18,8 +18,10 @@ import scipy.sparse
 from PIL import Image
 from scipy.sparse.csgraph import connected_components
 
-from covidjax import radiograph, reading
+from covidjax import reading
 from covidjax.collections import Example
+from covidjax.config import Limits
+from covidjax.decoding import Job
 
 SIDE = 16
 """Of the square of frequencies that a hash is made of."""
@@ -42,17 +44,20 @@ def look_alikes(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     most: int = MOST_BITS,
+    limits: Limits = Limits(),
 ) -> list[tuple[int, int]]:
     """Pairs of films that look like copies of each other, as rows of ``paths``, the smaller one first.
 
     Args:
       paths: files; what cannot be read is no copy of anything.
-      workers: threads that decode; one a core if None.
+      workers: processes that decode; one a core if None.
       progress: told after each film.
       most: bits in which the hashes of two copies may differ.
+      limits: what one file may take.
     """
     hashes = []
-    for done, found in enumerate(reading.in_order((partial(look, path) for path in paths), workers=workers), 1):
+    jobs = (partial(look, path, limits) for path in paths)
+    for done, found in enumerate(reading.in_order(jobs, workers=workers), 1):
         hashes.append(found)
         if progress:
             progress(done, len(paths))
@@ -69,15 +74,12 @@ def look_alikes(
     return [(int(readable[row]), int(readable[copy])) for row, copy in pairs]
 
 
-def look(path: Path) -> np.ndarray | None:
+def look(path: Path, limits: Limits = Limits()) -> np.ndarray | None:
     """The hash of a film, bool ``[256]``, or None where it cannot be read."""
     import imagehash  # here: it takes half a second to import, and only merging needs it
 
-    try:
-        pixels, _ = radiograph.read_reduced(path, AT_LEAST)
-    except radiograph.RadiographError:
-        return None
-    return np.ravel(imagehash.phash(Image.fromarray(pixels), hash_size=SIDE).hash)
+    found = reading.decoded(path, Job(at_least=AT_LEAST, limits=limits))
+    return np.ravel(imagehash.phash(Image.fromarray(found.arrays[0]), hash_size=SIDE).hash) if found.arrays else None
 
 
 def patients_of(

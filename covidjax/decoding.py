@@ -24,6 +24,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -131,6 +132,14 @@ class _Decoder:
 
     def __init__(self) -> None:
         self._ready = False
+        try:
+            self._start()
+        except OSError as error:  # too many processes or open files, or no memory for another
+            raise UserError(
+                f"A process for decoding could not be started ({error.strerror}); end other programs, or use fewer workers."
+            ) from error
+
+    def _start(self) -> None:
         ours, theirs = socket.socketpair()
         self._link = _Link(ours)
         # The child finds the same modules, wherever this process has them from.
@@ -142,20 +151,25 @@ class _Decoder:
         with theirs:
             # In a group of its own: Ctrl-C is for the command, which asks its decoders no more.
             # -P: no module is taken from the folder that the command was given in.
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", f"from covidjax.decoding import serve; serve({theirs.fileno()})"],
-                pass_fds=(theirs.fileno(),),
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                process_group=0,
-            )
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-c", f"from covidjax.decoding import serve; serve({theirs.fileno()})"],
+                    pass_fds=(theirs.fileno(),),
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    process_group=0,
+                )
+            except OSError:
+                self._link.close()
+                raise
 
     def decode(self, source: str | os.PathLike[str] | bytes, job: Job) -> tuple[Decoded | None, int | None]:
         """What became of a file; or nothing, and the signal that the process died of, or None where it took too long."""
         data = source if isinstance(source, bytes) else b""
-        path = None if isinstance(source, bytes) else os.fspath(source)
+        # Whole, since the process may have been started in another folder.
+        path = None if isinstance(source, bytes) else str(Path(source).absolute())
         deadline = time.monotonic() + job.limits.seconds + GRACE / 2
         try:
             self._link.send({"path": path, "job": asdict(job)}, [data], deadline)

@@ -6,6 +6,9 @@ import contextlib
 import ctypes
 import logging
 import os
+import time
+import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -51,6 +54,9 @@ def start(device: str = "auto") -> Device:
     if device == "cpu":
         jax.config.update("jax_platforms", "cpu")
     cache = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or platformdirs.user_cache_path("covidjax") / "xla")
+    _drop_cut_off(cache)
+    # What cannot be written there or read from it costs the time of compiling again, and nothing else.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     if "JAX_NUM_CPU_DEVICES" not in os.environ:
@@ -61,6 +67,30 @@ def start(device: str = "auto") -> Device:
     if device == "gpu" and found.platform != "gpu":
         raise UserError("There is no GPU that jax can use; run `covidjax doctor` to see why, or choose --device cpu.")
     return found
+
+
+def _drop_cut_off(cache: Path) -> None:
+    """Remove the compiled programs that were cut off while they were written, by a full disk or a kill: jax never writes
+    them again, so they would be compiled at every start. Each is looked at once."""
+    mark, now = cache / "looked-at", time.time_ns()
+    with contextlib.suppress(OSError):
+        looked_at = mark.stat().st_mtime_ns if mark.exists() else 0
+        for entry in cache.glob("*-cache"):
+            if entry.stat().st_mtime_ns >= looked_at and _cut_off(entry.read_bytes()):
+                entry.unlink()
+        if cache.is_dir():
+            mark.touch()
+            os.utime(mark, ns=(now, now))
+
+
+def _cut_off(program: bytes) -> bool:
+    if not program.startswith(b"\x78"):  # not zlib's; where zstandard is installed, jax uses that
+        return not program
+    try:
+        zlib.decompress(program)
+    except zlib.error:
+        return True
+    return False
 
 
 def _keep_memory() -> None:

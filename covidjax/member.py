@@ -112,6 +112,8 @@ class Member:
             state = State(weights=saved.weights, **saved.training)
             self._best = saved.facts["best"]
             rundir.keep_epochs(self.run, saved.facts["epoch"])
+            before = rundir.history(self.run)
+            self._began -= before[-1]["seconds"] if before else 0.0  # the clock goes on where it stopped
         else:
             state = program.fresh(self.config.seed)
             rundir.keep_epochs(self.run, 0)

@@ -125,9 +125,12 @@ def open_table(
                 )
         try:
             with _telling(path):
+                if not there:
+                    job.begin(wanted)
                 writer = kind(path, columns, resume and there)
                 writer.finished = resume and there and not job.facts
-                job.begin(wanted)
+                if there and not writer.finished and job.facts != wanted:
+                    job.begin(wanted)
         except BaseException:
             if not job.facts:
                 job.end()
@@ -137,7 +140,7 @@ def open_table(
         except BaseException:
             with _telling(path):
                 writer.close()
-            if not writer.count:
+            if not writer.count or writer.finished:
                 job.end()
             raise
         with _telling(path):
@@ -384,7 +387,7 @@ class _Parquet:
         for part in self._written():
             self._read(part)
         self.count = len(self.earlier)
-        self._next = len(self._written())
+        self._next = max((int(part.stem) for part in self._written()), default=-1) + 1  # one may have been removed
         self._flushed = time.monotonic()
 
     @staticmethod

@@ -200,7 +200,7 @@ def _pictures(out: Path, name: str, number: str, kind: str, protocols: Mapping[s
             caption = f"Figure 3, {number}: each fold with its accuracy, {SPLITS[split]}"
         else:
             figures.curves(out / file, found["history"])
-            several = len(found["seconds"]) > 1
+            several = "members" in found
             caption = f"Figure 4: loss and accuracy, {SPLITS[split]}" + ", means over the folds" * several
         pictures.append(Picture(file, caption))
     return pictures

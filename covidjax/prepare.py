@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from covidjax import collections, copies, dataset, lungs, phantom, reading
 from covidjax.collections import Collection, Example
-from covidjax.config import CLASSES, MASKS, Limits, Preprocess, UserError
+from covidjax.config import CLASSES, MASKS, Limits, Preprocess, UsageError, UserError
 from covidjax.dataset import Record, writing
 from covidjax.segmenter import open_segmenter
 
@@ -75,11 +76,14 @@ def prepare(
       The manifest, as written to ``out/manifest.json``.
 
     Raises:
+      UsageError: ``only`` names a source that there is not.
       UserError: nothing usable in a source, one class only, fewer patients than folds, ``out`` not writable, no segmenter.
     """
     if options.preprocess.lungs != "none" and segmenter is None:
         segmenter = open_segmenter()
     names = _source_names(sources)
+    if unknown := options.only.keys() - names:
+        raise UsageError(f"There is no source {min(unknown)}; the sources are called {', '.join(names)}.")
     read = [
         collections.read(root, options.layout, source=name, masks=options.masks)
         for root, name in zip(sources, names, strict=True)
@@ -94,7 +98,9 @@ def prepare(
     alike = []
     if len(read) > 1:
         paths, total = [example.path for example in everything], 2 * len(everything)
-        alike = copies.look_alikes(paths, workers=workers, progress=lambda done, _: counted(done, total))
+        alike = copies.look_alikes(
+            paths, workers=workers, progress=lambda done, _: counted(done, total), limits=options.limits
+        )
     contents = copies.identical(everything)
     whose = copies.patients_of(everything, contents, alike)
     rows = _chosen(read, everything, options, contents, alike)
@@ -233,8 +239,8 @@ def assign_folds(
 
 
 def _source_names(sources: Sequence[Path]) -> list[str]:
-    """The folders' own names, numbered where two are the same."""
-    names = [root.resolve().name for root in sources]
+    """The folders' own names, of a link not that of what it leads to; numbered where two are the same."""
+    names = [Path(os.path.normpath(root.absolute())).name for root in sources]
     return [
         name if names.count(name) == 1 else f"{name}-{names[: index + 1].count(name)}" for index, name in enumerate(names)
     ]

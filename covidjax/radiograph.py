@@ -150,10 +150,11 @@ def _read(
                 if image.width * image.height > limits.pixels:
                     raise Image.DecompressionBombError
                 gray = _gray(image, at_least)
-        if size:
-            gray = _resized(gray, size)
+        whole, gray = gray, _resized(gray, size) if size else gray
         if invert == "auto" and polarity.is_negative(gray):
-            gray = ImageOps.invert(gray)
+            # Before resizing, which rounds up: a film and its negative are to give the same pixels.
+            whole = ImageOps.invert(whole)
+            gray = _resized(whole, size) if size else whole
             remarks.append("a negative, turned into a positive")
         return Radiograph(np.asarray(gray), "; ".join(filter(None, remarks)))
     except Image.DecompressionBombError:

@@ -88,7 +88,7 @@ def open_pair(path: Path, mask: Path, preprocess: Preprocess, *, limits: Limits 
     """Read a film and its lung mask as a segmenter is to see them, with the digest of the film's file. Never raises for the
     files' faults."""
     size, invert = preprocess.image_size, preprocess.invert
-    return _film(path, decoded(path, Job(size, mask=os.fspath(mask), invert=invert, digest=True, limits=limits)))
+    return _film(path, decoded(path, Job(size, mask=str(mask.absolute()), invert=invert, digest=True, limits=limits)))
 
 
 def _film(source: Source | archives.Loaded, found: Decoded) -> Film:

@@ -200,29 +200,23 @@ def _several(
         "metrics": joint.metrics.as_dict(),
         "members": {name: metrics.as_dict() for name, metrics in each.items()},
         "spread": {name: figure._asdict() for name, figure in spread(list(each.values())).items()},
-        **_trained(joint.members),
+        **_trained(joint.members, together=joint.together),
     }
 
 
-def _trained(members: Mapping[str, Result]) -> dict[str, Any]:
+def _trained(members: Mapping[str, Result], *, together: bool = False) -> dict[str, Any]:
     """What is to be told of training: parameters, curves (their means over several networks), time."""
     histories = [result.history for result in members.values()]
     speeds = [record["images_per_second"] for history in histories for record in history]
+    seconds = [history[-1]["seconds"] for history in histories]
     return {
         "parameters": next(iter(members.values())).parameters,
         "history": report.mean_history(histories),
         "device": device_name(),
         "images_per_second": median(speeds),
-        "seconds": [elapsed(history) for history in histories],
+        # To the end of the last epoch, with compiling and with testing after each. Networks trained together share a clock.
+        "seconds": [max(seconds)] if together else seconds,
     }
-
-
-def elapsed(history: list[dict[str, Any]]) -> float:
-    """Seconds from the start of training to the end of its last epoch, with compiling and with testing after each epoch, by
-    a run's log. Where the run was stopped and resumed its clock starts again, and the parts are added up."""
-    seconds = [record["seconds"] for record in history]
-    ends = [now for now, after in zip(seconds, [*seconds[1:], 0.0], strict=True) if after < now]
-    return round(sum(ends), 3)
 
 
 def device_name() -> str:

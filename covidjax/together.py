@@ -40,6 +40,8 @@ class Joint(NamedTuple):
     by the mean probabilities."""
     timing: Timing
     """Of this call."""
+    together: bool
+    """Whether they were trained as one program."""
 
 
 def train_members(
@@ -92,12 +94,14 @@ def train_members(
                 if not reason:
                     try:
                         results = _fit_together(opened, program, stop)
+                        reason = "" if results else "they have come to different epochs"
                     except jax.errors.JaxRuntimeError as error:
                         if "RESOURCE_EXHAUSTED" not in str(error):
                             raise
                         reason = "the device's memory is too small for them together"
             if reason:
                 say(f"The networks are trained one after another: {reason}.")
+        together = results is not None
         if results is None:
             results = []
             for number in range(len(configs)):
@@ -107,7 +111,7 @@ def train_members(
     examined = [result.examined for result in results]
     whole = pooled(examined) if config.train.cv else averaged(examined)
     measured = program.task.measure(whole, dataset.preprocess.classes)
-    return Joint(dict(zip(configs, results, strict=True)), measured, timing)
+    return Joint(dict(zip(configs, results, strict=True)), measured, timing, together)
 
 
 def _why_not(opened: Sequence[Member], program: Program) -> str:
@@ -192,11 +196,14 @@ class _Programs:
         return [logits[: len(each)] for logits, each in zip(found, rows, strict=True)]
 
 
-def _fit_together(opened: Sequence[Member], program: Program, stop: Callable[[], bool]) -> list[Result]:
-    """Train networks that have come to the same epoch to their end, as one program, and test them."""
+def _fit_together(opened: Sequence[Member], program: Program, stop: Callable[[], bool]) -> list[Result] | None:
+    """Train networks that have come to the same epoch to their end, as one program, and test them; or do nothing, where a
+    damaged checkpoint put one of them back."""
     timing, epochs = program.timing, opened[0].config.train.epochs
     programs = _Programs(program)
     starts = [member.start(program) for member in opened]
+    if len({int(state.step) // member.epoch_steps for (state, _), member in zip(starts, opened, strict=True)}) > 1:
+        return None
     state = _stacked([state for state, _ in starts])
     longest = max(len(given.rates) for _, given in starts)
     given = _stacked([g._replace(rates=np.pad(g.rates, (0, longest - len(g.rates)), "edge")) for _, g in starts])

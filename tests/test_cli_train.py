@@ -214,6 +214,8 @@ def compare_killed(prepared: Path, folder: Path, kills: int, epochs: int, seed: 
     assert without_times(whole / "metrics.jsonl") == without_times(folder / "run" / "metrics.jsonl")
     report = [json.loads((each / "report" / "metrics.json").read_text()) for each in (whole, folder / "run")]
     assert report[0] == report[1]
+    seconds = [json.loads(line)["seconds"] for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert seconds == sorted(seconds)  # the clock goes on where it stopped
 
 
 @pytest.mark.slow

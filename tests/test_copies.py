@@ -12,7 +12,7 @@ from commands import run
 from PIL import Image
 
 from covidjax import collections, copies, phantom
-from covidjax.config import CLASSES, Preprocess
+from covidjax.config import CLASSES, Preprocess, UsageError
 from covidjax.dataset import Dataset
 from covidjax.prepare import Options, prepare
 
@@ -98,6 +98,15 @@ def test_patients_are_joined_by_a_copy_that_is_dropped(tmp_path: Path):
     folds = names(tmp_path / "out")
     assert "00000001_000.png" not in folds
     assert folds["00000001_001.png"] == folds["x0.jpg"]
+
+
+def test_a_source_that_is_a_link_goes_by_the_links_name(overlapping: list[Path], tmp_path: Path):
+    (tmp_path / "second").symlink_to(overlapping[1])
+    sources, only = [overlapping[0], tmp_path / "second"], {"second": ("COVID-19",)}
+    manifest = prepare(sources, tmp_path / "out", Options(SMALL, folds=3, only=only))
+    assert manifest["left_out"]["second"]["class Pneumonia, not asked for"] == 6
+    with pytest.raises(UsageError, match="There is no source two; the sources are called one, second"):
+        prepare(sources, tmp_path / "none", Options(SMALL, folds=3, only={"two": ("COVID-19",)}))
 
 
 def test_classes_of_a_source_and_limits_of_a_class(overlapping: list[Path], tmp_path: Path):

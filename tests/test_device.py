@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import zlib
 from typing import Any
 
 import jax.numpy as jnp
@@ -50,3 +52,19 @@ def test_images_fit_in_a_quarter_of_the_memory():
     assert not device.fits(4 * 2**30 + 1, card)
     assert device.fits(1, Fake("cpu"))
     assert not device.fits(2**60, Fake("cpu"))
+
+
+def test_compiled_programs_that_were_cut_off_are_removed(tmp_path):
+    whole = zlib.compress(bytes(1000))
+    (tmp_path / "jit_a-1-cache").write_bytes(whole)
+    (tmp_path / "jit_b-2-cache").write_bytes(whole[:-5])
+    (tmp_path / "jit_c-3-cache").write_bytes(b"")
+    device._drop_cut_off(tmp_path)
+    assert {path.name for path in tmp_path.glob("*-cache")} == {"jit_a-1-cache"}
+    (tmp_path / "jit_a-1-cache").write_bytes(whole[:-5])
+    os.utime(tmp_path / "jit_a-1-cache", (0, 0))  # each is looked at once only
+    (tmp_path / "jit_d-4-cache").write_bytes(whole[:-5])
+    device._drop_cut_off(tmp_path)
+    assert {path.name for path in tmp_path.glob("*-cache")} == {"jit_a-1-cache"}
+    device._drop_cut_off(tmp_path / "none")
+    assert not (tmp_path / "none").exists()

@@ -94,6 +94,22 @@ def test_file_that_is_there_is_replaced_and_case_of_the_ending_is_free(tmp_path,
     assert b"something" not in path.read_bytes()
 
 
+def test_parquet_goes_on_after_a_part_was_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(output._Parquet, "GROUP", 1)
+    path = tmp_path / "rows.parquet"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(output._Parquet, "close", lambda _: None)  # as where the process is killed
+        with pytest.raises(ZeroDivisionError), open_output(path, CLASSES, facts={"model": "a"}) as writer:
+            for name in ("a", "b", "c"):
+                writer.write(good(name))
+            raise ZeroDivisionError
+    (tmp_path / "rows.parquet.parts" / "000001.parquet").unlink()
+    with open_output(path, CLASSES, facts={"model": "a"}, resume=True) as writer:
+        writer.write(good("b"))
+    assert sorted(row["path"] for row in read_parquet(path)) == ["a", "b", "c"]
+
+
 def test_parquet_writes_groups_as_they_fill_up(tmp_path, monkeypatch):
     monkeypatch.setattr(output._Parquet, "GROUP", 4)
     path = written(tmp_path / "rows.parquet", *(good(str(number)) for number in range(10)))

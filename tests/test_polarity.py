@@ -40,10 +40,10 @@ def test_fit_finds_weights_that_tell_films_from_negatives():
 
 
 def test_twins_of_which_one_claims_to_be_a_negative(shared_data):
-    scores = [
-        polarity.score(
-            Image.fromarray(radiograph.read(shared_data / "dicom" / f"cr_pa_mono{kind}_jpeg8.dcm", invert="never"))
-        )
-        for kind in (1, 2)
-    ]
+    twins = [shared_data / "dicom" / f"cr_pa_mono{kind}_jpeg8.dcm" for kind in (1, 2)]
+    scores = [polarity.score(Image.fromarray(radiograph.read(path, invert="never"))) for path in twins]
     assert scores[0] < -polarity.SURE < polarity.SURE < scores[1]
+    for size in (112, 224):
+        one, other = (radiograph.read_resized(path, size) for path in twins)
+        np.testing.assert_array_equal(one.pixels, other.pixels)
+        assert (one.remark, other.remark) == ("a negative, turned into a positive", "")

@@ -323,3 +323,11 @@ def test_negative_is_turned_and_says_so_unless_told_otherwise():
     np.testing.assert_array_equal(found.pixels, film)
     assert found.remark == "a negative, turned into a positive"
     assert radiograph.read_resized(negative, 64, invert="never").remark == ""
+
+
+@pytest.mark.parametrize("size", [32, 50, 112])
+def test_a_film_and_its_negative_are_resized_to_the_same_pixels(size):
+    film = phantom.draw(0, size=256).image
+    found, turned = (radiograph.read_resized(encoded(Image.fromarray(each), "PNG"), size) for each in (film, 255 - film))
+    assert turned.remark
+    np.testing.assert_array_equal(turned.pixels, found.pixels)

@@ -178,11 +178,6 @@ def test_same_results_are_the_same_page(done: tuple[Path, dict[str, Any]]):
     assert (out / "report.html").read_bytes() == before
 
 
-def test_elapsed_adds_up_what_resuming_began_again():
-    assert reproduce.elapsed([{"seconds": second} for second in (2.0, 5.0, 1.5, 3.0, 0.5)]) == 5.0 + 3.0 + 0.5
-    assert reproduce.elapsed([{"seconds": 4.25}]) == 4.25
-
-
 @pytest.mark.slow
 def test_stopped_it_goes_on_to_the_same_figures(done: tuple[Path, dict[str, Any]], tmp_path: Path):
     out, chosen = tmp_path / "out", loaded(tmp_path / "configs")

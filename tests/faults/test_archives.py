@@ -139,9 +139,14 @@ def test_mutated_archives_give_rows_and_reasons_and_nothing_else(tmp_path: Path)
         ending = ENDINGS[turn % len(ENDINGS)]
         path = tmp_path / f"m{turn}{ending}"
         path.write_bytes(mutated(originals[ending], random))
-        for source in find_films([path, tmp_path / "x.zip"]).paths:
+        found = find_films([path, tmp_path / "x.zip"]).paths
+        whole = [source for source in found if os.fspath(source).startswith(f"{tmp_path}/x.zip/")]
+        assert [source.load(Limits()).data for source in whole if isinstance(source, archives.Member)] == [FILM] * 3
+        for source in found:
+            assert isinstance(source, archives.Member | archives.Loaded | Path)
             if isinstance(source, archives.Member):
-                assert source.load(Limits()).error or source.load(Limits()).data is not None
+                loaded = source.load(Limits())
+                assert (loaded.data is None) == bool(loaded.error)
         path.unlink()
 
 

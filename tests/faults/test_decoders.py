@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import signal
@@ -24,7 +25,7 @@ from test_cli_score import rows_of
 from test_dicom import make, written
 
 from covidjax import decoding, phantom, reading
-from covidjax.config import Limits, Preprocess
+from covidjax.config import Limits, Preprocess, UserError
 from covidjax.decoding import Job
 
 FILES = int(os.environ.get("COVIDJAX_FAULT_FILES", "400"))
@@ -216,6 +217,22 @@ def test_job_goes_on_while_decoders_are_killed(film: Path):
     assert len(found) == 2000
     assert {each.error for each in found} <= {"", "damaged: its decoder crashed (SIGKILL)"}  # killed twice at one file
     assert sum(each.error == "" for each in found) > 1900
+
+
+def test_names_are_those_of_the_folder_that_this_process_is_in(film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    idle()  # a decoder that was started elsewhere
+    monkeypatch.chdir(tmp_path)
+    assert decoding.decode(film.name, Job(32)).error == ""
+
+
+def test_decoder_that_cannot_be_started_is_one_sentence(film: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object, **__: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    decoding.stop()
+    monkeypatch.setattr(decoding.subprocess, "Popen", full)
+    with pytest.raises(UserError, match=r"could not be started \(Resource temporarily unavailable\)"):
+        decoding.decode(film, Job(32))
 
 
 def test_limits_are_options(trained: Path, tmp_path: Path):
