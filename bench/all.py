@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 import click
 
-from bench import forward, growth, loader, lungs, score, startup, train
+from bench import faults, forward, growth, loader, lungs, score, startup, train
 from bench.harness import ROOT, Log, Options, from_json, machine, markdown, number, say, show, write
 
-MODULES = (train, forward, score, loader, startup, growth, lungs)
+MODULES = (train, forward, score, faults, loader, startup, growth, lungs)
 BENCHMARKS = {module.__name__.removeprefix("bench."): module for module in MODULES}
 RESULTS = ROOT / "bench" / "results"
 MARKS = ("<!-- bench -->", "<!-- end of bench -->")
@@ -51,6 +51,8 @@ ASKED = (
     Asked("score_png_vs_loop", "scoring 1024² PNGs, times the PyTorch loop", least=1.3),
     Asked("score_jpeg_vs_decoding", "scoring large JPEGs, share of the pace of decoding alone", least=0.85),
     Asked("score_png_vs_decoding", "scoring 1024² PNGs, share of the pace of decoding alone", least=0.85),
+    Asked("score_with_bad_files", "scoring 20,000 files, 5 % of them bad, times without bad ones", least=0.95),
+    Asked("score_wrong_error_rows", "error rows that are not those of the bad files", most=0),
     Asked("loader_images_per_second", "loader, images/s", least=10_000),
     Asked("streamed_vs_device", "streamed training, times cache=device", least=0.95),
     Asked("score_again_seconds", "first row of one image, second time, seconds", most=4.0),

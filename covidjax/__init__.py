@@ -12,8 +12,10 @@ if typing.TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def load(run: str | os.PathLike[str], **options: typing.Any) -> Classifier:
-    """Load a trained run for scoring: ``covidjax.load("runs/x").score(paths)``; see ``covidjax.score.Classifier.load``."""
+def load(run: str | os.PathLike[str] | None = None, **options: typing.Any) -> Classifier:
+    """Load a trained run, or the bundled classifier where none is named, for scoring:
+    ``covidjax.load("runs/x").score(paths)``; see ``covidjax.score.Classifier.load``."""
+    from covidjax import networks
     from covidjax.score import Classifier  # here, so that `import covidjax` imports no jax
 
-    return Classifier.load(run, **options)
+    return Classifier.load(networks.BUNDLED if run is None else run, **options)

@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import rich
 import scipy.optimize
 import scipy.special
 
 from covidjax import networks, pipeline
 from covidjax.config import UserError
 from covidjax.evaluate import examined, open_dataset
+from covidjax.metrics import Metrics, measure
 from covidjax.models import Weights
+from covidjax.report import confusion_table, metrics_table
 from covidjax.task import make_task
 from covidjax.trained import Loaded, load_run
 
@@ -70,16 +73,21 @@ def tempered(weights: Weights, temperature: float) -> Weights:
     return Weights({**weights.params, "dense": dense}, weights.batch_stats)
 
 
-def logits_of(loaded: Loaded, fold: int) -> tuple[np.ndarray, np.ndarray]:
-    """Logits ``[networks, N, classes]`` and labels int ``[N]`` of a fold of the dataset that the run was trained on."""
+def held_out(loaded: Loaded, data: str, fold: int) -> tuple[np.ndarray, np.ndarray, pipeline.Source]:
+    """Of a fold of the dataset that the networks were trained on: logits ``[networks, N, classes]``, labels int ``[N]``,
+    and the films themselves.
+
+    Raises:
+      UserError: another dataset, or none.
+    """
     run = loaded.run
-    dataset = open_dataset(run.config.data.path, run.preprocess)
+    dataset = open_dataset(data, run.preprocess)
     if dataset.fingerprint != run.dataset:
-        raise UserError(f"{run.config.data.path} is no longer the dataset that the run was trained on; prepare it again.")
+        raise UserError(f"{data} is not the dataset that the run was trained on; prepare that again.")
     source = dataset.source([fold])
     examine = make_task(run.config, dataset).examine(loaded.network)
     found: list[Any] = [examined(examine, weights, pipeline.eval_batches(source, 32)) for weights in loaded.members]
-    return np.stack([logits for logits, _ in found]), found[0][1]
+    return np.stack([logits for logits, _ in found]), found[0][1], source
 
 
 def bundle(path: Path, out: Path = networks.BUNDLED) -> Fit:
@@ -92,12 +100,42 @@ def bundle(path: Path, out: Path = networks.BUNDLED) -> Fit:
     data = loaded.run.config.data
     if loaded.run.config.train.cv or data.val_fold is None or loaded.run.config.model.name == "lung-unet":
         raise UserError(f"{path} has no fold to calibrate on; train a classifier with --val-fold.")
-    found = fit(*logits_of(loaded, data.val_fold))
+    logits, labels, _ = held_out(loaded, data.path, data.val_fold)
+    found = fit(logits, labels)
     members = [tempered(weights, found.temperature) for weights in loaded.members]
     described = f"calibrated on fold {data.val_fold}, trained without fold {data.test_fold}"
     networks.save(out, loaded.run, members, described, networks.seen(path))
     return found
 
 
+def figures(path: Path, data: str) -> dict[str, Metrics]:
+    """What the card says: metrics of what ``bundle`` wrote on the fold that it has not seen, of all its films and of each
+    source's.
+
+    Args:
+      path: the file.
+      data: the dataset that it was trained on.
+    """
+    loaded = load_run(path, "cpu")
+    logits, labels, source = held_out(loaded, data, loaded.run.config.data.test_fold)
+    chosen = scipy.special.softmax(logits, -1).mean(0).argmax(-1)
+    rows = np.arange(len(labels))
+    origins = np.asarray([source.texts(row, "source")[0] for row in range(len(labels))])
+    parts = {"all sources": rows} | {name: rows[origins == name] for name in np.unique(origins).tolist()}
+    classes = loaded.run.preprocess.classes
+    return {
+        name: measure(labels[part], chosen[part], classes, patients=pipeline.patients(source, part))
+        for name, part in parts.items()
+    }
+
+
+def main() -> None:
+    """Write the file, and print what its card says of it."""
+    run = Path(sys.argv[1])
+    print(bundle(run))
+    for name, found in figures(networks.BUNDLED, networks.settings(run).config.data.path).items():
+        rich.print(metrics_table(found, name), confusion_table(found))
+
+
 if __name__ == "__main__":
-    print(bundle(Path(sys.argv[1])))
+    main()

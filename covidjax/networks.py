@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from covidjax import checkpoint, packed, rundir
-from covidjax.config import Run, UserError
+from covidjax.config import Run
 
 BUNDLED = packed.FOLDER / "classifier.safetensors"
+"""The one that the package carries; MODEL_CARD.md says what it is and what it is not."""
 
 
 class Saved(NamedTuple):
@@ -27,15 +28,8 @@ class Saved(NamedTuple):
 
 
 def find(given: Path | None) -> Path:
-    """What scores: what is given, else the newest run under ``runs/``, else what the package carries.
-
-    Raises:
-      UserError: there is none of these.
-    """
-    found = given or checkpoint.newest_run(classifier=True) or BUNDLED
-    if found == BUNDLED and not BUNDLED.is_file():
-        raise UserError("There is no run under runs/ to score with; train one with `covidjax train`, or name one.")
-    return found
+    """What scores: what is given, else the newest run under ``runs/``, else what the package carries."""
+    return given or checkpoint.newest_run(classifier=True) or BUNDLED
 
 
 def settings(path: Path) -> Run:

@@ -113,10 +113,10 @@ class Classifier:
 
     @classmethod
     def load(cls, run: str | os.PathLike[str], *, device: str = "auto", runtime: str = "auto") -> Classifier:
-        """Load a run.
+        """Load a run, or a classifier in one file.
 
         Args:
-          run: its folder.
+          run: its folder, or the file.
           device: ``auto``, ``cpu`` or ``gpu``.
           runtime: ``jax``, ``openvino``, ``onnxruntime``, or ``auto``: the fastest that is installed for the device.
 

@@ -288,9 +288,7 @@ def test_paths_that_hold_nothing(trained: Path, tmp_path: Path):  # noqa: F811
     assert "There is no film in" in refused("score", tmp_path, "--checkpoint", trained, code=1)
 
 
-def test_no_run_to_score_with(films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-    assert "no run under runs/ to score with; train one" in refused("score", films, code=1)
+def test_what_is_no_run(films: Path, tmp_path: Path):
     assert refused("score", films, "--checkpoint", "gone", code=2).startswith("gone does not exist")
     assert "is not a run: it has no config.toml" in refused("score", films, "--checkpoint", tmp_path, code=1)
 

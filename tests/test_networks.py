@@ -60,7 +60,7 @@ def test_file_gives_the_runs_probabilities_at_its_temperature(validated: Path, f
     read = [reading.open_film(path, Preprocess(image_size=32)).image for path in paths]
     images = np.stack([image for image in read if image is not None])
     loaded = load_run(validated, "cpu")
-    temperature = bundle.fit(*bundle.logits_of(loaded, 1)).temperature
+    temperature = bundle.fit(*bundle.held_out(loaded, loaded.run.config.data.path, 1)[:2]).temperature
     assert abs(np.log(temperature)) > 0.05  # or nothing below would say anything
     predict = make_predict(loaded.network, loaded.run.config.model.channels)
     logits = np.stack([np.asarray(predict(weights, images)) for weights in loaded.members])
@@ -84,8 +84,6 @@ def test_score_without_a_run_takes_the_bundled_classifier_and_says_so(
     file: Path, validated: Path, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(networks, "BUNDLED", tmp_path / "none.safetensors")
-    assert refused("score", films, code=1).startswith("There is no run under runs/ to score with; train one")
     monkeypatch.setattr(networks, "BUNDLED", file)
     result = run("score", films, "--output", "rows.csv")
     assert result.exit_code == 0, result.output
@@ -100,6 +98,20 @@ def test_score_without_a_run_takes_the_bundled_classifier_and_says_so(
     assert (tmp_path / "named.csv").read_bytes() == (tmp_path / "rows.csv").read_bytes()
     shutil.copytree(validated, "runs/mine")
     assert run("score", films).stderr.startswith("Model: run runs/mine, ")
+
+
+def test_figures_are_those_of_the_films_that_the_file_has_not_seen(file: Path, prepared: Path):
+    found = bundle.figures(file, str(prepared))
+    evaluated = json.loads(run("evaluate", file, "--data", prepared, "--json").stdout)["metrics"]
+    assert list(found) == ["all sources", prepared_source(prepared)]
+    assert found["all sources"].confusion == evaluated["confusion"]
+    assert found["all sources"].accuracy == evaluated["accuracy"]
+    with pytest.raises(UserError, match="sample is not the dataset that the run was trained on"):
+        bundle.figures(file, "sample")
+
+
+def prepared_source(prepared: Path) -> str:
+    return next(iter(json.loads((prepared / "manifest.json").read_text())["per_source"]))
 
 
 def test_file_is_evaluated_on_films_of_patients_it_has_not_seen(file: Path, prepared: Path):

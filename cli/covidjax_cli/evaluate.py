@@ -18,18 +18,21 @@ from covidjax_cli import common
 @click.option("--data", metavar="DIR|sample", help="A prepared dataset.  [default: the test fold of the run's own]")
 @click.option("--json", "as_json", is_flag=True, help="Print the metrics as JSON instead of tables.")
 def evaluate(run: Path | None, data: str | None, as_json: bool) -> None:
-    """Metrics of RUN (the newest one under runs/ if left out) on films that it was not trained on.
+    """Metrics of RUN (or the newest one under runs/, or else the bundled classifier) on films that it was not trained on.
 
     Of the dataset it was trained on the test fold is used, of any other one all films. Of a cross-validation every fold is
     used, each by the network that it was held out from; on other films, and of an ensemble, the mean probabilities count.
     """
-    from covidjax import report
+    from covidjax import networks, report
     from covidjax.checkpoint import newest_run
     from covidjax.evaluate import evaluate as evaluate_run
 
-    chosen = run or newest_run()
+    chosen = run or newest_run() or (networks.BUNDLED if data else None)
     if chosen is None:
-        raise UserError("There is no run under runs/; train one with `covidjax train`, or name one.")
+        raise UserError(
+            "There is no run under runs/; train one with `covidjax train`, name one, or name films for the bundled "
+            "classifier with --data."
+        )
     found = evaluate_run(chosen, data)
     note = report.SYNTHETIC if found.synthetic else ""
     common.say(f"Run {chosen} on {found.described}.")

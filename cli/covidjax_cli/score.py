@@ -31,7 +31,11 @@ SHOWN = 50
     epilog="Example: covidjax score xrays/ --checkpoint runs/mine --output scores.csv",
 )
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="A run.  [default: the newest one under runs/]")
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    help="A run, or a classifier's file.  [default: the newest run under runs/, else the bundled classifier]",
+)
 @click.option(
     "--labels", type=click.Path(path_type=Path), help="CSV with the columns path and label: the truth, for metrics."
 )
