@@ -312,8 +312,13 @@ def newest(run_folder: Path) -> Path:
 
 
 def with_one_before(run_folder: Path) -> Path:
-    """The same checkpoint again as that of an earlier step; a short training leaves only one."""
-    shutil.copytree(newest(run_folder), newest(run_folder).with_name("1"), dirs_exist_ok=True)
+    """The same checkpoint again as that of an earlier step, and no other: how many a short training leaves is a matter of
+    the machine's speed."""
+    last = newest(run_folder)
+    for step in last.parent.iterdir():
+        if step != last:
+            shutil.rmtree(step)
+    shutil.copytree(last, last.with_name("1"))
     return run_folder
 
 
