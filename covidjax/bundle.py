@@ -7,10 +7,10 @@ the temperature goes into its weights, and whatever computes them needs to know 
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import click
 import numpy as np
 import rich
 import scipy.optimize
@@ -129,12 +129,16 @@ def figures(path: Path, data: str) -> dict[str, Metrics]:
     }
 
 
-def main() -> None:
-    """Write the file, and print what its card says of it."""
-    run = Path(sys.argv[1])
-    print(bundle(run))
-    for name, found in figures(networks.BUNDLED, networks.settings(run).config.data.path).items():
-        rich.print(metrics_table(found, name), confusion_table(found))
+@click.command(epilog="Example: python -m covidjax.bundle runs/mine")
+@click.argument("run", type=click.Path(path_type=Path))
+def main(run: Path) -> None:
+    """Put RUN, calibrated on its validation fold, in the place of the bundled classifier, and print its figures."""
+    try:
+        print(bundle(run))
+        for name, found in figures(networks.BUNDLED, networks.settings(run).config.data.path).items():
+            rich.print(metrics_table(found, name), confusion_table(found))
+    except UserError as error:
+        raise click.ClickException(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -91,13 +91,15 @@ def evaluate(path: Path, data: str | None = None, *, batch_size: int = 32) -> Ev
     Raises:
       UserError: no run, no dataset, a dataset prepared with other options, or one of which nothing is held out.
     """
+    if data is None and networks.is_file(path):
+        raise UserError(f"{path} is a file, which has no films beside it; name a dataset with --data.")
     loaded = load_run(path)
     run = loaded.run
     dataset = open_dataset(data or run.config.data.path, run.preprocess, masks=run.config.model.name == "lung-unet")
     task = make_task(run.config, dataset)
     source = dataset.source(range(dataset.folds))
     examine = task.examine(loaded.network)
-    members = [] if path.is_file() else rundir.members(path)
+    members = [] if networks.is_file(path) else rundir.members(path)
     weights = loaded.members if len(loaded.members) > 1 else loaded.weights
 
     def of_rows(weights: Weights | list[Weights], source: pipeline.Source, rows: np.ndarray) -> Examined:
@@ -132,6 +134,7 @@ def evaluate(path: Path, data: str | None = None, *, batch_size: int = 32) -> Ev
             raise UserError(f"The run was trained on every film of {data}, or on their patients; name another dataset.")
         found = of_rows(weights, source, rows)
     if len(loaded.members) > 1 and not (run.config.train.cv and dataset.fingerprint == run.dataset):
-        described += f", by the {networks.described(path)}"
+        several = f"mean of {len(loaded.members)} networks" if networks.is_file(path) else networks.described(path)
+        described += f", by the {several}"
     measured = task.measure(found, run.preprocess.classes)
     return Evaluation(measured, described, "synthetic" in dataset.manifest["per_source"])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from covidjax import checkpoint, packed, rundir
-from covidjax.config import Run
+from covidjax.config import Run, UserError
 
 BUNDLED = packed.FOLDER / "classifier.safetensors"
 """The one that the package carries; MODEL_CARD.md says what it is and what it is not."""
@@ -32,31 +32,36 @@ def find(given: Path | None) -> Path:
     return given or checkpoint.newest_run(classifier=True) or BUNDLED
 
 
+def is_file(path: Path) -> bool:
+    """Whether one file is meant, not a run's folder. Of a bundled one that is missing, what reads it says so."""
+    return path.is_file() or path == BUNDLED
+
+
 def settings(path: Path) -> Run:
     """Settings and preprocessing.
 
     Raises:
       UserError: no run and no such file, or damaged ones.
     """
-    return _read(path)[1] if path.is_file() else rundir.settings(path)
+    return _read(path).run if is_file(path) else rundir.settings(path)
 
 
 def described(path: Path) -> str:
     """What computes, in words, such as ``last checkpoint, step 120``."""
-    return _read(path)[2]["described"] if path.is_file() else checkpoint.described(path)
+    return _read(path).described if is_file(path) else checkpoint.described(path)
 
 
 def digests(path: Path) -> list[str]:
     """By which the networks are known again."""
-    if path.is_file():
-        return [hashlib.sha256(_read(path)[0]).hexdigest()]
+    if is_file(path):
+        return [hashlib.sha256(_read(path).data).hexdigest()]
     return [checkpoint.verify(folder, checkpoint.chosen(folder))[1] for folder in _folders(path)]
 
 
 def seen(path: Path) -> set[str]:
     """What the films of training can be known by, see ``rundir.write_seen``."""
-    if path.is_file():
-        return set(json.loads(_read(path)[2]["seen"]))
+    if is_file(path):
+        return set(_read(path).seen)
     return set().union(*map(rundir.read_seen, _folders(path)))
 
 
@@ -70,9 +75,9 @@ def restore(path: Path, wanted: Any) -> Saved:
     Raises:
       UserError: none that is whole, or of another network.
     """
-    if path.is_file():
-        data, _, about = _read(path)
-        members = packed.unpack(path, data, {str(number): wanted for number in range(int(about["members"]))})
+    if is_file(path):
+        file = _read(path)
+        members = packed.unpack(path, file.data, {str(number): wanted for number in range(file.members)})
         return Saved("file", 0, list(members.values()))
     folders = _folders(path)
     saved = [checkpoint.restore(folder, checkpoint.chosen(folder), wanted) for folder in folders]
@@ -100,8 +105,22 @@ def _folders(path: Path) -> list[Path]:
     return rundir.members(path) or [path]
 
 
-def _read(path: Path) -> tuple[bytes, Run, dict[str, str]]:
+class _File(NamedTuple):
+    """What ``save`` wrote."""
+
+    data: bytes
+    run: Run
+    members: int
+    described: str
+    seen: list[str]
+
+
+def _read(path: Path) -> _File:
     data, about = packed.read(path)
     if not {"run", "members", "described", "seen"} <= about.keys():
-        raise packed.damaged(path, "it has no classifier's settings")
-    return data, Run.parse(about["run"], str(path)), about
+        raise UserError(f"{path} holds no classifier; name a run, or a file that `python -m covidjax.bundle` wrote.")
+    try:
+        members, seen = int(about["members"]), json.loads(about["seen"])
+    except ValueError as error:
+        raise packed.damaged(path, error) from error
+    return _File(data, Run.parse(about["run"], str(path)), members, about["described"], seen)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,11 @@ def pack(weights: Any, about: Mapping[str, str], dtype: Any = np.float16) -> byt
 
     Args:
       weights: any tree of arrays.
-      about: texts by name, kept beside them.
+      about: texts by name, kept beside them, with a digest of all.
       dtype: what the arrays are rounded to.
     """
-    return safetensors.numpy.save({name: np.asarray(leaf, dtype) for name, leaf in _named(weights)}, metadata=dict(about))
+    arrays = {name: np.asarray(leaf, dtype) for name, leaf in _named(weights)}
+    return safetensors.numpy.save(arrays, metadata={**about, "digest": _digest(arrays, about)})
 
 
 def read(path: Path) -> tuple[bytes, dict[str, str]]:
@@ -35,19 +38,36 @@ def read(path: Path) -> tuple[bytes, dict[str, str]]:
     """
     try:
         data = path.read_bytes()
+        arrays = safetensors.numpy.load(data)
         with safetensors.safe_open(path, "np") as file:
-            return data, file.metadata() or {}
+            about = file.metadata() or {}
     except FileNotFoundError:
-        raise UserError(f"{path} is not there; install covidjax again.") from None
+        raise UserError(f"{path} is not there; {_remedy(path)}.") from None
     # Damaged bytes are answered with errors of several kinds.
     except Exception as error:
         raise damaged(path, error) from error
+    digest = about.pop("digest", None)  # files of older versions have none
+    if digest not in {None, _digest(arrays, about)}:
+        raise damaged(path, "its digest is that of other bytes")
+    return data, about
 
 
 def damaged(path: Path, error: object) -> UserError:
     """What is said of a file that cannot be used."""
-    again = "install covidjax again" if path.parent == FOLDER else "name another file, or a run's folder"
-    return UserError(f"{path} is damaged or no file of weights ({' '.join(str(error).split())[:200]}); {again}.")
+    return UserError(f"{path} is damaged or no file of weights ({' '.join(str(error).split())[:200]}); {_remedy(path)}.")
+
+
+def _remedy(path: Path) -> str:
+    return "install covidjax again" if path.parent == FOLDER else "name another file, or a run's folder"
+
+
+def _digest(arrays: Mapping[str, np.ndarray], about: Mapping[str, str]) -> str:
+    """SHA-256, hexadecimal, of all that a file holds."""
+    shapes = {name: [array.dtype.str, array.shape] for name, array in arrays.items()}
+    found = hashlib.sha256(json.dumps([dict(about), shapes], sort_keys=True).encode())
+    for name in sorted(arrays):
+        found.update(arrays[name].tobytes())
+    return found.hexdigest()
 
 
 def unpack(path: Path, data: bytes, wanted: Any) -> Any:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 
 from covidjax import packed, rundir
@@ -126,9 +127,11 @@ def read(path: Path) -> tuple[bytes, Preprocess]:
       UserError: no file, or a damaged one.
     """
     data, about = packed.read(path)
+    if not {"image_size", "masks", "patients"} <= about.keys():
+        raise UserError(f"{path} holds no lung segmenter; name a run of `covidjax train --model lung-unet`.")
     try:
         return data, Preprocess(int(about["image_size"]), classes=tuple(about["masks"].split(",")))
-    except (KeyError, ValueError) as error:
+    except ValueError as error:
         raise packed.damaged(path, error) from error
 
 
@@ -179,6 +182,15 @@ def _convert(path: Path, data: bytes, preprocess: Preprocess) -> bytes:
         raise UserError(f"{path} cannot be converted ({error}); choose --runtime jax.") from error
 
 
+@click.command(epilog="Example: python -m covidjax.segmenter runs/lungs")
+@click.argument("run", type=click.Path(path_type=Path))
+def main(run: Path) -> None:
+    """Put the weights of RUN, a lung-unet, in the place of the bundled ones."""
+    try:
+        save(BUNDLED, *_trained(run), sorted(key for key in rundir.read_seen(run) if ":" in key))
+    except UserError as error:
+        raise click.ClickException(str(error)) from error
+
+
 if __name__ == "__main__":
-    run = Path(sys.argv[1])
-    save(BUNDLED, *_trained(run), sorted(key for key in rundir.read_seen(run) if ":" in key))
+    main()

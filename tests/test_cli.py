@@ -120,7 +120,7 @@ ROOMS = [
     {"evaluate"},
     {"step"},
     {"program"},
-    {"member", "score", "segment", "gallery"},
+    {"member", "score", "segment", "gallery", "bundle"},
     {"figures", "train"},
     {"page", "together"},
     {"reproduce"},

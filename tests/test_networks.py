@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import csv
 import doctest
+import hashlib
 import json
 import shutil
 from pathlib import Path
+from types import ModuleType
 
+import jax
 import numpy as np
 import pytest
 import scipy.special
+from click.testing import CliRunner
 from commands import refused, run
 from test_cli_train import TINY
 
-from covidjax import bundle, networks, packed, reading, rundir
+import covidjax
+from covidjax import bundle, networks, packed, phantom, reading, rundir, segmenter
 from covidjax.config import CLASSES, Preprocess, UserError
+from covidjax.models import Network
 from covidjax.runtime import open_run
 
 
@@ -52,8 +58,6 @@ def test_temperature_makes_surer_what_was_too_careful():
 def test_file_gives_the_runs_probabilities_at_its_temperature(validated: Path, file: Path, films: Path, runtime: str):
     if runtime != "jax":
         pytest.importorskip(runtime)
-    import jax
-
     from covidjax.trained import load_run, make_predict
 
     paths = sorted(films.rglob("*.png"))
@@ -88,14 +92,17 @@ def test_score_without_a_run_takes_the_bundled_classifier_and_says_so(
     result = run("score", films, "--output", "rows.csv")
     assert result.exit_code == 0, result.output
     described = "calibrated on fold 1, trained without fold 0"
-    assert result.stderr.startswith(f"Model: no run under runs/, so the bundled classifier, darkcovidnet, {described}, on ")
+    said = f"Model: no trained classifier under runs/, so the bundled one, darkcovidnet, {described}, on "
+    assert result.stderr.startswith(said)
     with (tmp_path / "rows.csv").open(newline="") as handle:
         rows = list(csv.DictReader(handle))
     assert [row["status"] for row in rows] == ["ok"] * 30
     assert all(sum(float(row[f"p_{name}"]) for name in CLASSES) == pytest.approx(1, abs=1e-5) for row in rows)
     named = run("score", films, "--checkpoint", file, "--output", "named.csv")
     assert named.exit_code == 0
+    assert named.stderr.startswith("Model: the bundled one, darkcovidnet, ")
     assert (tmp_path / "named.csv").read_bytes() == (tmp_path / "rows.csv").read_bytes()
+    assert covidjax.load().checkpoint == described
     shutil.copytree(validated, "runs/mine")
     assert run("score", films).stderr.startswith("Model: run runs/mine, ")
 
@@ -118,7 +125,22 @@ def test_file_is_evaluated_on_films_of_patients_it_has_not_seen(file: Path, prep
     result = run("evaluate", file, "--data", prepared, "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["data"].startswith(f"test fold 0 of {prepared}")
-    assert "prepared does not exist" in refused("evaluate", file, code=2)
+    assert "is a file, which has no films beside it; name a dataset with --data" in refused("evaluate", file, code=1)
+
+
+def test_evaluate_without_a_run_takes_the_bundled_classifier(
+    file: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(networks, "BUNDLED", file)
+    assert "There is no run under runs/" in refused("evaluate", code=1)
+    films = tmp_path_factory.mktemp("others") / "films"
+    phantom.main([str(films), "--images", "30", "--seed", "77"])
+    words = ("prepare", films, "--out", "other", "--image-size", 32, "--lungs", "none", "--folds", 3)
+    assert run(*words).exit_code == 0
+    result = run("evaluate", "--data", "other")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.startswith("The bundled classifier on all of other, by the mean of 2 networks.")
 
 
 def test_files_that_are_no_classifiers(file: Path, tmp_path: Path, films: Path, validated: Path):
@@ -126,17 +148,53 @@ def test_files_that_are_no_classifiers(file: Path, tmp_path: Path, films: Path, 
     cut_off.write_bytes(file.read_bytes()[:-100])
     text = tmp_path / "text.safetensors"
     text.write_text("no weights")
-    lungs = packed.FOLDER / "lung_unet.safetensors"
-    for path in (cut_off, text, lungs):
+    flipped = tmp_path / "flipped.safetensors"
+    whole = bytearray(file.read_bytes())
+    whole[-1000] ^= 1
+    flipped.write_bytes(whole)
+    for path in (cut_off, text, flipped):
         assert f"{path} is damaged or no file of weights (" in refused("score", films, "--checkpoint", path, code=1)
+    lungs = packed.FOLDER / "lung_unet.safetensors"
+    assert f"{lungs} holds no classifier" in refused("score", films, "--checkpoint", lungs, code=1)
+    with pytest.raises(UserError, match="holds no lung segmenter"):
+        segmenter.open_segmenter("cpu", weights=file)
     data, about = packed.read(file)
     assert data == file.read_bytes()
+    uncounted = tmp_path / "uncounted.safetensors"
+    uncounted.write_bytes(packed.pack({"0": {"a": np.zeros(3)}}, about | {"members": "two"}))
+    with pytest.raises(UserError, match="is damaged"):
+        networks.settings(uncounted)
     other = tmp_path / "other.safetensors"
     other.write_bytes(packed.pack({"0": {"a": np.zeros(3)}}, about))
     with pytest.raises(UserError, match="arrays are those of another network"):
         open_run(other, "cpu", "jax")
     with pytest.raises(UserError, match="has no fold to calibrate on; train a classifier with --val-fold"):
         bundle.bundle(without_validation(validated, tmp_path), tmp_path / "x")
+
+
+def test_missing_bundled_file(films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(packed, "FOLDER", tmp_path)
+    monkeypatch.setattr(networks, "BUNDLED", tmp_path / "classifier.safetensors")
+    assert "classifier.safetensors is not there; install covidjax again" in refused("score", films, code=1)
+
+
+def test_card_describes_the_bundled_classifier():
+    card = (Path(__file__).parents[1] / "MODEL_CARD.md").read_text()
+    assert hashlib.sha256(networks.BUNDLED.read_bytes()).hexdigest() in card
+    assert f"{networks.BUNDLED.stat().st_size / 1e6:.1f} MB" in card
+    described = networks.settings(networks.BUNDLED)
+    network = Network(described.config.model, described.preprocess)
+    assert f"{sum(leaf.size for leaf in jax.tree.leaves(network.abstract().params)):,} parameters" in card
+    assert networks.seen(networks.BUNDLED)
+
+
+@pytest.mark.parametrize("module", [bundle, segmenter])
+def test_commands_of_the_maker_refuse_what_is_no_run(module: ModuleType, tmp_path: Path):
+    result = CliRunner().invoke(module.main, [])
+    assert (result.exit_code, "Missing argument 'RUN'" in result.output) == (2, True)
+    result = CliRunner().invoke(module.main, [str(tmp_path / "none")])
+    assert (result.exit_code, "does not exist" in result.output) == (1, True)
 
 
 def without_validation(run_folder: Path, tmp_path: Path) -> Path:

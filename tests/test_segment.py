@@ -16,7 +16,7 @@ from commands import refused, run
 from PIL import Image
 from test_lungs import SIZE, Perfect
 
-from covidjax import lungs, phantom, segmenter
+from covidjax import lungs, packed, phantom, segmenter
 from covidjax.config import ModelConfig, Preprocess, UserError
 from covidjax.models import Network
 from covidjax.segment import names_of
@@ -107,8 +107,9 @@ def test_what_cannot_be_is_said_in_one_sentence(perfect, folder, tmp_path):
 
 
 def test_weights_that_are_missing_or_damaged(tmp_path, monkeypatch):
+    monkeypatch.setattr(packed, "FOLDER", tmp_path)
     monkeypatch.setattr(segmenter, "BUNDLED", tmp_path / "lung_unet.safetensors")
-    with pytest.raises(UserError, match="are not in this installation"):
+    with pytest.raises(UserError, match="is not there; install covidjax again"):
         segmenter.open_segmenter("cpu")
     (tmp_path / "lung_unet.safetensors").write_bytes(b"\x10" + bytes(40))
     with pytest.raises(UserError, match="is damaged"):
@@ -126,7 +127,7 @@ def test_weights_come_back_rounded_to_float16(tmp_path):
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(weights), strict=True):
         assert ours.dtype == np.float32
         np.testing.assert_array_equal(ours, np.asarray(theirs).astype(np.float16))
-    with pytest.raises(UserError, match="no weights of this lung-unet"):
+    with pytest.raises(UserError, match="arrays are those of another network"):
         segmenter.load(path, path.read_bytes(), Preprocess(32, classes=("fields",)))
 
 

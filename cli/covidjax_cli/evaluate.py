@@ -35,7 +35,8 @@ def evaluate(run: Path | None, data: str | None, as_json: bool) -> None:
         )
     found = evaluate_run(chosen, data)
     note = report.SYNTHETIC if found.synthetic else ""
-    common.say(f"Run {chosen} on {found.described}.")
+    what = "The bundled classifier" if chosen == networks.BUNDLED else f"Run {chosen}"
+    common.say(f"{what} on {found.described}.")
     if as_json:
         about = {"run": str(chosen), "data": found.described, "note": note}
         common.show_json({**about, "metrics": found.metrics.as_dict()})

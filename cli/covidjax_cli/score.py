@@ -97,7 +97,8 @@ def score(
     found = find_films(given)
     start(min(workers_or_default(workers), len(found.paths)))  # while the model is loaded
     classifier = Classifier.load(run, device=device, runtime=runtime)
-    what = "no run under runs/, so the bundled classifier" if run == networks.BUNDLED else f"run {run}"
+    bundled = "the bundled one" if checkpoint else "no trained classifier under runs/, so the bundled one"
+    what = bundled if run == networks.BUNDLED else f"{'file' if networks.is_file(run) else 'run'} {run}"
     common.say(f"Model: {what}, {classifier.run.config.model.name}, {classifier.checkpoint}, on {classifier.runtime}.")
     if found.passed_over:
         common.say(f"{found.passed_over} other files passed over: not images, by their ending.")
