@@ -1,4 +1,4 @@
-"""Random changes to a batch of training images, and the normalisation of every image, on the device."""
+"""Random changes to a batch of training images, and the normalisation and views of every image, on the device."""
 
 from __future__ import annotations
 
@@ -16,6 +16,23 @@ def normalise(images: Array, channels: int = 1) -> Array:
     """Pixels from 0 to 255, ``[B, S, S, 1]`` → float32 ``[B, S, S, channels]`` of about zero mean and unit variance."""
     scaled = (images.astype(jnp.float32) / 255 - MEAN) / SPREAD
     return jnp.broadcast_to(scaled, (*images.shape[:3], channels))
+
+
+def ten_views(images: Array) -> Array:
+    """Each image as it is and shifted towards its four corners by a thirty-second of its side, and the same of its mirror
+    image: ``[B, S, S, 1]`` → ``[10 · B, S, S, 1]``, first all images in their first view. What comes from outside repeats
+    the nearest edge.
+
+    The ten crops of Krizhevsky et al. 2012, section 4.1, with shifts in their place, so that the size stays.
+    """
+    side = images.shape[1]
+    step = max(side // 32, 1)
+    corners = [(y, x) for y in (0, 2 * step) for x in (0, 2 * step)]
+    views = []
+    for film in (images, images[:, :, ::-1]):
+        wide = jnp.pad(film, ((0, 0), (step, step), (step, step), (0, 0)), "edge")
+        views += [film, *(wide[:, y : y + side, x : x + side] for y, x in corners)]
+    return jnp.concatenate(views)
 
 
 def augment(key: Array, images: Array, config: AugmentConfig, axis: str | None = None) -> Array:

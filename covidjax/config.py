@@ -102,6 +102,8 @@ class ModelConfig:
     """Channels of the first block of ``cnn13``; the last two have eight times as many."""
     dropout: float = 0.5
     """Share of the last map of ``cnn13`` that is set to zero in training."""
+    views: Literal[1, 10] = 1
+    """Of a film that is classified: itself, or ten, mirrored and shifted, whose mean logits count."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,10 @@ class TrainConfig:
     weight_decay: float = 0.0
     """Decoupled weight decay (AdamW); 0 is plain Adam."""
     label_smoothing: float = 0.0
+    averaging: float = 0.0
+    """Decay, per step, of the running mean of the weights that is tested and used; 0 uses the weights as they are."""
+    refresh: bool = False
+    """Take the batch statistics of the weights that are kept anew, from the training images as they are in testing."""
     class_weights: Literal["none", "balanced"] = "none"
     """``balanced`` weighs each class's loss by the inverse of its share of the training images."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -258,6 +264,7 @@ def _check(config: Config) -> None:
         ("train.weight_decay", 0 <= train.weight_decay < inf, "at least 0 and finite"),
         ("train.checkpoint_seconds", train.checkpoint_seconds >= 0, "at least 0"),
         ("train.ensemble", train.ensemble >= 1, "at least 1"),
+        ("train.averaging", 0 <= train.averaging < 1, "at least 0 and below 1"),
         ("train.label_smoothing", 0 <= train.label_smoothing < 1, "at least 0 and below 1"),
         ("data.test_fold", config.data.test_fold >= 0, "at least 0"),
         ("augment.shift", 0 <= config.augment.shift < 1, "at least 0 and below 1"),
@@ -273,6 +280,8 @@ def _check(config: Config) -> None:
         raise UsageError("An ensemble of segmenters is not to be had; leave train.ensemble out.")
     if config.model.name == "lung-unet" and config.model.channels != 1:
         raise UsageError("lung-unet takes gray images; leave model.channels at 1.")
+    if config.model.name == "lung-unet" and config.model.views != 1:
+        raise UsageError("lung-unet looks at a film once; leave model.views at 1.")
     for name in ("width", "dropout"):
         if config.model.name != "cnn13" and getattr(config.model, name) != getattr(ModelConfig(), name):
             raise UsageError(f"model.{name} is of cnn13 alone, and the model is {config.model.name}; leave it out.")

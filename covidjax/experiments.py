@@ -79,13 +79,16 @@ def folder() -> Path:
     return installed if installed.is_dir() else here.parent / "configs" / "report"
 
 
-def load(only: Sequence[str] = (), epochs: int | None = None, where: Path | None = None) -> dict[str, Experiment]:
+def load(
+    only: Sequence[str] = (), epochs: int | None = None, where: Path | None = None, recipe: Path | None = None
+) -> dict[str, Experiment]:
     """The experiments by name.
 
     Args:
       only: names; all if empty. A table of times brings those that it times with it.
       epochs: instead of each one's own.
       where: folder of the TOML files, if not the package's.
+      recipe: a TOML file of settings that stand instead of the defaults, where an experiment has none of its own.
 
     Raises:
       UsageError: a name that there is not, or a file that is not right.
@@ -94,22 +97,27 @@ def load(only: Sequence[str] = (), epochs: int | None = None, where: Path | None
     for name in only:
         if name not in files:
             raise UsageError(f"There is no experiment {name!r}; choose from {', '.join(files)}.")
-    found = {name: _read(name, path, epochs) for name, path in files.items()}
+    found = {name: _read(name, path, epochs, recipe) for name, path in files.items()}
     wanted = set(only or found)
     wanted |= {timed for name in wanted for timed in found[name].times_of}
     return {name: experiment for name, experiment in found.items() if name in wanted}
 
 
-def _read(name: str, path: Path, epochs: int | None) -> Experiment:
+def _read(name: str, path: Path, epochs: int | None, recipe: Path | None) -> Experiment:
     table = read_toml(path)
     values = _flat(table.pop("settings", {}))
     if epochs is not None:
         values["train.epochs"] = epochs
-    settings = load_config(None, (), values)
+    settings = load_config(recipe, (), values)
     file: _File = build(_File, table, where=str(path))
     if bool(file.times_of) == bool(file.films.sources):
         raise UsageError(f"{path}: an experiment has either films.sources or times_of; give it one of them.")
     return Experiment(name, file.title, file.about, file.films, settings, file.study, file.times_of)
+
+
+def described(recipe: Path) -> str:
+    """The settings of a recipe, in words."""
+    return ", ".join(f"{key} {value}" for key, value in _flat(read_toml(recipe)).items())
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -45,7 +45,7 @@ def write(folder: Path, run: Path, dataset: Dataset, fold: int, found: np.ndarra
             name, where, patient = map(printable, source.texts(row, "name", "source", "patient"))
             table.writerow((name, where, patient, kinds[kind], *(f"{value:.4f}" for value in found[row, 1:])))
     loaded = load_run(run)
-    predict = make_predict(loaded.network, loaded.run.config.model.channels)
+    predict = make_predict(loaded.network, loaded.run.config.model)
     spread = np.linspace(0, len(ranking) - 1, min(SHOWN, len(ranking))).round().astype(int)
     for name, places in (("worst", np.arange(len(spread))), ("typical", spread)):
         assert batch.masks is not None

@@ -166,7 +166,7 @@ class Member:
         start = time.perf_counter()
         self._best = list(self._program.task.merit(found["val"]))
         facts = {"epoch": epoch + 1, "best": self._best}
-        self._chosen.save(int(state.step), state.weights, without_weights(state), facts)
+        self._chosen.save(int(state.step), self._kept(state), without_weights(state), facts)
         self._program.timing.add("checkpoint", start)
 
     def due(self) -> bool:
@@ -180,9 +180,17 @@ class Member:
         if self._chosen:
             self._chosen.wait()  # before a state that knows of this best can be on disk
         facts = {"epoch": epochs, "best": self._best}
-        self._last.save(int(state.step), state.weights, without_weights(state), facts)
+        weights = self._kept(state) if epochs == self.config.train.epochs else state.weights
+        self._last.save(int(state.step), weights, without_weights(state), facts)
         self._saved_at = time.perf_counter()
         self._program.timing.add("checkpoint", start)
+
+    def _kept(self, state: State) -> Weights:
+        """The weights that are to be used, not trained on."""
+        if not self.config.train.refresh:
+            return state.weights
+        rows = self.order(0).ravel()  # as mixed as the batches of training
+        return self._program.refreshed(state.weights, rows)
 
     def saved(self) -> Weights:
         """The weights that ``score`` will use, when training has ended."""
@@ -216,5 +224,5 @@ class Member:
 
 
 def without_weights(state: State) -> dict[str, Any]:
-    """The state without the weights, which have their own place in a checkpoint."""
-    return {name: value for name, value in state._asdict().items() if name != "weights"}
+    """The state without the weights, which have their own place in a checkpoint, and without what there is not."""
+    return {name: value for name, value in state._asdict().items() if name != "weights" and (name != "newest" or value)}

@@ -44,26 +44,30 @@ class Section(NamedTuple):
     pictures: list[list[Picture]]
 
 
-def write(out: Path, data: Path, results: Mapping[str, Any]) -> None:
+def write(out: Path, data: Path, results: Mapping[str, Any], *, films: bool = True) -> None:
     """Draw the figures and write both reports.
 
     Args:
       out: folder of the reproduction.
       data: folder of the collections.
       results: what ``out/results.json`` holds.
+      films: whether to show any.
     """
     found = results["experiments"]
-    sections = [_samples(out, found)]
+    sections = [_samples(out, found) if films else None]
     for name, each in found.items():
         sections.append(_times(each, results) if each["times_of"] else _experiment(out, name, each))
-    sections.append(_lungs(out, data, found))
+    sections.append(_lungs(out, data, found) if films else None)
     about = results["about"]
     facts = [
         ("data", about["data"]),
         ("epochs", str(about["epochs"] or "as each experiment says")),
+        ("settings", about["settings"] or "the defaults, but for what each experiment says"),
         ("device", about["device"]),
         ("versions", ", ".join(f"{name} {version}" for name, version in about["versions"].items())),
     ]
+    if not films:
+        facts.append(("left out", "Figures 1 and 5, which show films of the collections"))
     context = {
         "covidjax": about["covidjax"],
         "note": about["note"],
@@ -214,7 +218,7 @@ def _samples(out: Path, found: Mapping[str, Any]) -> Section | None:
         return None
     file = f"{FIGURES}/figure1.png"
     dataset = max(whole, key=lambda dataset: dataset["images"])
-    figures.samples(out / file, Dataset(out / "datasets" / Path(dataset["path"]).name))
+    figures.samples(out / file, Dataset(out / dataset["path"]))
     return Section("Films", [], [], [[Picture(file, "Figure 1: films of each class, with the collection of each")]])
 
 

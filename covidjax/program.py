@@ -11,14 +11,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from covidjax import device, pipeline
+from covidjax.augment import normalise
 from covidjax.config import Config
 from covidjax.dataset import Dataset
-from covidjax.models import Network
+from covidjax.models import Network, Weights
+from covidjax.models.layers import MOMENTUM
 from covidjax.step import Given, State, initial_state, make_optimizer, make_step
 from covidjax.task import make_task
 
@@ -79,6 +82,7 @@ class Program:
       timing: told of loading and compiling.
 
     Attributes:
+      examine: what is computed of held-out examples when training has ended; ``glance`` after every epoch.
       data: every image of the dataset, on the device unless that is a CPU; None where images are read batch by batch.
     """
 
@@ -90,10 +94,11 @@ class Program:
         self.task = make_task(config, dataset)
         self.network = Network(config.model, dataset.preprocess, self.dtype)
         self.optimizer = functools.partial(make_optimizer, settings)
-        self.examine = self.task.examine(self.network)
+        self.averaging = settings.averaging
+        self.examine, self.glance = self.task.examine(self.network), self.task.examine(self.network, once=True)
         self.source = dataset.source(range(dataset.folds))
         self.data: pipeline.Batch | None = None
-        self.channels, self.eval_batch = config.model.channels, settings.batch_size
+        self.model, self.eval_batch = config.model, settings.batch_size
         self._steps: dict[int, Steps] = {}
         size = len(self.source) * dataset.preprocess.image_size**2 * (2 if dataset.masks else 1)
         if settings.cache == "device" or (settings.cache == "auto" and device.fits(size, self.where)):
@@ -117,7 +122,7 @@ class Program:
 
     def fresh(self, seed: int) -> State:
         """The state before the first step."""
-        return initial_state(self.network.init(seed), self.optimizer(lambda count: count), self.scaled)
+        return initial_state(self.network.init(seed), self.optimizer(lambda count: count), self.scaled, self.averaging)
 
     def batches(self, rows: np.ndarray) -> Iterable[pipeline.Batch]:
         """Held-out examples in batches, from memory where they lie there."""
@@ -125,12 +130,34 @@ class Program:
             return pipeline.eval_batches(self.source, self.eval_batch, rows)
         return pipeline.kept_batches(self.data, self.eval_batch, rows)
 
+    def refreshed(self, weights: Weights, rows: np.ndarray) -> Weights:
+        """The weights with batch statistics that are the means over batches of these rows, without augmentation: those of
+        training are of augmented images, which look otherwise than what is tested (Wu and Johnson 2021, "Rethinking 'Batch'
+        in BatchNorm", section 3; Touvron et al. 2019, "Fixing the train-test resolution discrepancy")."""
+        if not jax.tree.leaves(weights.batch_stats):
+            return weights
+
+        def add(sums: Any, params: Any, images: Any) -> Any:
+            zero = Weights(params, jax.tree.map(jnp.zeros_like, sums))
+            moved = self.network.apply(zero, normalise(images, self.model.channels), train=True)[2]
+            return jax.tree.map(jnp.add, sums, moved)
+
+        # On one device: there is little to do, and nothing to wait for another device with.
+        call, mesh = jax.jit(add), device.mesh(1)
+        params, stats = device.on_all(jax.device_get(weights), mesh)
+        sums = jax.tree.map(jnp.zeros_like, stats)
+        size = min(self.eval_batch, len(rows))
+        count = len(rows) // size  # what is left of them would be padded
+        for batch in self.batches(rows[: count * size]):
+            sums = call(sums, params, device.on_all(batch.images, mesh))
+        return Weights(weights.params, jax.tree.map(lambda total: total / (MOMENTUM * count), jax.device_get(sums)))
+
     def steps(self, batch: int) -> Steps:
         """The way from rows to steps for a size of batch: images on the device, in memory, or streamed."""
         if batch not in self._steps:
             mesh = device.mesh(batch)
             axis = device.AXIS if mesh.size > 1 else None
-            step = make_step(self.network, self.task, self.optimizer, self.scaled, axis)
+            step = make_step(self.network, self.task, self.optimizer, self.scaled, axis, self.averaging)
             compiled = functools.partial(self.compiled, mesh)
             if self.data is None:
                 self._steps[batch] = _streamed(step, self.source, compiled, mesh)

@@ -32,8 +32,8 @@ from covidjax.together import train_members
 from covidjax.train import train
 
 SETTINGS, RESULTS, OUTCOME, PYTORCH = "settings.json", "results.json", "outcome.json", "pytorch.json"
-COLLECTIONS = "collections"
-"""Folder of the synthetic collections."""
+COLLECTIONS, DATASETS = "collections", "datasets"
+"""Folders of the synthetic collections, and of what was prepared of any."""
 
 SAMPLE_SIDE = 64
 """Of the images of a rehearsal on synthetic films, where the study's would have 224 pixels."""
@@ -62,7 +62,7 @@ class Show(Protocol):
 
 
 def reproduce(
-    data: str, out: Path, experiments: Mapping[str, Experiment], epochs: int | None, show: Show
+    data: str, out: Path, experiments: Mapping[str, Experiment], epochs: int | None, show: Show, recipe: str = ""
 ) -> dict[str, Any]:
     """Prepare, train and test every experiment under both protocols.
 
@@ -72,15 +72,17 @@ def reproduce(
       experiments: which.
       epochs: what ``experiments`` were loaded with, so that a folder is known again.
       show: told how it goes on.
+      recipe: the settings that they were loaded with, in words; likewise.
 
     Returns:
       What ``out/results.json`` holds.
 
     Raises:
-      UserError: stopped; a collection that is not there; a folder that was begun with other data or epochs.
+      UserError: stopped; a collection that is not there; a folder that was begun with other data, epochs or settings.
     """
     sample = data == "sample"
-    _settle(out, {"data": data if sample else str(Path(data).absolute()), "epochs": epochs})
+    about = {"data": data if sample else Path(data).absolute().name, "epochs": epochs, "settings": recipe}
+    _settle(out, about)
     root = Path(data)
     if sample:
         root = out / COLLECTIONS
@@ -102,7 +104,7 @@ def reproduce(
             protocols[protocol] = {"dataset": _counts(dataset), **outcome}
         found[name] = {"number": experiment.number, "title": experiment.title, "about": experiment.about}
         found[name] |= {"study": asdict(experiment.study), "times_of": experiment.times_of, "protocols": protocols}
-    results = {"about": _about(data, epochs, sample), "experiments": found}
+    results = {"about": _about(sample) | about, "experiments": found}
     if (out / PYTORCH).is_file():
         results["pytorch"] = json.loads((out / PYTORCH).read_text())
     _write(out / RESULTS, results)
@@ -122,7 +124,7 @@ def _settle(out: Path, settings: dict[str, Any]) -> None:
         raise UserError(f"{out} cannot be written ({error.strerror}); name a folder that you may write to.") from error
     begun = json.loads(file.read_text())
     if begun != settings:
-        told = ", ".join(f"{key} {value}" for key, value in begun.items() if value is not None)
+        told = ", ".join(f"{key} {value}" for key, value in begun.items() if value)
         raise UsageError(f"{out} was begun with {told}; give the same again, or name another folder with --out.")
 
 
@@ -141,7 +143,7 @@ def _options(experiment: Experiment, protocol: str) -> Options:
 
 def _dataset(experiment: Experiment, protocol: str, root: Path, out: Path, show: Show) -> Dataset:
     """Prepared, unless it is there already."""
-    path = out / "datasets" / f"{experiment.name}-{protocol}"
+    path = out / DATASETS / f"{experiment.name}-{protocol}"
     options = _options(experiment, protocol)
     if not (path / MANIFEST).exists():
         with show.counting(f"{experiment.number}, {protocol} split: preparing films") as count:
@@ -244,21 +246,19 @@ def _counts(dataset: Dataset) -> dict[str, Any]:
     keys = ("images", "patients", "per_class", "per_source", "per_fold", "image_size", "lungs", "fingerprint")
     whole = len(manifest.get("whole_films", []))
     return {key: manifest[key] for key in keys} | {
-        "path": str(dataset.path),
+        "path": f"{DATASETS}/{dataset.path.name}",
         "copies_dropped": {source: count for source, count in copies.items() if count},
         "unreadable": len(manifest["skipped"]),
         "whole_films": whole,
     }
 
 
-def _about(data: str, epochs: int | None, sample: bool) -> dict[str, Any]:
+def _about(sample: bool) -> dict[str, Any]:
     packages = ("jax", "jaxlib", "flax", "optax", "numpy")
     return {
         "covidjax": covidjax.__version__,
         "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages},
         "device": device_name(),
-        "data": "sample" if sample else Path(data).name,
-        "epochs": epochs,
         "note": report.SYNTHETIC if sample else "",
     }
 

@@ -77,7 +77,7 @@ def open_run(path: Path, device: str = "auto", name: str = "auto") -> Opened:
     run = networks.settings(path)
     if run.config.model.name == "lung-unet":
         raise UserError(f"{path} finds lungs, not classes; use it with `covidjax segment --checkpoint {path}`.")
-    name = choose(name, device, run.config.train.precision)
+    name = choose(name, device, run.config.train.precision, run.config.model.views)
     if name == "jax":
         from covidjax.trained import load_run
 
@@ -92,17 +92,23 @@ def installed(name: str) -> bool:
     return all(importlib.util.find_spec(package) for package in _NEEDED.get(name, ()))
 
 
-def choose(name: str, device: str, precision: str) -> str:
-    """The runtime that is meant by one of ``CHOICES`` on a device, for a run of the given ``train.precision``."""
+def choose(name: str, device: str, precision: str, views: int = 1) -> str:
+    """The runtime that is meant by one of ``CHOICES`` on a device, for a run of the given ``train.precision`` and
+    ``model.views``."""
     if name not in CHOICES:
         raise UsageError(f"There is no runtime {name!r}; choose one of {', '.join(CHOICES)}.")
     if name == "auto":
         # Another precision was asked for in training: only jax computes with the very same rounding.
-        if device == "gpu" or precision not in ("auto", "float32") or (device == "auto" and has_gpu()):
+        if device == "gpu" or precision not in ("auto", "float32") or views > 1 or (device == "auto" and has_gpu()):
             return "jax"
         return next((each for each in _FASTEST_ON_CPU if installed(each)), "jax")
     if name != "jax" and device == "gpu":
         raise UsageError(f"{TITLES[name]} is used on CPUs only; choose --runtime jax, or another --device.")
+    if name != "jax" and views > 1:
+        # The converter takes ten times a batch of any size for the batch itself.
+        raise UsageError(
+            f"{TITLES[name]} takes one view of a film, and the run has model.views {views}; choose --runtime jax."
+        )
     if not installed(name):
         raise UserError(f"{TITLES[name]} is not installed; run `pip install 'covidjax[{name}]'`, or choose --runtime auto.")
     return name
@@ -126,7 +132,7 @@ class Jax:
         from covidjax.trained import make_predict
 
         self.title = f"{TITLES['jax']} {jax.__version__}"
-        self._predict = make_predict(loaded.network, loaded.run.config.model.channels)
+        self._predict = make_predict(loaded.network, loaded.run.config.model)
         self._softmax = jax.jit(jax.nn.softmax)
         self._weights = loaded.members
 
@@ -217,17 +223,15 @@ def convert(path: Path) -> bytes:
     import jax
     import jax.numpy as jnp
 
-    from covidjax.augment import normalise
     from covidjax.models import Network
-    from covidjax.trained import load_run
+    from covidjax.trained import load_run, make_forward
 
     loaded = load_run(path, "cpu")
     config, size = loaded.run.config, loaded.run.preprocess.image_size
-    network = Network(config.model, loaded.run.preprocess, jnp.float32, plain=True)
+    forward = make_forward(Network(config.model, loaded.run.preprocess, jnp.float32, plain=True), config.model)
 
     def predict(images: jax.Array) -> jax.Array:
-        seen = normalise(images, config.model.channels)
-        each = [jax.nn.softmax(network.apply(weights, seen)[0]) for weights in loaded.members]
+        each = [jax.nn.softmax(forward(weights, images)) for weights in loaded.members]
         return sum(each[1:], each[0]) / len(each) if len(each) > 1 else each[0]
 
     try:

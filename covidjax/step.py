@@ -46,11 +46,14 @@ class State(NamedTuple):
 
     step: Array
     weights: Weights
+    """That are tested and used."""
     optimizer: optax.OptState
     scale: Scale
     totals: Totals
     bad_step: Array
     """First step whose loss was not finite, or -1."""
+    newest: Weights | tuple[()] = ()
+    """With averaging the weights that the last step came to, of which ``weights`` is the running mean; else nothing."""
 
 
 def learning_rate(config: TrainConfig, steps: int) -> optax.Schedule:
@@ -91,12 +94,16 @@ Optimizer = Callable[[optax.Schedule], optax.GradientTransformation]
 
 
 def make_step(
-    network: Network, task: Task, optimizer: Optimizer, scaled: bool, axis: str | None = None
+    network: Network, task: Task, optimizer: Optimizer, scaled: bool, axis: str | None = None, averaging: float = 0.0
 ) -> Callable[[State, Given, Array, Any], State]:
     """One step of training, to be jitted: (state, given, uint8 images ``[B, S, S, 1]``, ``Batch.targets``) → state.
 
     With an ``axis`` of a mesh each device calls it with its share of the batch, and all come to the same state: that which
     one device would have come to with the whole batch, within rounding.
+
+    With ``averaging`` a running mean of the weights and of the batch statistics is what is tested and used (Szegedy et al.
+    2016, section 8). Each step keeps that share of it, and the first steps less, so that the initial weights are soon
+    forgotten.
     """
 
     def everywhere(values: Any) -> Any:
@@ -107,20 +114,21 @@ def make_step(
         key = jax.random.fold_in(jax.random.key(given.seed), state.step)
         inputs, targets = task.inputs(key, images, targets, axis)
         batch = len(images) * (1 if axis is None else lax.axis_size(axis))
+        before = state.newest or state.weights
 
         def loss_of(params: Any) -> tuple[Array, tuple[Array, Array, dict[str, Any]]]:
-            weights = Weights(params, state.weights.batch_stats)
+            weights = Weights(params, before.batch_stats)
             logits, _, stats = network.apply(weights, inputs, train=True, axis=axis, key=jax.random.fold_in(key, _DROPOUT))
             found = task.losses(logits, targets, jnp.asarray(given.class_weights))
             loss = jnp.sum(found.loss * found.importance) / everywhere(jnp.sum(found.importance))  # this device's part
             return loss * state.scale.value, (loss, jnp.sum(found.score), stats)
 
-        (_, (loss, score, stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.weights.params)
+        (_, (loss, score, stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(before.params)
         grads, loss, score = everywhere((grads, loss, score))
         grads = jax.tree.map(lambda g: g / state.scale.value, grads)
         transformation = optimizer(lambda count: jnp.asarray(given.rates)[count])
-        updates, optimizer_state = transformation.update(grads, state.optimizer, state.weights.params)
-        weights = Weights(optax.apply_updates(state.weights.params, updates), stats)
+        updates, optimizer_state = transformation.update(grads, state.optimizer, before.params)
+        weights = Weights(optax.apply_updates(before.params, updates), stats)
         scale, bad = state.scale, ~jnp.isfinite(loss)
         if scaled:
             finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(grads)]))
@@ -129,7 +137,7 @@ def make_step(
             weights, optimizer_state = jax.tree.map(
                 lambda new, old: jnp.where(finite, new, old),
                 (weights, optimizer_state),
-                (state.weights, state.optimizer),
+                (before, state.optimizer),
             )
             grow = finite & (scale.good_steps + 1 >= _SCALE_GROWTH_STEPS)
             value = jnp.where(grow, scale.value * 2, jnp.where(finite, scale.value, scale.value / 2))
@@ -142,7 +150,11 @@ def make_step(
             state.totals.images + batch,
         )
         bad_step = jnp.where((state.bad_step < 0) & bad, state.step, state.bad_step)
-        return State(state.step + 1, weights, optimizer_state, scale, totals, bad_step)
+        newest = ()
+        if averaging:
+            decay = jnp.minimum(averaging, (1 + state.step) / (10 + state.step))
+            newest, weights = weights, jax.tree.map(lambda mean, new: new + decay * (mean - new), state.weights, weights)
+        return State(state.step + 1, weights, optimizer_state, scale, totals, bad_step, newest)
 
     return step
 
@@ -151,10 +163,11 @@ def zero_totals() -> Totals:
     return Totals(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
 
 
-def initial_state(weights: Weights, optimizer: optax.GradientTransformation, scaled: bool) -> State:
+def initial_state(weights: Weights, optimizer: optax.GradientTransformation, scaled: bool, averaging: float = 0.0) -> State:
     """The state before the first step."""
     scale = Scale(jnp.float32(_FIRST_SCALE if scaled else 1.0), jnp.int32(0))
-    return State(jnp.int32(0), weights, optimizer.init(weights.params), scale, zero_totals(), jnp.int32(-1))
+    newest = jax.tree.map(jnp.copy, weights) if averaging else ()  # a buffer cannot be donated twice
+    return State(jnp.int32(0), weights, optimizer.init(weights.params), scale, zero_totals(), jnp.int32(-1), newest)
 
 
 def make_optimizer(config: TrainConfig, rate: optax.Schedule) -> optax.GradientTransformation:

@@ -5,6 +5,7 @@ Steps and loops know a task by the methods of ``Task`` alone.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -66,8 +67,9 @@ class Task(Protocol):
         """Of logits and targets as ``inputs`` gave them, with a weight for each class, float32 ``[classes]``."""
         ...
 
-    def examine(self, network: Network) -> Examine:
-        """What is computed of held-out examples."""
+    def examine(self, network: Network, *, once: bool = False) -> Examine:
+        """What is computed of held-out examples; ``once``: of one view of each, whatever the settings say, which is enough
+        to watch training by."""
         ...
 
     def summary(self, found: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -108,11 +110,11 @@ class Classification(Task):
     score = "accuracy"
 
     def __init__(self, config: Config):
-        self._augment, self._channels = config.augment, config.model.channels
+        self._augment, self._model = config.augment, config.model
         self._smoothing = config.train.label_smoothing
 
     def inputs(self, key: Array, images: Array, targets: Array, axis: str | None) -> tuple[Array, Array]:
-        return normalise(augment(key, images, self._augment, axis), self._channels), targets
+        return normalise(augment(key, images, self._augment, axis), self._model.channels), targets
 
     def losses(self, logits: Array, targets: Array, class_weights: Array) -> Losses:
         """Cross-entropy of logits ``[B, classes]`` with smoothed labels, weighted by class; score 1 where right."""
@@ -120,9 +122,9 @@ class Classification(Task):
         right = (jnp.argmax(logits, -1) == targets).astype(jnp.float32)
         return Losses(optax.softmax_cross_entropy(logits, smooth), class_weights[targets], right)
 
-    def examine(self, network: Network) -> Examine:
+    def examine(self, network: Network, *, once: bool = False) -> Examine:
         """Logits ``[B, classes]``; of several networks' weights the logarithms of their mean probabilities."""
-        predict = make_predict(network, self._channels)
+        predict = make_predict(network, dataclasses.replace(self._model, views=1) if once else self._model)
         return lambda weights, batch: predict(weights, batch.images)
 
     def summary(self, found: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -158,7 +160,7 @@ class Segmentation(Task):
         loss, dice, _ = _overlap(logits, kinds, masks)
         return Losses(loss, class_weights[kinds], dice)
 
-    def examine(self, network: Network) -> Examine:
+    def examine(self, network: Network, *, once: bool = False) -> Examine:
         """Loss, Dice and IoU of each film, ``[B, 3]``."""
 
         def forward(weights: Weights, images: Array, kinds: Array, masks: Array) -> Array:

@@ -7,11 +7,12 @@ one program over a stacked state, of which each network comes to what it would h
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import operator
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,6 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from covidjax import checkpoint, device, metrics, rundir
-from covidjax.augment import normalise
 from covidjax.config import Config, Run, members
 from covidjax.dataset import Dataset
 from covidjax.evaluate import averaged, pooled
@@ -28,6 +28,7 @@ from covidjax.models import Weights
 from covidjax.program import SCAN_STEPS, Program, Stopwatch, Timing
 from covidjax.step import Given, State, make_step
 from covidjax.train import TELL_SECONDS, fit
+from covidjax.trained import make_forward
 
 
 class Joint(NamedTuple):
@@ -147,7 +148,7 @@ class _Programs:
         self.labels = program.data.labels
         self._scan = program.accelerated
         self._eval_batch = program.eval_batch
-        step = make_step(program.network, program.task, program.optimizer, program.scaled)
+        step = make_step(program.network, program.task, program.optimizer, program.scaled, averaging=program.averaging)
 
         def advance(state: State, given: Given, images: Any, labels: Any, rows: Any, real: Any) -> State:
             """A step of every network; of one whose epoch is over already ``real`` is false, and its state stays."""
@@ -161,14 +162,16 @@ class _Programs:
         def scan(state: State, given: Given, images: Any, labels: Any, rows: Any, real: Any) -> State:
             return jax.lax.scan(lambda s, x: (advance(s, given, images, labels, *x), None), state, (rows, real))[0]
 
-        def forward(weights: Weights, images: Any, rows: Any) -> Any:
-            def one(weights: Weights, rows: Any) -> Any:
-                return program.network.apply(weights, normalise(images[rows], program.channels))[0]
+        def forward(views: Literal[1, 10]) -> Callable[..., Any]:
+            one = make_forward(program.network, dataclasses.replace(program.model, views=views))
 
-            return jax.vmap(one)(weights, rows)
+            def all_of(weights: Weights, images: Any, rows: Any) -> Any:
+                return jax.vmap(lambda weights, rows: one(weights, images[rows]))(weights, rows)
+
+            return program.compiled(mesh, all_of, P(), P(), donated=False)
 
         self._advance = program.compiled(mesh, scan if self._scan else advance, *[P()] * 5)
-        self._forward = program.compiled(mesh, forward, P(), P(), donated=False)
+        self._forward, self._glance = forward(program.model.views), forward(1)
         self.apart = jax.jit(_apart, static_argnums=1)
 
     def steps(self, state: State, given: Given, orders: Sequence[np.ndarray]) -> Iterator[tuple[State, int]]:
@@ -183,14 +186,15 @@ class _Programs:
             state = self._advance(state, given, self._images, self._targets, rows[part], real[part])
             yield state, int(real[part].sum()) * rows.shape[-1]
 
-    def logits(self, weights: Weights, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Logits ``[N, classes]`` of each network's own rows ``[N]``, by its own weights."""
+    def logits(self, weights: Weights, rows: Sequence[np.ndarray], *, once: bool = False) -> list[np.ndarray]:
+        """Logits ``[N, classes]`` of each network's own rows ``[N]``, by its own weights; ``once`` as ``Task.examine`` has
+        it."""
+        forward = self._glance if once else self._forward
         longest = max(map(len, rows))
         size = min(self._eval_batch, longest)
         padded = np.stack([np.pad(each, (0, -(-longest // size) * size - len(each))) for each in rows])
         pending = [
-            self._forward(weights, self._images, padded[:, first : first + size])
-            for first in range(0, padded.shape[1], size)
+            forward(weights, self._images, padded[:, first : first + size]) for first in range(0, padded.shape[1], size)
         ]
         found = np.concatenate(jax.device_get(pending), 1)
         return [logits[: len(each)] for logits, each in zip(found, rows, strict=True)]
@@ -231,7 +235,7 @@ def _fit_together(opened: Sequence[Member], program: Program, stop: Callable[[],
         clock.done()
 
         start = time.perf_counter()
-        logits = {name: programs.logits(state.weights, rows) for name, rows in held_out.items()}
+        logits = {name: programs.logits(state.weights, rows, once=True) for name, rows in held_out.items()}
         timing.add("evaluate", start, sum(len(each) for rows in held_out.values() for each in rows))
         state = state._replace(totals=jax.tree.map(jnp.zeros_like, state.totals))
         measured = [

@@ -92,7 +92,7 @@ def fit(member: Member, program: Program, stop: Callable[[], bool]) -> Result:
 
         start = time.perf_counter()
         found = {
-            name: program.task.summary(*examined(program.examine, state.weights, program.batches(rows)))
+            name: program.task.summary(*examined(program.glance, state.weights, program.batches(rows)))
             for name, rows in member.held_out.items()
         }
         timing.add("evaluate", start, sum(map(len, member.held_out.values())))

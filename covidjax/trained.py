@@ -14,8 +14,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from covidjax import device, networks
-from covidjax.augment import normalise
-from covidjax.config import Run
+from covidjax.augment import normalise, ten_views
+from covidjax.config import ModelConfig, Run
 from covidjax.models import Network, Weights
 
 Predict = Callable[[Weights | list[Weights], Any], Array]
@@ -23,10 +23,22 @@ Predict = Callable[[Weights | list[Weights], Any], Array]
 logits are the logarithms of their mean probabilities."""
 
 
-def make_predict(network: Network, channels: int) -> Predict:
+def make_forward(network: Network, model: ModelConfig) -> Callable[[Weights, Array], Array]:
+    """From one network's weights and uint8 images ``[B, S, S, 1]`` to logits ``[B, classes]``, of several views of each
+    image their means; not jitted."""
+
+    def forward(weights: Weights, images: Array) -> Array:
+        seen = images if model.views == 1 else ten_views(images)
+        logits, *_ = network.apply(weights, normalise(seen, model.channels))
+        return logits if model.views == 1 else logits.reshape(model.views, images.shape[0], logits.shape[-1]).mean(0)
+
+    return forward
+
+
+def make_predict(network: Network, model: ModelConfig) -> Predict:
     """The jitted forward pass from pixels to logits; the devices share the batch."""
 
-    call = shared(lambda weights, images: network.apply(weights, normalise(images, channels))[0])
+    call = shared(make_forward(network, model))
 
     @jax.jit
     def mean(logits: list[Array]) -> Array:

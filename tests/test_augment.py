@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from covidjax import phantom
-from covidjax.augment import _warp, augment, augment_pairs, normalise
+from covidjax.augment import _warp, augment, augment_pairs, normalise, ten_views
 from covidjax.config import AugmentConfig
 
 OFF = AugmentConfig(flip=False, rotation=0, shift=0, zoom=0, brightness=0, contrast=0)
@@ -48,6 +48,17 @@ def test_flip_mirrors_some_images_left_to_right_and_leaves_the_others():
     mirrored = (found == images[:, :, ::-1]).all((1, 2, 3))
     assert (same ^ mirrored).all()
     assert 4 < same.sum() < 28
+
+
+def test_ten_views_are_shifted_and_mirrored():
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 1), np.uint8)  # shifts of 2
+    views = np.asarray(ten_views(jnp.asarray(images))).reshape(2, 5, *images.shape)
+    for film, five in zip((images, images[:, :, ::-1]), views, strict=True):
+        np.testing.assert_array_equal(five[0], film)
+        for view, (y, x) in zip(five[1:], ((-2, -2), (-2, 2), (2, -2), (2, 2)), strict=True):
+            places = [np.clip(np.arange(64) + shift, 0, 63) for shift in (y, x)]  # outside repeats the edge
+            np.testing.assert_array_equal(view, film[:, places[0]][:, :, places[1]])
+    assert ten_views(jnp.asarray(images[:, :8, :8])).shape == (20, 8, 8, 1)
 
 
 def test_output_stays_in_range_and_finite_whatever_is_asked():

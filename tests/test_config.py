@@ -131,6 +131,7 @@ def test_wrong_override_is_a_usage_error_that_names_the_key(override, parts):
         ("train.learning_rate=nan", "train.learning_rate must be above 0 and finite."),
         ("train.weight_decay=-1", "train.weight_decay must be at least 0 and finite."),
         ("train.label_smoothing=1", "train.label_smoothing must be at least 0 and below 1."),
+        ("train.averaging=1", "train.averaging must be at least 0 and below 1."),
         ("data.test_fold=-1", "data.test_fold must be at least 0."),
         ("augment.shift=1", "augment.shift must be at least 0 and below 1."),
         ("augment.zoom=-0.1", "augment.zoom must be at least 0 and finite."),

@@ -66,7 +66,7 @@ def test_file_gives_the_runs_probabilities_at_its_temperature(validated: Path, f
     loaded = load_run(validated, "cpu")
     temperature = bundle.fit(*bundle.held_out(loaded, loaded.run.config.data.path, 1)[:2]).temperature
     assert abs(np.log(temperature)) > 0.05  # or nothing below would say anything
-    predict = make_predict(loaded.network, loaded.run.config.model.channels)
+    predict = make_predict(loaded.network, loaded.run.config.model)
     logits = np.stack([np.asarray(predict(weights, images)) for weights in loaded.members])
     found = np.asarray(open_run(file, "cpu", runtime).runtime(images))
     # Its weights are float16.

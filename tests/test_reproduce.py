@@ -17,7 +17,7 @@ from PIL import Image
 from test_train import Silent
 
 from covidjax import experiments, page, reproduce
-from covidjax.config import UserError
+from covidjax.config import Run, UserError
 from covidjax.dataset import Dataset
 
 SMALL = """
@@ -127,6 +127,8 @@ def test_folder_of_other_settings_is_refused(done: tuple[Path, dict[str, Any]], 
     out, _ = done
     with pytest.raises(UserError, match="was begun with data sample, epochs 2; give the same again"):
         reproduce.reproduce("sample", out, loaded(tmp_path), 3, Quiet())
+    with pytest.raises(UserError, match="was begun with data sample, epochs 2; give the same again"):
+        reproduce.reproduce("sample", out, loaded(tmp_path), 2, Quiet(), "train.averaging 0.9")
     with pytest.raises(UserError, match="prepared by another version of this experiment"):
         reproduce.reproduce("sample", out, loaded(tmp_path, more='lungs = "crop"'), 2, Quiet())
     with pytest.raises(UserError, match="trained by another version of this experiment"):
@@ -169,6 +171,17 @@ def test_page_holds_everything_and_needs_nothing_else(done: tuple[Path, dict[str
     page.write(out, out / "collections", results | {"pytorch": timed})
     assert re.search(r"random split \| 3 \| \d\.\d \| 1.2 \|", (out / "report.md").read_text())
     page.write(out, out / "collections", results)
+
+
+def test_page_without_films(done: tuple[Path, dict[str, Any]], tmp_path: Path):
+    out, results = done
+    page.write(tmp_path, out / "collections", results, films=False)
+    assert not (tmp_path / "figures" / "figure1.png").exists()
+    for name in ("report.md", "report.html"):
+        text = (tmp_path / name).read_text()
+        assert "image/png" not in text
+        assert "Figures 1 and 5, which show films" in text
+        assert "Figure 3" in text
 
 
 def test_same_results_are_the_same_page(done: tuple[Path, dict[str, Any]]):
@@ -228,10 +241,16 @@ def test_page_on_a_phone_and_on_a_screen(done: tuple[Path, dict[str, Any]], tmp_
 
 @pytest.mark.slow
 def test_command_on_the_sample(tmp_path: Path):
+    recipe = Path(__file__).parents[1] / "configs" / "best.toml"
     words = ("reproduce", "--data", "sample", "--out", tmp_path / "out", "--epochs", 1, "--only", "table3")
+    words += ("--config", recipe)
     result = run(*words)
     assert result.exit_code == 0, result.output
     assert "Table 3, DarkCovidNet on segmented lungs" in result.stdout
     assert (tmp_path / "out" / "report.html").is_file()
     found = json.loads(run(*words, "--json").stdout)
     assert found["experiments"]["table3"]["protocols"]["patient"]["dataset"]["lungs"] == "crop"
+    assert "model.views 10, train.weight_decay 0.05" in found["about"]["settings"]
+    assert found["about"]["settings"] in (tmp_path / "out" / "report.md").read_text()
+    assert str(tmp_path) not in (tmp_path / "out" / "results.json").read_text()
+    assert Run.load(tmp_path / "out" / "runs" / "table3-random" / "config.toml").config.model.views == 10

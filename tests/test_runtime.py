@@ -220,6 +220,7 @@ def test_auto_takes_the_first_that_is_installed(there: tuple[str, ...], expected
 def test_auto_is_jax_on_a_gpu_and_in_another_precision(monkeypatch: pytest.MonkeyPatch):
     assert runtime.choose("auto", "gpu", "auto") == "jax"
     assert runtime.choose("auto", "cpu", "bfloat16") == "jax"
+    assert runtime.choose("auto", "cpu", "float32", views=10) == "jax"
     monkeypatch.setattr(runtime, "has_gpu", lambda: True)
     assert runtime.choose("auto", "auto", "auto") == "jax"
 
@@ -230,6 +231,8 @@ def test_a_runtime_that_is_not_there_is_one_sentence(trained: Path, films: Path,
     assert message == "OpenVINO is not installed; run `pip install 'covidjax[openvino]'`, or choose --runtime auto."
     message = refused("score", films, "--checkpoint", trained, "--runtime", "onnxruntime", "--device", "gpu", code=2)
     assert message == "ONNX Runtime is used on CPUs only; choose --runtime jax, or another --device."
+    with pytest.raises(UsageError, match=r"OpenVINO takes one view of a film, and the run has model\.views 10; choose"):
+        runtime.choose("openvino", "cpu", "auto", views=10)
     with pytest.raises(UsageError, match="There is no runtime 'tvm'; choose one of auto, jax, "):
         covidjax.load(trained, runtime="tvm")
 

@@ -95,7 +95,7 @@ def test_task_follows_model_and_dataset(prepared):
         make_task(MASKED, dataset)
 
 
-@pytest.mark.parametrize("setting", ["train.ensemble=2", "model.channels=3"])
+@pytest.mark.parametrize("setting", ["train.ensemble=2", "model.channels=3", "model.views=10"])
 def test_settings_that_no_segmenter_has(setting):
     with pytest.raises(UsageError):
         load_config(None, ["model.name=lung-unet", setting])

@@ -27,7 +27,7 @@ from covidjax.trained import load_run, make_predict
 
 SIZES = (8, 12, 17)
 """Images of the folds."""
-SETTINGS = ("train.epochs=2", "train.batch_size=4", "train.learning_rate=1e-6")
+SETTINGS = ("train.epochs=2", "train.batch_size=4", "train.learning_rate=1e-6", "train.averaging=0.1", "model.views=10")
 
 
 @pytest.fixture(scope="session")
@@ -169,12 +169,14 @@ def test_finished_networks_are_not_trained_again(alone: tuple[Path, dict[str, An
 
 @pytest.fixture(scope="module")
 def ensemble(alone: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folds' networks in the folders of an ensemble: three networks, whatever they were trained on."""
+    """The folds' networks in the folders of an ensemble: three networks, whatever they were trained on, and one view."""
     out = tmp_path_factory.mktemp("ensemble") / "run"
     shutil.copytree(alone[0], out)
     text = (out / "config.toml").read_text()
-    assert "cv = true" in text
-    (out / "config.toml").write_text(text.replace("cv = true", "cv = false").replace("ensemble = 1", "ensemble = 3"))
+    for old, new in (("cv = true", "cv = false"), ("ensemble = 1", "ensemble = 3"), ("views = 10", "views = 1")):
+        assert old in text
+        text = text.replace(old, new)
+    (out / "config.toml").write_text(text)
     for number in range(3):
         (out / f"fold{number}").rename(out / f"member{number}")
     return out
@@ -188,7 +190,7 @@ def test_probabilities_are_the_means_of_all_networks(ensemble: Path, uneven: Dat
         pytest.skip(f"{name} is not installed")
     images = pipeline.load_all(uneven.source([0])).images[:4]
     loaded = load_run(ensemble)
-    predict = make_predict(loaded.network, 1)
+    predict = make_predict(loaded.network, loaded.run.config.model)
     each = [jax.nn.softmax(predict(weights, images)) for weights in loaded.members]
     assert len(each) == 3
     assert np.ptp(each, 0).max() > 0.01

@@ -14,7 +14,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from covidjax import checkpoint, device, pipeline, program, rundir, train
-from covidjax.config import CLASSES, Config, ModelConfig, Preprocess, TrainConfig, UserError, load_config
+from covidjax.augment import normalise, ten_views
+from covidjax.config import CLASSES, Config, ModelConfig, Preprocess, Run, TrainConfig, UserError, load_config
 from covidjax.dataset import Dataset
 from covidjax.evaluate import examined
 from covidjax.member import Interrupted, without_weights
@@ -22,7 +23,7 @@ from covidjax.metrics import figures
 from covidjax.models import Network, Weights
 from covidjax.step import Given, State, class_weights, initial_state, learning_rate, make_step
 from covidjax.task import Classification
-from covidjax.trained import load_run
+from covidjax.trained import load_run, make_predict
 
 
 class Silent:
@@ -68,13 +69,13 @@ def finished(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @functools.cache
-def shapes() -> State:
-    network = Network(ModelConfig(), Preprocess(image_size=32))
-    return jax.eval_shape(lambda: initial_state(network.init(0), optax.adam(optax.constant_schedule(1.0)), False))
+def shapes(averaging: float) -> State:
+    network, optimizer = Network(ModelConfig(), Preprocess(image_size=32)), optax.adam(optax.constant_schedule(1.0))
+    return jax.eval_shape(lambda: initial_state(network.init(0), optimizer, False, averaging))
 
 
 def saved(run: Path, kind: str = "last") -> checkpoint.Saved:
-    state = shapes()
+    state = shapes(Run.load(run / "config.toml").config.train.averaging)
     return checkpoint.restore(run, kind, state.weights, without_weights(state))
 
 
@@ -128,12 +129,13 @@ class OneStep:
         config = no_augmentation(*settings)
         scaled = dtype == jnp.float16
         self.network = Network(config.model, Preprocess(image_size=32), dtype)
-        self.before = initial_state(self.network.init(0), optax.sgd(optax.constant_schedule(0.1)), scaled)
+        averaging = config.train.averaging
+        self.before = initial_state(self.network.init(0), optax.sgd(optax.constant_schedule(0.1)), scaled, averaging)
         self._given = given(importance)
-        self._step = jax.jit(make_step(self.network, Classification(config), optax.sgd, scaled))
+        self._step = jax.jit(make_step(self.network, Classification(config), optax.sgd, scaled, averaging=averaging))
 
-    def after(self, scale: float = 1.0) -> Any:
-        state = self.before._replace(scale=self.before.scale._replace(value=jnp.float32(scale)))
+    def after(self, scale: float = 1.0, before: State | None = None) -> State:
+        state = before or self.before._replace(scale=self.before.scale._replace(value=jnp.float32(scale)))
         return self._step(state, self._given, IMAGES, LABELS)
 
 
@@ -177,6 +179,21 @@ def test_loss_is_weighted_and_smoothed_cross_entropy():
     assert int(after.totals.score) == (logits.argmax(1) == LABELS).sum()
     assert int(after.totals.images) == 8
     assert int(after.step) == 1
+
+
+def test_running_mean_of_the_weights():
+    """The steps are those that are taken without it, and the mean follows them, the first ones closer."""
+    plain, mean = OneStep(), OneStep((1, 1, 1), jnp.float32, "train.averaging=0.15")
+    expected: Any = plain.before.weights
+    states, averaged = [plain.after()], [mean.after()]
+    for _ in range(2):
+        states.append(plain.after(before=states[-1]))
+        averaged.append(mean.after(before=averaged[-1]))
+    for decay, state, found in zip((1 / 10, 0.15, 0.15), states, averaged, strict=True):
+        expected = jax.tree.map(lambda old, new, d=decay: d * old + (1 - d) * new, expected, state.weights)
+        for one, other in ((found.newest, state.weights), (found.weights, expected)):
+            jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), one, other)
+    assert np.abs(dense_of(averaged[-1]) - dense_of(states[-1])).max() > 1e-5
 
 
 @pytest.mark.slow
@@ -251,6 +268,58 @@ def test_stopped_anywhere_resumes_to_the_same_bits(dataset: Dataset, finished: P
     run_training(dataset, run, resume=True)
     assert_same_bits(saved(finished), saved(run))
     assert without_times(finished / "metrics.jsonl") == without_times(run / "metrics.jsonl")
+
+
+def test_views_count_when_training_has_ended(dataset: Dataset, tmp_path: Path):
+    """Epochs are tested by one view, and the finished network by the mean logits of ten."""
+    result, _ = run_training(dataset, tmp_path / "run", "train.epochs=4", "train.learning_rate=0.01", "model.views=10")
+    loaded = load_run(tmp_path / "run")
+    data = pipeline.load_all(dataset.source([0]))
+    predict = make_predict(loaded.network, ModelConfig())
+    views = np.asarray(ten_views(jnp.asarray(data.images))).reshape(10, *data.images.shape)
+    logits = [np.asarray(predict(loaded.weights, view)) for view in views]
+    assert np.std(logits, 0).max() > 1e-2
+    np.testing.assert_allclose(result.examined.found, np.mean(logits, 0), rtol=1e-4, atol=1e-4)
+    task = Classification(loaded.run.config)
+    assert result.history[-1]["test"]["loss"] == pytest.approx(task.summary(logits[0], data.labels)["loss"], rel=1e-4)
+
+
+def test_refreshed_statistics_are_of_images_without_augmentation(dataset: Dataset, tmp_path: Path):
+    run, plain = tmp_path / "run", tmp_path / "plain"
+    settings = ("train.epochs=3", "train.learning_rate=0.01")
+    run_training(dataset, plain, *settings)
+    result, _ = run_training(dataset, run, *settings, "train.refresh=true")
+    refreshed, before = saved(run), saved(plain)
+    jax.tree.map(np.testing.assert_array_equal, refreshed.weights.params, before.weights.params)
+    images = pipeline.load_all(dataset.source(dataset.split(0)[0])).images
+    rows = pipeline.order(len(images), 4, seed=0, epoch=0)
+    network = Network(ModelConfig(), Preprocess(image_size=32))
+    inputs = [normalise(jnp.asarray(images[row])) for row in rows]
+    moved = [network.apply(before.weights, each, train=True)[2]["stem1"]["norm"]["mean"] for each in inputs]
+    old = np.asarray(before.weights.batch_stats["stem1"]["norm"]["mean"])
+    expected = np.mean([(np.asarray(new) - 0.9 * old) / 0.1 for new in moved], 0)
+    found = refreshed.weights.batch_stats["stem1"]["norm"]["mean"]
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+    assert np.abs(found - old).max() > 1e-3
+    tested, _ = examined(
+        Classification(Config()).examine(network), load_run(run).weights, pipeline.eval_batches(dataset.source([0]), 4)
+    )
+    np.testing.assert_allclose(result.examined.found, tested, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_running_mean_is_resumed_tested_and_used(dataset: Dataset, tmp_path: Path):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    result, progress = run_training(dataset, whole, "train.averaging=0.9")
+    with pytest.raises(Interrupted):
+        run_training(dataset, stopped, "train.averaging=0.9", stop_after=3)
+    run_training(dataset, stopped, "train.averaging=0.9", resume=True)
+    assert_same_bits(saved(whole), saved(stopped))
+    assert without_times(whole / "metrics.jsonl") == without_times(stopped / "metrics.jsonl")
+    assert figures(result.metrics)["accuracy"] == pytest.approx(progress.records[-1]["test"]["accuracy"])
+    kernels = [each["dense"]["kernel"] for each in (saved(whole).weights.params, saved(whole).training["newest"].params)]
+    assert not np.array_equal(*kernels)
+    np.testing.assert_array_equal(load_run(whole).weights.params["dense"]["kernel"], kernels[0])
 
 
 def test_half_written_log_lines_come_again(dataset: Dataset, finished: Path, tmp_path: Path):

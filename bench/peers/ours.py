@@ -126,7 +126,7 @@ class Forward:
         where = device.start()
         images, _ = read_batch(batch)
         loaded = load_run(Path(run))
-        self._predict = make_predict(loaded.network, loaded.run.config.model.channels)
+        self._predict = make_predict(loaded.network, loaded.run.config.model)
         self._weights = loaded.weights
         self._images: Any = images if where.platform == "cpu" else jax.device_put(images)
         self.images = len(images)

@@ -27,9 +27,17 @@ if TYPE_CHECKING:
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of everything that is made.")
 @click.option("--epochs", type=click.IntRange(1), help="Instead of each experiment's own.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help="TOML settings instead of the defaults, where an experiment has none of its own, such as configs/best.toml.",
+)
 @click.option("--only", metavar="NAMES", help="Some of the tables, such as table1,table3.  [default: all]")
+@click.option("--no-films", is_flag=True, help="A report without Figures 1 and 5, whose films may not be yours to pass on.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON instead of tables.")
-def reproduce(data: str, out: Path, epochs: int | None, only: str | None, as_json: bool) -> None:
+def reproduce(
+    data: str, out: Path, epochs: int | None, config: Path | None, only: str | None, no_films: bool, as_json: bool
+) -> None:
     """Train and test every experiment of the study on the published collections, under its own protocol, a random split of
     the images, and with all films of a patient kept together.
 
@@ -40,13 +48,14 @@ def reproduce(data: str, out: Path, epochs: int | None, only: str | None, as_jso
     from covidjax import reproduce as study
 
     names = [name.strip() for name in only.split(",") if name.strip()] if only else []
-    chosen = experiments.load(names, epochs)
+    chosen = experiments.load(names, epochs, recipe=config)
     if data == "sample":
         common.say("The built-in synthetic films; no figure from them says anything about patients.")
     with common.stopping() as stop:
-        results = study.reproduce(data, out, chosen, epochs, _Show(stop))
+        recipe = experiments.described(config) if config else ""
+        results = study.reproduce(data, out, chosen, epochs, _Show(stop), recipe)
     common.say("Drawing the figures.")
-    page.write(out, out / study.COLLECTIONS if data == "sample" else Path(data), results)
+    page.write(out, out / study.COLLECTIONS if data == "sample" else Path(data), results, films=not no_films)
     if as_json:
         common.show_json(results)
     else:

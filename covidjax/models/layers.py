@@ -70,14 +70,18 @@ class Conv(nnx.Module):
         return kernels.conv(x, kernel, self.padding)
 
 
+MOMENTUM = 0.1
+"""Weight of the newest batch in the running statistics, as in PyTorch and so in fastai."""
+
+
 class BatchNorm(nnx.Module):
     """Batch normalisation over every axis but the last (Ioffe and Szegedy 2015), statistics in float32.
 
-    ``momentum`` is the weight of the newest batch, 0.1 as in PyTorch and so in fastai; the running variance is the
-    unbiased estimate. In training the batch's own statistics are used and the running ones are updated in place.
+    ``momentum`` is the weight of the newest batch; the running variance is the unbiased estimate. In training the batch's
+    own statistics are used and the running ones are updated in place.
     """
 
-    def __init__(self, channels: int, *, momentum: float = 0.1, epsilon: float = 1e-5):
+    def __init__(self, channels: int, *, momentum: float = MOMENTUM, epsilon: float = 1e-5):
         self.scale = nnx.Param(jnp.ones(channels))
         self.bias = nnx.Param(jnp.zeros(channels))
         self.mean = nnx.BatchStat(jnp.zeros(channels))
