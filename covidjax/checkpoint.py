@@ -153,7 +153,9 @@ def described(run: Path) -> str:
     """What a run is used by, in words, such as ``last checkpoint, step 120``."""
     folders = rundir.members(run)
     if folders:
-        kind = "folds of a cross-validation" if folders[0].name.startswith("fold") else "networks of an ensemble"
+        train = rundir.settings(run).config.train
+        whole = "a cross-validation" if train.cv else "an ensemble"
+        kind = f"{'networks' if train.ensemble > 1 else 'folds'} of {whole}"
         return f"mean probabilities of the {len(folders)} {kind}"
     kind = chosen(run)
     return f"{kind} checkpoint, step {verify(run, kind)[0]}"

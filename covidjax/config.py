@@ -148,7 +148,8 @@ class TrainConfig:
     cv: bool = False
     """Train a network for every fold of the dataset, which is that one's test fold."""
     ensemble: int = 1
-    """Train so many networks, with seeds one after another from ``seed``; their mean probabilities count."""
+    """Train so many networks, with seeds one after another from ``seed``, or with ``cv`` so many for every fold; their mean
+    probabilities count."""
     together: Literal["auto", "yes", "no"] = "auto"
     """Whether the networks of ``cv`` or ``ensemble`` are trained as one program; ``auto`` does so off the CPU."""
 
@@ -171,20 +172,22 @@ def members(config: Config, folds: int) -> dict[str, Config]:
       config: of the whole; of a validation fold its distance from the test fold is kept, round and round the folds.
       folds: of the dataset.
     """
-    train = dataclasses.replace(config.train, cv=False, ensemble=1)
-    single = dataclasses.replace(config, train=train)
+    train, data = dataclasses.replace(config.train, cv=False, ensemble=1), config.data
+    held_out, seeds = {"": data}, {"": config.seed}
     if config.train.cv:
-        data = config.data
         apart = None if data.val_fold is None else data.val_fold - data.test_fold
-        held_out = {fold: None if apart is None else (fold + apart) % folds for fold in range(folds)}
-        return {
-            f"fold{test}": dataclasses.replace(single, data=dataclasses.replace(data, test_fold=test, val_fold=val))
-            for test, val in held_out.items()
+        val_folds = [None if apart is None else (fold + apart) % folds for fold in range(folds)]
+        held_out = {
+            f"fold{fold}": dataclasses.replace(data, test_fold=fold, val_fold=val) for fold, val in enumerate(val_folds)
         }
     if config.train.ensemble > 1:
-        seeds = [(config.seed + number) % 2**32 for number in range(config.train.ensemble)]
-        return {f"member{number}": dataclasses.replace(single, seed=seed) for number, seed in enumerate(seeds)}
-    return {}
+        seeds = {f"member{number}": (config.seed + number) % 2**32 for number in range(config.train.ensemble)}
+    each = {
+        "-".join(filter(None, (fold, member))): dataclasses.replace(config, seed=seed, data=films, train=train)
+        for fold, films in held_out.items()
+        for member, seed in seeds.items()
+    }
+    return each if len(each) > 1 else {}
 
 
 @dataclass(frozen=True)
@@ -285,8 +288,6 @@ def _check(config: Config) -> None:
     for name in ("width", "dropout"):
         if config.model.name != "cnn13" and getattr(config.model, name) != getattr(ModelConfig(), name):
             raise UsageError(f"model.{name} is of cnn13 alone, and the model is {config.model.name}; leave it out.")
-    if train.cv and train.ensemble > 1:
-        raise UsageError("A cross-validation of ensembles is not to be had; leave --cv or train.ensemble out.")
 
 
 def _without_none(table: Mapping[str, Any]) -> dict[str, Any]:

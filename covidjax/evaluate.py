@@ -111,9 +111,12 @@ def evaluate(path: Path, data: str | None = None, *, batch_size: int = 32) -> Ev
         return of_rows(weights, source, np.arange(len(source)))
 
     if dataset.fingerprint == run.dataset and run.config.train.cv:
-        folds = [rundir.settings(member).config.data.test_fold for member in members]
-        found = pooled([test_fold(weights, fold) for weights, fold in zip(loaded.members, folds, strict=True)])
-        described = f"all {len(folds)} folds of {dataset.path}, each by the network that it was held out from"
+        by_fold: dict[int, list[Weights]] = {}
+        for member, own in zip(members, loaded.members, strict=True):
+            by_fold.setdefault(rundir.settings(member).config.data.test_fold, []).append(own)
+        found = pooled([test_fold(own if len(own) > 1 else own[0], fold) for fold, own in by_fold.items()])
+        by = "network" if len(members) == len(by_fold) else "networks"
+        described = f"all {len(by_fold)} folds of {dataset.path}, each by the {by} that it was held out from"
     elif dataset.fingerprint == run.dataset:
         fold = run.config.data.test_fold
         found, described = test_fold(weights, fold), f"test fold {fold} of {dataset.path}"

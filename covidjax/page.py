@@ -144,6 +144,10 @@ def _whole(study: Mapping[str, Any], protocols: Mapping[str, Any]) -> Table:
             mean = found["spread"][key] if several else {}
             folds = (f"{mean['mean']:.3f} ± {mean['sd']:.3f}",) if several else ()
             rows.append(("", SPLITS[split], f"{figure:.3f}", _interval(interval) if interval else "", *folds))
+            if several and "alone" in found:
+                mean = found["alone"]["spread"][key]
+                one = f"{SPLITS[split]}, one network alone, mean ± sd of {found['alone']['networks']}"
+                rows.append(("", one, "", "", f"{mean['mean']:.3f} ± {mean['sd']:.3f}"))
     below = "95 %: interval of the figure before it, by resampling patients." + f" {study['note']}." * bool(study["note"])
     return Table(("", "", "all films" if several else "", "95 %", *("mean ± sd of folds",) * several), rows, below)
 
@@ -205,7 +209,7 @@ def _pictures(out: Path, name: str, number: str, kind: str, protocols: Mapping[s
         else:
             figures.curves(out / file, found["history"])
             several = "members" in found
-            caption = f"Figure 4: loss and accuracy, {SPLITS[split]}" + ", means over the folds" * several
+            caption = f"Figure 4: loss and accuracy, {SPLITS[split]}" + ", means over the networks" * several
         pictures.append(Picture(file, caption))
     return pictures
 

@@ -26,7 +26,7 @@ from covidjax.config import CLASSES, Config, Preprocess, Run, UsageError, UserEr
 from covidjax.dataset import MANIFEST, Dataset
 from covidjax.experiments import PROTOCOLS, Experiment, smaller
 from covidjax.member import Interrupted, Progress, Result
-from covidjax.metrics import spread
+from covidjax.metrics import Measured, spread
 from covidjax.prepare import Options, prepare
 from covidjax.together import train_members
 from covidjax.train import train
@@ -35,11 +35,8 @@ SETTINGS, RESULTS, OUTCOME, PYTORCH = "settings.json", "results.json", "outcome.
 COLLECTIONS, DATASETS = "collections", "datasets"
 """Folders of the synthetic collections, and of what was prepared of any."""
 
-SAMPLE_SIDE = 64
-"""Of the images of a rehearsal on synthetic films, where the study's would have 224 pixels."""
-
 SAMPLE_FILMS = 90
-"""Of each of its collections."""
+"""Of each collection of a rehearsal on synthetic films."""
 
 
 class Show(Protocol):
@@ -87,7 +84,7 @@ def reproduce(
     if sample:
         root = out / COLLECTIONS
         _draw(root)
-        experiments = {name: smaller(experiment, SAMPLE_SIDE) for name, experiment in experiments.items()}
+        experiments = {name: smaller(experiment) for name, experiment in experiments.items()}
     for experiment in experiments.values():
         for source in experiment.films.sources:
             if not (root / source).is_dir():
@@ -198,12 +195,19 @@ def _several(
     named = lambda name: progress(f"{title}, {name}")  # noqa: E731
     joint = train_members(settings, dataset, run, resume=resume, progress=named, say=show.say, stop=show.stop)
     each = {name: result.metrics for name, result in joint.members.items()}
-    return {
+    parts = joint.folds if settings.train.cv else each
+    found = {
         "metrics": joint.metrics.as_dict(),
-        "members": {name: metrics.as_dict() for name, metrics in each.items()},
-        "spread": {name: figure._asdict() for name, figure in spread(list(each.values())).items()},
-        **_trained(joint.members, together=joint.together),
+        "members": {name: metrics.as_dict() for name, metrics in parts.items()},
+        "spread": _spread(parts),
     }
+    if settings.train.ensemble > 1:
+        found["alone"] = {"networks": len(each), "spread": _spread(each)}
+    return found | _trained(joint.members, together=joint.together)
+
+
+def _spread(found: Mapping[str, Measured]) -> dict[str, Any]:
+    return {name: figure._asdict() for name, figure in spread(list(found.values())).items()}
 
 
 def _trained(members: Mapping[str, Result], *, together: bool = False) -> dict[str, Any]:

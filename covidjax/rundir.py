@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -52,11 +53,13 @@ def begin(run: Path, settings: Run) -> None:
 def members(run: Path) -> list[Path]:
     """The folders of the networks of a cross-validation or an ensemble, each a run; empty for a single run."""
     train = Run.load(run / CONFIG).config.train
-    if not train.cv and train.ensemble == 1:
+    parts = ["fold"] * train.cv + ["member"] * (train.ensemble > 1)
+    if not parts:
         return []
-    stem = "fold" if train.cv else "member"
-    found = [path.parent for path in run.glob(f"{stem}*/{CONFIG}") if path.parent.name.removeprefix(stem).isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix(stem)))
+    name = re.compile("-".join(rf"{part}(\d+)" for part in parts), re.ASCII)
+    matches = [(name.fullmatch(path.parent.name), path.parent) for path in run.glob(f"*/{CONFIG}")]
+    found = {tuple(map(int, match.groups())): folder for match, folder in matches if match}
+    return [found[numbers] for numbers in sorted(found)]
 
 
 def lock(run: Path) -> IO[str]:

@@ -1,4 +1,4 @@
-"""Several networks of one run: the folds of a cross-validation, or the seeds of an ensemble.
+"""Several networks of one run: the folds of a cross-validation, the seeds of an ensemble, or both.
 
 They are trained one after another by ``train.fit``, or, where a device is mostly idle with a network this small, together:
 one program over a stacked state, of which each network comes to what it would have come to alone, within rounding.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import operator
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,7 @@ from covidjax.member import Member, Progress, Result
 from covidjax.models import Weights
 from covidjax.program import SCAN_STEPS, Program, Stopwatch, Timing
 from covidjax.step import Given, State, make_step
+from covidjax.task import Examined
 from covidjax.train import TELL_SECONDS, fit
 from covidjax.trained import make_forward
 
@@ -36,9 +38,10 @@ class Joint(NamedTuple):
 
     members: dict[str, Result]
     """By the name of its folder."""
+    folds: dict[str, metrics.Measured]
+    """On each test fold, by its network, or by the mean probabilities of its networks."""
     metrics: metrics.Measured
-    """Of a cross-validation on every film, each by the network that it was held out from; of an ensemble on the test fold,
-    by the mean probabilities."""
+    """On the films of all of them."""
     timing: Timing
     """Of this call."""
     together: bool
@@ -60,7 +63,7 @@ def train_members(
     Args:
       config: with ``train.cv`` or ``train.ensemble``.
       dataset: what to train on.
-      run: a folder for ``config.toml`` and the networks' folders, ``fold0`` … or ``member0`` ….
+      run: a folder for ``config.toml`` and the networks' folders, ``fold0`` …, ``member0`` … or ``fold0-member0`` ….
       resume: go on from the last checkpoints; what has been trained to its end is only tested again.
       progress: the one to tell, by what the network is called, such as ``fold 2/5``.
       say: told in words which way was taken, and why.
@@ -81,7 +84,7 @@ def train_members(
             if not (run / name / rundir.CONFIG).exists():
                 rundir.begin(run / name, Run(each, dataset.preprocess, dataset.fingerprint, dataset.segmenter))
         program = Program(config, dataset, timing)
-        kind = "fold" if config.train.cv else "member"
+        kind = "network" if config.train.cv and config.train.ensemble > 1 else "fold" if config.train.cv else "member"
 
         def member(number: int) -> Member:
             name, settings = list(configs.items())[number]
@@ -109,10 +112,14 @@ def train_members(
                 with member(number) as each:
                     results.append(fit(each, program, stop))
     timing.add("wall", began)
-    examined = [result.examined for result in results]
-    whole = pooled(examined) if config.train.cv else averaged(examined)
-    measured = program.task.measure(whole, dataset.preprocess.classes)
-    return Joint(dict(zip(configs, results, strict=True)), measured, timing, together)
+    by_fold: dict[str, list[Examined]] = {}
+    for each, result in zip(configs.values(), results, strict=True):
+        by_fold.setdefault(f"fold{each.data.test_fold}", []).append(result.examined)
+    examined = {fold: averaged(found) if len(found) > 1 else found[0] for fold, found in by_fold.items()}
+    measure = functools.partial(program.task.measure, classes=dataset.preprocess.classes)
+    folds = {fold: measure(found) for fold, found in examined.items()}
+    whole = measure(pooled(list(examined.values())))
+    return Joint(dict(zip(configs, results, strict=True)), folds, whole, timing, together)
 
 
 def _why_not(opened: Sequence[Member], program: Program) -> str:

@@ -82,10 +82,10 @@ def test_unknown_name():
         experiments.load(["table9"])
 
 
-def test_smaller_keeps_the_proportions():
+def test_rehearsals_have_smaller_images():
     found = experiments.load()
-    assert [experiments.smaller(found[name], 64).films.image_size for name in ("table1", "table3")] == [64, 32]
-    small, table = experiments.smaller(found["table5"], 64), found["table5"]
+    assert [experiments.smaller(found[name]).films.image_size for name in ("table1", "table3")] == [72, 32]
+    small, table = experiments.smaller(found["table5"]), found["table5"]
     assert (small.settings, small.study, small.films.sources) == (table.settings, table.study, table.films.sources)
 
 

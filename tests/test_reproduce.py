@@ -27,7 +27,7 @@ about = "A small one."
 sources = ["ozturk", "ieee8023"]
 only = {{ ieee8023 = ["COVID-19"] }}
 limits = {{ "COVID-19" = 9 }}
-image_size = 112
+image_size = 64
 {more}
 [settings.model]
 name = "cnn13"
@@ -36,6 +36,7 @@ width = 2
 epochs = 2
 batch_size = 8
 cv = {cv}
+ensemble = {ensemble}
 [study]
 images = 30
 minutes = 3
@@ -73,9 +74,9 @@ def few_films():
         yield
 
 
-def loaded(folder: Path, cv: bool = False, more: str = "") -> dict[str, experiments.Experiment]:
+def loaded(folder: Path, cv: bool = False, ensemble: int = 1, more: str = "") -> dict[str, experiments.Experiment]:
     folder.mkdir(exist_ok=True)
-    (folder / "table1.toml").write_text(SMALL.format(cv=str(cv).lower(), more=more))
+    (folder / "table1.toml").write_text(SMALL.format(cv=str(cv).lower(), ensemble=ensemble, more=more))
     (folder / "table4.toml").write_text('title = "Times"\nabout = "When."\ntimes_of = ["table1"]')
     return experiments.load(where=folder)
 
@@ -209,14 +210,17 @@ def test_folds_and_lungs_stand_in_the_page(tmp_path: Path):
 
     if not BUNDLED.exists():
         pytest.skip("the bundled weights of the segmenter are missing")
-    out, chosen = tmp_path / "out", loaded(tmp_path / "configs", cv=True, more='lungs = "crop"')
+    out, chosen = tmp_path / "out", loaded(tmp_path / "configs", cv=True, ensemble=2, more='lungs = "crop"')
     results = reproduce.reproduce("sample", out, chosen, 2, Quiet())
     page.write(out, out / "collections", results)
     found = results["experiments"]["table1"]["protocols"]["random"]
     assert list(found["members"]) == [f"fold{number}" for number in range(5)]
     assert found["metrics"]["macro"]["support"] == found["dataset"]["images"]
+    assert found["alone"]["networks"] == len(found["seconds"]) == 10
     markdown = (out / "report.md").read_text()
-    for text in ("mean ± sd of folds", "each fold with its accuracy", "Figure 5: films, the lungs"):
+    alone = found["alone"]["spread"]["accuracy"]
+    row = f"random split, one network alone, mean ± sd of 10 |  |  | {alone['mean']:.3f} ± {alone['sd']:.3f} |"
+    for text in ("mean ± sd of folds", "each fold with its accuracy", "Figure 5: films, the lungs", row):
         assert text in markdown
 
 

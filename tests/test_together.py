@@ -17,7 +17,7 @@ from test_train import Silent, assert_same_bits, saved, without_times
 
 import covidjax
 from covidjax import checkpoint, phantom, pipeline, program, rundir, runtime, together
-from covidjax.config import Config, Preprocess, UsageError, load_config, members
+from covidjax.config import Config, Preprocess, Run, load_config, members
 from covidjax.dataset import Dataset, Record, writing
 from covidjax.evaluate import averaged, pooled
 from covidjax.member import Interrupted
@@ -105,8 +105,26 @@ def test_settings_of_the_members():
     assert {name: each.seed for name, each in ensemble.items()} == {"member0": 2**32 - 1, "member1": 0}
     assert {each.train.ensemble for each in ensemble.values()} == {1}
     assert members(Config(), 3) == {}
-    with pytest.raises(UsageError, match=r"leave --cv or train\.ensemble out"):
-        load_config(None, ["train.cv=true", "train.ensemble=2"])
+    both = members(load_config(None, ["train.cv=true", "train.ensemble=2", "seed=5", "data.val_fold=2"]), 3)
+    assert {name: (each.data.test_fold, each.data.val_fold, each.seed) for name, each in both.items()} == {
+        "fold0-member0": (0, 2, 5),
+        "fold0-member1": (0, 2, 6),
+        "fold1-member0": (1, 0, 5),
+        "fold1-member1": (1, 0, 6),
+        "fold2-member0": (2, 1, 5),
+        "fold2-member1": (2, 1, 6),
+    }
+    assert {(each.train.cv, each.train.ensemble) for each in both.values()} == {(False, 1)}
+
+
+@pytest.mark.parametrize("settings", [("train.cv=true",), ("train.ensemble=11",), ("train.cv=true", "train.ensemble=11")])
+def test_folders_of_the_members(tmp_path: Path, settings: tuple[str, ...]):
+    config = load_config(None, settings)
+    each = members(config, 12)
+    Run(config, Preprocess()).save(tmp_path / rundir.CONFIG)
+    for name in (*each, "fold1-member", "member1-fold1", "report"):
+        rundir.begin(tmp_path / name, Run(config, Preprocess()))
+    assert [folder.name for folder in rundir.members(tmp_path)] == list(each)
 
 
 def _moved(one: checkpoint.Saved) -> list[np.ndarray]:
@@ -350,3 +368,35 @@ def test_ensemble_by_the_command(uneven: Dataset, tmp_path: Path):
     assert [rundir.settings(member).config.seed for member in members] == [7, 8]
     kernels = [load_run(member).weights.params["dense"]["kernel"] for member in members]
     assert not np.array_equal(*kernels)
+
+
+@pytest.mark.slow
+def test_ensembles_of_a_cross_validation(uneven: Dataset, tmp_path: Path):
+    """Every film by the mean probabilities of the networks that it was held out from, in training and in evaluating."""
+    out = tmp_path / "run"
+    settings = [word for setting in (*SETTINGS, "train.ensemble=2") for word in ("--set", setting)]
+    result = run("train", "--cv", "--data", uneven.path, "--run", out, "--json", *settings)
+    assert result.exit_code == 0, result.output
+    assert "network 6/6, epoch 2/2" in result.stderr
+    found = json.loads(result.stdout)
+    names = [f"fold{fold}-member{member}" for fold in range(3) for member in range(2)]
+    assert [member.name for member in rundir.members(out)] == names == list(found["members"])
+    assert [found["folds"][f"fold{fold}"]["macro"]["support"] for fold in range(3)] == list(SIZES)
+    assert found["metrics"]["confusion"] == np.sum([fold["confusion"] for fold in found["folds"].values()], 0).tolist()
+    accuracies = [fold["accuracy"] for fold in found["folds"].values()]
+    assert found["spread"]["accuracy"]["mean"] == pytest.approx(np.mean(accuracies))
+    data = pipeline.load_all(uneven.source([1]))
+    each = []
+    for name in names[2:4]:
+        loaded = load_run(out / name)
+        each.append(jax.nn.softmax(make_predict(loaded.network, loaded.run.config.model)(loaded.weights, data.images)))
+    assert np.abs(each[0] - each[1]).max() > 1e-3
+    right = np.mean(each, 0).argmax(-1) == data.labels
+    assert found["folds"]["fold1"]["accuracy"] == pytest.approx(right.mean())
+    tables = (out / "report" / "tables.txt").read_text()
+    for title in ("Folds, mean probabilities", "Networks, each alone", "by the networks that it was held out from"):
+        assert title in tables
+    again = json.loads(run("evaluate", out, "--json").stdout)
+    assert again["metrics"] == found["metrics"]
+    assert again["data"] == f"all 3 folds of {uneven.path}, each by the networks that it was held out from"
+    assert checkpoint.described(out) == "mean probabilities of the 6 networks of a cross-validation"

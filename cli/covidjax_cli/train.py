@@ -70,8 +70,8 @@ def train(
     Writes config.toml, metrics.jsonl, checkpoints/ and report/ into the run's folder. Ctrl-C saves first; --resume goes on
     to the same result as if nothing had happened.
 
-    With --cv, or an ensemble by --set train.ensemble=N, every network has such a folder within the run's, fold0 … or
-    member0 …, and report/ has what they amount to.
+    With --cv, or an ensemble by --set train.ensemble=N, or both, every network has such a folder within the run's, fold0
+    …, member0 … or fold0-member0 …, and report/ has what they amount to.
     """
     flags = {
         "model.name": model,
@@ -140,17 +140,20 @@ def _train_members(settings: Config, dataset: Dataset, run: Path, resume: bool, 
         _write(run / name, dataset, configs[name], result, _tables(result, configs[name], note), note)
     each = {name: result.metrics for name, result in joint.members.items()}
     below = f"\n{note}" * bool(note)
+    several = settings.train.ensemble > 1
+    tables = []
     if settings.train.cv:
-        titles = "Folds", "All folds, every film by the network that it was held out from"
+        title = f"All folds, every film by the network{'s' * several} that it was held out from"
+        tables.append(report.members_table(joint.folds, "Folds" + ", mean probabilities" * several + below))
     else:
-        titles = "Networks", f"Test fold {settings.data.test_fold}, mean probabilities of the networks"
-    tables = [
-        report.members_table(each, titles[0] + below),
-        *report.tables_of(joint.metrics, titles[1] + below),
-        _timing(joint.timing),
-    ]
+        title = f"Test fold {settings.data.test_fold}, mean probabilities of the networks"
+    if several:
+        tables.append(report.members_table(each, "Networks, each alone" + below))
+    tables += [*report.tables_of(joint.metrics, title + below), _timing(joint.timing)]
+    parts = joint.folds if settings.train.cv else each
     over_all = {
-        "spread": {name: figure._asdict() for name, figure in spread(list(each.values())).items()},
+        "spread": {name: figure._asdict() for name, figure in spread(list(parts.values())).items()},
+        "folds": {name: metrics.as_dict() for name, metrics in joint.folds.items()},
         "members": {name: _summary(run / name, result, note) for name, result in joint.members.items()},
     }
     history = report.mean_history([result.history for result in joint.members.values()])
