@@ -112,14 +112,19 @@ def train_members(
                 with member(number) as each:
                     results.append(fit(each, program, stop))
     timing.add("wall", began)
-    by_fold: dict[str, list[Examined]] = {}
-    for each, result in zip(configs.values(), results, strict=True):
-        by_fold.setdefault(f"fold{each.data.test_fold}", []).append(result.examined)
-    examined = {fold: averaged(found) if len(found) > 1 else found[0] for fold, found in by_fold.items()}
+    examined = by_fold(list(configs.values()), [result.examined for result in results])
     measure = functools.partial(program.task.measure, classes=dataset.preprocess.classes)
     folds = {fold: measure(found) for fold, found in examined.items()}
     whole = measure(pooled(list(examined.values())))
     return Joint(dict(zip(configs, results, strict=True)), folds, whole, timing, together)
+
+
+def by_fold(configs: Sequence[Config], each: Sequence[Examined]) -> dict[str, Examined]:
+    """What networks found of their test folds, by fold: of several networks the mean probabilities."""
+    found: dict[str, list[Examined]] = {}
+    for config, own in zip(configs, each, strict=True):
+        found.setdefault(f"fold{config.data.test_fold}", []).append(own)
+    return {fold: averaged(own) if len(own) > 1 else own[0] for fold, own in found.items()}
 
 
 def _why_not(opened: Sequence[Member], program: Program) -> str:

@@ -254,6 +254,19 @@ def test_mean_of_probabilities_by_hand():
     assert (len(both.found), both.labels.tolist(), both.patients) == (4, [0, 1, 0, 1], ["a", "b", "a", "b"])
 
 
+def test_networks_of_a_fold_count_by_their_mean_probabilities():
+    """Their mean calls the second film otherwise than either fold's first network."""
+    configs = list(members(load_config(None, ["train.cv=true", "train.ensemble=2"]), 2).values())
+    chances = [[[0.8, 0.2], [0.6, 0.4]], [[0.7, 0.3], [0.1, 0.9]], [[0.3, 0.7], [0.4, 0.6]], [[0.1, 0.9], [0.9, 0.1]]]
+    each = [Examined(np.log(np.array(one, np.float32)), np.array([0, 1], np.int32), ["a", "b"]) for one in chances]
+    found = together.by_fold(configs, each)
+    assert list(found) == ["fold0", "fold1"]
+    np.testing.assert_allclose(np.exp(found["fold0"].found), [[0.75, 0.25], [0.35, 0.65]], rtol=1e-5)
+    np.testing.assert_allclose(np.exp(found["fold1"].found), [[0.2, 0.8], [0.65, 0.35]], rtol=1e-5)
+    alone = together.by_fold(configs[::2], each[::2])
+    assert alone["fold0"] is each[0] and alone["fold1"] is each[2]
+
+
 class Reached:
     """A member by what of it decides whether all can go on together, with checkpoints of some steps."""
 
