@@ -1,10 +1,10 @@
 """All that is to be known of one GPU, in one command: right, fast, and how near to the card's limits.
 
 It checks the GPU's logits, gradients and losses of some steps against the CPU's, in float32 and in the automatic precision;
-trains 100 epochs on 1,044 images at 224 × 224 with the real ``covidjax.train``, evaluation and checkpoints included, and
-lets PyTorch do as many steps; trains five folds at once and one alone; measures forward pass and training step in turns
-with PyTorch; and works out which share of the card's bandwidth and arithmetic the step takes. With --small it does all that
-on tiny inputs, on a CPU too.
+measures forward pass and training step in turns with PyTorch; trains 100 epochs on 1,044 images at 224 × 224 with the real
+``covidjax.train``, evaluation and checkpoints included, beside what PyTorch takes for as many steps; trains five folds at
+once and one alone; and works out which share of the card's bandwidth and arithmetic the step takes. With --small it does
+all that on tiny inputs, on a CPU too.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ from bench.harness import (
     compare_answers,
     environment,
     gpu_name,
+    only,
     say,
     show,
     turns,
@@ -151,8 +154,8 @@ def answers(batch: str, run: str, where: str, precision: Any) -> dict[str, Any]:
     }
 
 
-def trained(size: Size) -> Result:
-    """The study's run, by covidjax and by PyTorch, one after the other, twice: the first fills the caches."""
+def trained(size: Size, torch_images_per_second: float | None) -> Result:
+    """The study's run, twice: the first fills the caches; and what PyTorch takes for its steps at the given speed."""
     dataset = data.dataset(size.images, size.pixels, size.folds)
     rows: list[Row] = []
     figures: dict[str, float] = {}
@@ -171,17 +174,10 @@ def trained(size: Size) -> Result:
         rows.append(Row(name, Spread.of([value]), samples=[value]))
     rows[0].note = f"compilation {compiling:.1f} s, test accuracy {found['accuracy']:.3f}"
     figures["seconds_after_compilation"] = after
-    peers, _ = turns(
-        pytorch_entries("Train", torch_options(size), torch_precisions(), torch_modes()),
-        rounds=3 if size.rounds > 2 else 1,
-        seconds=size.seconds,
-        say=say,
-    )
-    steps = found["steps"]
-    fastest = best(Table("", "", peers), "PyTorch")
-    if fastest and fastest.value:
-        theirs = steps * size.batch / fastest.value.median
-        note = f"{fastest.name}: its steps alone, without loading, augmentation, evaluation and checkpoints"
+    if torch_images_per_second:
+        steps = found["steps"]
+        theirs = steps * size.batch / torch_images_per_second
+        note = "by the fastest of its ways: steps alone, without loading, augmentation, evaluation and checkpoints"
         rows.append(Row(f"{steps} steps of PyTorch", Spread.of([theirs]), note, [theirs]))
         figures["run_vs_torch"] = theirs / after
     title = f"{size.epochs} epochs on {found['images']} images at {size.pixels} × {size.pixels}"
@@ -290,22 +286,23 @@ def folds(dataset: str, epochs: int, batch: int) -> dict[str, Any]:
     }
 
 
-def paced(size: Size) -> Result:
-    """Training step and forward pass, in turns with PyTorch."""
+def paced(size: Size, pattern: str | None) -> Result:
+    """Training step and forward pass, in turns with PyTorch; of the contenders those whose names match."""
     batch, run = str(data.batch(size.batch, size.pixels)), str(data.run(size.pixels))
     tables, figures = [], {}
     for factory, title in (("Train", "Training step"), ("Forward", "Forward pass")):
         first = {"first": 32} if factory == "Train" else {}
         peers = pytorch_entries(factory, torch_options(size) | first, torch_precisions(), torch_modes())
         entries = [Entry(OURS, f"bench.peers.ours:{factory}", {"batch": batch, "run": run} | first)]
-        rows, answered = turns([*entries, *peers], rounds=size.rounds, seconds=size.seconds, say=say)
+        rows, answered = turns(only([*entries, *peers], pattern), rounds=size.rounds, seconds=size.seconds, say=say)
         compare_answers(rows, answered, OURS, "loss" if factory == "Train" else "probabilities")
         table = Table(f"{title}, batch {size.batch}, {size.pixels} × {size.pixels}", "images/s", rows, reference=OURS)
         tables.append(table)
         figures |= against(table, OURS, "PyTorch", f"{factory.lower()}_vs_torch")
         figures |= against(table, OURS, "PyTorch float32", f"{factory.lower()}_vs_torch_float32")
-        if row := table.row(OURS):
-            figures[f"{factory.lower()}_images_per_second"] = row.value.median if row.value else 0.0
+        for whose, row in ((factory.lower(), table.row(OURS)), (f"torch_{factory.lower()}", best(table, "PyTorch"))):
+            if row and row.value:
+                figures[f"{whose}_images_per_second"] = row.value.median
     return Result(tables, figures)
 
 
@@ -401,8 +398,9 @@ def torch_precisions() -> tuple[str, ...]:
 
 
 def torch_modes() -> tuple[str, ...]:
-    """``torch.compile``'s modes; with CUDA graphs on a card. A CPU has the other benchmarks for that."""
-    return ("default", "max-autotune") if gpu_name() else ()
+    """``torch.compile``'s mode on a card: with CUDA graphs, without which steps as short as these wait for the host. A CPU
+    has the other benchmarks for that."""
+    return ("reduce-overhead",) if gpu_name() else ()
 
 
 def apart(module: str, function: str, *arguments: Any) -> Any:
@@ -415,27 +413,34 @@ def apart(module: str, function: str, *arguments: Any) -> Any:
     return json.loads(done.stdout.rpartition("RESULT")[2])
 
 
+PARTS = ("check", "pace", "study", "folds", "limits")
+
+
 @click.command(help=__doc__)
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder for gpu.json.")
 @click.option("--small", is_flag=True, help="Tiny inputs: shows that everything runs, on a CPU too.")
-def main(out: Path, small: bool) -> None:
+@click.option("--part", "parts", type=click.Choice(PARTS), multiple=True, help="Only this; several times for several.")
+@click.option("--only", "pattern", metavar="REGEX", help="Of the contenders in turns those whose names match.")
+def main(out: Path, small: bool, parts: tuple[str, ...], pattern: str | None) -> None:
     """Everything of one GPU."""
     size = Size(small)
-    log = Log("python -m bench.gpu" + " --small" * small)
+    chosen = [f"--part={part}" for part in parts] + [f"--only={pattern}"] * bool(pattern)
+    log = Log(shlex.join(["python", "-m", "bench.gpu", *["--small"] * small, *chosen]))
     figures: dict[str, float] = {}
-
-    def part(name: str, measure: Any) -> None:
-        say(f"bench.gpu: {name}")
-        result = log.measure(name, measure)
-        figures.update(result.figures)
-        show(result.tables)
-        write(out / "gpu.json", log.content() | {"quick": small})  # after each: a machine may be taken away
-
-    part("check", lambda: checked(size))
-    part("study", lambda: trained(size))
-    part("folds", lambda: folded(size))
-    part("pace", lambda: paced(size))
-    part("limits", lambda: limited(size, figures.get("train_images_per_second")))
+    measures: dict[str, Callable[[], Result]] = {
+        "check": lambda: checked(size),
+        "pace": lambda: paced(size, pattern),
+        "study": lambda: trained(size, figures.get("torch_train_images_per_second")),
+        "folds": lambda: folded(size),
+        "limits": lambda: limited(size, figures.get("train_images_per_second")),
+    }
+    for part in PARTS:
+        if not parts or part in parts:
+            say(f"bench.gpu: {part}")
+            result = log.measure(part, measures[part])
+            figures.update(result.figures)
+            show(result.tables)
+            write(out / "gpu.json", log.content() | {"quick": small})  # after each: a machine may be taken away
     show_checks(check(figures, ASKED))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import click
 import numpy as np
 
-from bench.harness import Entry, Table, cache, say, show, turns
+from bench.harness import Entry, Table, cache, only, say, show, turns
 from bench.peers import pytorch_entries
 from covidjax.config import Run
 from covidjax.reproduce import PYTORCH, RESULTS, device_name
@@ -32,7 +32,7 @@ def entries(model: str, width: int, size: int, batch: int, accelerated: bool) ->
     np.savez(file, images=images, labels=np.arange(batch, dtype=np.int32) % 3)
     precisions = ("float32", "float16", "bfloat16") if accelerated else ("float32",)
     options = {"batch": str(file), "weights": "", "model": model, "width": width}
-    return pytorch_entries("Train", options, precisions, ("default",))
+    return pytorch_entries("Train", options, precisions, ("reduce-overhead" if accelerated else "default",))
 
 
 def minutes(table: Table, images: int) -> tuple[float, str]:
@@ -45,15 +45,16 @@ def minutes(table: Table, images: int) -> tuple[float, str]:
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, exists=True))
-def main(folder: Path) -> None:
+@click.option("--only", "pattern", metavar="REGEX", help="Of PyTorch's ways those whose names match.")
+def main(folder: Path, pattern: str | None) -> None:
     """Time the training of a reproduction's experiments in PyTorch."""
     import torch
 
     results = json.loads((folder / RESULTS).read_text())
     accelerated = torch.cuda.is_available()
     wanted = [name for each in results["experiments"].values() for name in each["times_of"]]
+    device = torch.cuda.get_device_name() if accelerated else device_name()
     found: dict[str, Any] = {}
-    count = 0
     for name in wanted:
         run = folder / "runs" / f"{name}-random"
         settings = Run.load(run / "config.toml")
@@ -64,21 +65,18 @@ def main(folder: Path) -> None:
         size = settings.preprocess.image_size
         model = settings.config.model
         say(f"{name}: {model.name}, {size} × {size}, batch {batch}")
-        ways = entries(model.name, model.width, size, batch, accelerated)
-        count = len(ways)
+        ways = only(entries(model.name, model.width, size, batch, accelerated), pattern)
         rows, _ = turns(ways, rounds=ROUNDS, seconds=SECONDS, say=say)
         table = Table(f"{name}, training step", "images/s", rows)
         show([table])
         took, way = minutes(table, training // batch * batch * settings.config.train.epochs)
         found[name] = {"minutes": took, "way": way, "images_per_second": {r.name: r.samples for r in table.rows if r.value}}
-    device = torch.cuda.get_device_name() if accelerated else device_name()
-    how = (
-        f"forward pass, backward pass and Adam by the fastest of {count} ways, times the number of steps; without "
-        "augmentation, loading, testing and compiling."
-    )
-    version = importlib.metadata.version("torch")
-    content = {"version": version, "device": device, "how": how, "experiments": found}
-    (folder / PYTORCH).write_text(json.dumps(content, indent=2))
+        how = (
+            f"forward pass, backward pass and Adam by the fastest of {len(ways)} ways, times the number of steps; without "
+            "augmentation, loading, testing and compiling."
+        )
+        content = {"version": importlib.metadata.version("torch"), "device": device, "how": how, "experiments": found}
+        (folder / PYTORCH).write_text(json.dumps(content, indent=2))  # after each: a machine may be taken away
     say(f"Wrote {folder / PYTORCH}; covidjax reproduce with the same options shows it.")
 
 

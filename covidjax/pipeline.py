@@ -6,7 +6,8 @@ Pixels stay uint8 here; everything numeric happens on the device.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import grain
@@ -119,14 +120,16 @@ def eval_batches(source: Source, batch_size: int, rows: np.ndarray | None = None
     return _batches(source, batches, batch_size)
 
 
-def kept_batches(data: Batch, batch_size: int, rows: np.ndarray) -> Iterator[Batch]:
-    """The batches of ``eval_batches`` from images that lie in memory, on the device's if they are its arrays."""
+def kept_batches(
+    data: Batch, batch_size: int, rows: np.ndarray, take: Callable[[Any, np.ndarray], Any] = operator.getitem
+) -> Iterator[Batch]:
+    """The batches of ``eval_batches`` from images that lie in memory, of which ``take`` gives some rows."""
     batch_size = min(batch_size, max(len(rows), 1))
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
         padded = np.concatenate([part, np.zeros(batch_size - len(part), part.dtype)])
-        masks = None if data.masks is None else data.masks[padded]
-        yield Batch(data.images[padded], data.labels[padded], len(part), masks)
+        masks = None if data.masks is None else take(data.masks, padded)
+        yield Batch(take(data.images, padded), data.labels[padded], len(part), masks)
 
 
 def load_all(source: Source) -> Batch:

@@ -29,6 +29,9 @@ SCAN_STEPS = 512
 """Steps that are one compiled scan on an accelerator, with no host work between them. On a CPU they are called one by
 one: XLA's CPU backend computes a convolution inside a loop with scalar code, forty times slower."""
 
+EVAL_BATCH = 128
+"""Least batch of evaluation on an accelerator, where a smaller one takes as long."""
+
 Steps = Callable[[State, Given, np.ndarray], Iterator[tuple[State, int]]]
 """Takes the state through the steps whose rows ``[steps, batch]`` are given; yields it, with the number of steps done,
 after every call of the device."""
@@ -98,8 +101,11 @@ class Program:
         self.examine, self.glance = self.task.examine(self.network), self.task.examine(self.network, once=True)
         self.source = dataset.source(range(dataset.folds))
         self.data: pipeline.Batch | None = None
-        self.model, self.eval_batch = config.model, settings.batch_size
+        self.model, self.batch = config.model, settings.batch_size
+        self.eval_batch = max(self.batch, EVAL_BATCH) if self.accelerated else self.batch
         self._steps: dict[int, Steps] = {}
+        self._add_moved = jax.jit(self._moved)
+        self._take = jax.jit(operator.getitem)  # on a device's arrays tenfold the speed of the plain one
         size = len(self.source) * dataset.preprocess.image_size**2 * (2 if dataset.masks else 1)
         if settings.cache == "device" or (settings.cache == "auto" and device.fits(size, self.where)):
             start = time.perf_counter()
@@ -124,11 +130,12 @@ class Program:
         """The state before the first step."""
         return initial_state(self.network.init(seed), self.optimizer(lambda count: count), self.scaled, self.averaging)
 
-    def batches(self, rows: np.ndarray) -> Iterable[pipeline.Batch]:
-        """Held-out examples in batches, from memory where they lie there."""
+    def batches(self, rows: np.ndarray, size: int | None = None) -> Iterable[pipeline.Batch]:
+        """Examples in order, in batches of a size or of that of evaluation, from memory where they lie there."""
+        size = size or self.eval_batch
         if self.data is None:
-            return pipeline.eval_batches(self.source, self.eval_batch, rows)
-        return pipeline.kept_batches(self.data, self.eval_batch, rows)
+            return pipeline.eval_batches(self.source, size, rows)
+        return pipeline.kept_batches(self.data, size, rows, self._take if self.accelerated else operator.getitem)
 
     def refreshed(self, weights: Weights, rows: np.ndarray) -> Weights:
         """The weights with batch statistics that are the means over batches of these rows, without augmentation: those of
@@ -137,20 +144,21 @@ class Program:
         if not jax.tree.leaves(weights.batch_stats):
             return weights
 
-        def add(sums: Any, params: Any, images: Any) -> Any:
-            zero = Weights(params, jax.tree.map(jnp.zeros_like, sums))
-            moved = self.network.apply(zero, normalise(images, self.model.channels), train=True)[2]
-            return jax.tree.map(jnp.add, sums, moved)
-
         # On one device: there is little to do, and nothing to wait for another device with.
-        call, mesh = jax.jit(add), device.mesh(1)
+        mesh = device.mesh(1)
         params, stats = device.on_all(jax.device_get(weights), mesh)
         sums = jax.tree.map(jnp.zeros_like, stats)
-        size = min(self.eval_batch, len(rows))
+        size = min(self.batch, len(rows))
         count = len(rows) // size  # what is left of them would be padded
-        for batch in self.batches(rows[: count * size]):
-            sums = call(sums, params, device.on_all(batch.images, mesh))
+        for batch in self.batches(rows[: count * size], size):
+            sums = self._add_moved(sums, params, device.on_all(batch.images, mesh))
         return Weights(weights.params, jax.tree.map(lambda total: total / (MOMENTUM * count), jax.device_get(sums)))
+
+    def _moved(self, sums: Any, params: Any, images: Any) -> Any:
+        """The sums of batch statistics with those added that a batch moves zeros to."""
+        zero = Weights(params, jax.tree.map(jnp.zeros_like, sums))
+        moved = self.network.apply(zero, normalise(images, self.model.channels), train=True)[2]
+        return jax.tree.map(jnp.add, sums, moved)
 
     def steps(self, batch: int) -> Steps:
         """The way from rows to steps for a size of batch: images on the device, in memory, or streamed."""

@@ -91,7 +91,7 @@ def train_members(
             return Member(settings, dataset, run / name, progress(f"{kind} {number + 1}/{len(configs)}"), run)
 
         results = None
-        if config.train.together == "yes" or (config.train.together == "auto" and program.accelerated):
+        if config.train.together == "yes":
             with contextlib.ExitStack() as stack:
                 opened = [stack.enter_context(member(number)) for number in range(len(configs))]
                 reason = _why_not(opened, program)
