@@ -151,8 +151,8 @@ class TrainConfig:
     """Train so many networks, with seeds one after another from ``seed``, or with ``cv`` so many for every fold; their mean
     probabilities count."""
     together: Literal["auto", "yes", "no"] = "auto"
-    """Whether the networks of ``cv`` or ``ensemble`` are trained as one program; ``auto`` is ``no``, which was as fast on an
-    H200, and faster on CPUs."""
+    """Whether the networks of ``cv`` or ``ensemble`` are trained as one program; ``auto`` is ``no``, which is as fast or
+    faster."""
 
 
 @dataclass(frozen=True)

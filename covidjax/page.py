@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import mimetypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -63,7 +63,7 @@ def write(out: Path, data: Path, results: Mapping[str, Any], *, films: bool = Tr
         ("data", about["data"]),
         ("epochs", str(about["epochs"] or "as each experiment says")),
         ("settings", about["settings"] or "the defaults, but for what each experiment says"),
-        ("device", about["device"]),
+        ("device", ", ".join(_devices(found.values()))),
         ("versions", ", ".join(f"{name} {version}" for name, version in about["versions"].items())),
     ]
     if not films:
@@ -119,7 +119,12 @@ def _films(split: str, study: Mapping[str, Any], found: Mapping[str, Any]) -> st
         text += f" {dataset['unreadable']} files could not be read."
     if dataset["whole_films"]:
         text += f" Of {dataset['whole_films']} films no plausible lungs were found, and they stayed whole."
-    return text
+    return text + f" Trained on {found['device']}."
+
+
+def _devices(experiments: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What trained them."""
+    return sorted({found["device"] for each in experiments for found in each["protocols"].values()})
 
 
 def _whole(study: Mapping[str, Any], protocols: Mapping[str, Any]) -> Table:
@@ -185,7 +190,7 @@ def _times(each: Mapping[str, Any], results: Mapping[str, Any]) -> Section:
             study = f"{other['study']['minutes']:.0f}" if first else ""
             rows.append((f"{other['number']}, {other['title']}" if first else "", SPLITS[split], study, minutes, *cells))
             first = False
-    devices = sorted({found["device"] for each in results["experiments"].values() for found in each["protocols"].values()})
+    devices = _devices(results["experiments"][name] for name in each["times_of"])
     if timed:
         below = f"PyTorch {timed['version']} on {timed['device']}: {timed['how']}"
     else:

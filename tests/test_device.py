@@ -4,7 +4,9 @@ import os
 import zlib
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from covidjax import device
@@ -68,3 +70,17 @@ def test_compiled_programs_that_were_cut_off_are_removed(tmp_path):
     assert {path.name for path in tmp_path.glob("*-cache")} == {"jit_a-1-cache"}
     device._drop_cut_off(tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_arrays_that_lie_where_they_should_are_not_put_there_again():
+    one, two = device.mesh(1), device.mesh(8)
+    placed = device.on_all({"a": np.ones(3, np.float32), "b": jnp.zeros(2)}, one)
+    assert device.on_all(placed, one) is placed
+    assert all(leaf.sharding.mesh == one for leaf in jax.tree.leaves(placed))
+    if two.size > 1:
+        moved = device.on_all(placed, two)
+        assert moved is not placed
+        assert {len(leaf.devices()) for leaf in jax.tree.leaves(moved)} == {two.size}
+        np.testing.assert_array_equal(moved["a"], np.ones(3))
+    mixed = {"a": placed["a"], "b": np.zeros(2)}
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(device.on_all(mixed, one)))

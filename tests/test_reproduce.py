@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import contextlib
 import json
 import re
@@ -183,6 +184,18 @@ def test_page_without_films(done: tuple[Path, dict[str, Any]], tmp_path: Path):
         assert "image/png" not in text
         assert "Figures 1 and 5, which show films" in text
         assert "Figure 3" in text
+
+
+def test_every_device_that_trained_is_named(done: tuple[Path, dict[str, Any]], tmp_path: Path):
+    out, results = done
+    results = copy.deepcopy(results)
+    here = results["about"]["device"]
+    results["experiments"]["table1"]["protocols"]["patient"]["device"] = "Another card"
+    page.write(tmp_path, out / "collections", results, films=False)
+    text = (tmp_path / "report.md").read_text()
+    assert f"| device | {', '.join(sorted(['Another card', here]))} |" in text
+    assert re.search(rf"Random split: .* Trained on {re.escape(here)}\.\n", text)
+    assert re.search(r"Patients apart: .* Trained on Another card\.\n", text)
 
 
 def test_same_results_are_the_same_page(done: tuple[Path, dict[str, Any]]):

@@ -333,10 +333,10 @@ def test_too_little_memory_for_all_is_enough_for_each(
 
 @pytest.mark.slow
 def test_the_way_of_accelerators_comes_to_the_same(uneven: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Taken on the CPU: together by itself, images on the device, several steps a scan."""
+    """Taken on the CPU: images on the device, several steps a scan."""
     monkeypatch.setattr(program.Program, "accelerated", True)
     monkeypatch.setattr(together, "SCAN_STEPS", 3)
-    joint, told = trained(uneven, tmp_path / "run", *CV, "train.epochs=1", "train.schedule=constant")
+    joint, told = trained(uneven, tmp_path / "run", *JOINED, "train.epochs=1", "train.schedule=constant")
     assert (told.said, joint.timing.images["train"]) == ([], 4 * sum((4, 2, 3)))
     monkeypatch.undo()
     first, _ = trained(uneven, tmp_path / "other", *JOINED, "train.epochs=1", "train.schedule=constant")
