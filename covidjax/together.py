@@ -1,7 +1,7 @@
 """Several networks of one run: the folds of a cross-validation, the seeds of an ensemble, or both.
 
-They are trained one after another by ``train.fit``, or, where that is asked for, together: one program over a stacked state,
-of which each network comes to what it would have come to alone, within rounding.
+They are trained one after another by ``train.fit``, or, where that is asked for, together: one program over a stacked
+state, of which each network comes to what it would have come to alone, within rounding.
 """
 
 from __future__ import annotations
