@@ -129,17 +129,18 @@ class Jax:
     def __init__(self, loaded: Any):
         import jax
 
-        from covidjax import device
         from covidjax.trained import make_predict
 
         self.title = f"{TITLES['jax']} {jax.__version__}"
         self._predict = make_predict(loaded.network, loaded.run.config.model)
         self._softmax = jax.jit(jax.nn.softmax)
         self._weights = loaded.members
-        self._place = lambda weights, batch: device.on_all(weights, device.mesh(batch))
 
     def __call__(self, images: np.ndarray) -> Any:
-        self._weights = self._place(self._weights, len(images))  # they move with the first batch, and if its size changes
+        from covidjax import device
+
+        # They move with the first batch, and where one of another size is shared by other devices.
+        self._weights = device.on_all(self._weights, device.mesh(len(images)))
         return self._softmax(self._predict(self._weights, images))
 
 

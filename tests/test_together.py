@@ -331,6 +331,22 @@ def test_too_little_memory_for_all_is_enough_for_each(
     assert joint.metrics == joined[1].metrics
 
 
+def test_networks_are_trained_one_after_another_unless_asked_otherwise(
+    uneven: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class Alone(Exception):
+        """One network's training was begun."""
+
+    def fit(*_: object) -> None:
+        raise Alone
+
+    monkeypatch.setattr(program.Program, "accelerated", True)
+    monkeypatch.setattr(together, "_fit_together", lambda *_: pytest.fail("trained as one program"))
+    monkeypatch.setattr(together, "fit", fit)
+    with pytest.raises(Alone):
+        trained(uneven, tmp_path / "run", *CV)
+
+
 @pytest.mark.slow
 def test_the_way_of_accelerators_comes_to_the_same(uneven: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Taken on the CPU: images on the device, several steps a scan."""
