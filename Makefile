@@ -17,7 +17,7 @@ BIN := .venv/bin
 demo: .venv/installed
 	rm -rf demo
 	$(BIN)/covidjax train --model darkcovidnet --epochs 20 --run demo/run
-	$(BIN)/python -m covidjax.phantom demo/xrays --images 60 --seed 1
+	$(BIN)/python -m covidjax.data.synthetic demo/xrays --images 60 --seed 1
 	$(BIN)/covidjax score demo/xrays --checkpoint demo/run --output demo/scores.csv
 
 test: .venv/developed

@@ -66,12 +66,12 @@ def films(kind: str, count: int, distinct: int) -> Path:
 
 
 def _draw(kind: Kind, count: int, out: Path) -> None:
-    from covidjax import phantom
+    from covidjax.data import synthetic
 
     out.mkdir()
     for index in range(count):
         rng = np.random.default_rng(index)
-        film = Image.fromarray(phantom.draw(index, seed=2, size=512).image)
+        film = Image.fromarray(synthetic.draw(index, seed=2, size=512).image)
         large = np.asarray(film.resize((kind.width, kind.height), Image.Resampling.BICUBIC), np.float32)
         noisy = large + kind.noise * rng.standard_normal(large.shape, dtype=np.float32) + 0.5
         Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(out / f"{index:05d}{kind.ending}", quality=90)
@@ -90,17 +90,17 @@ def dataset(images: int, size: int, folds: int = 5) -> Path:
 
 
 def _prepare(images: int, size: int, folds: int, out: Path) -> None:
-    from covidjax import phantom
     from covidjax.config import Preprocess
-    from covidjax.dataset import Record, writing
+    from covidjax.data import synthetic
+    from covidjax.data.writer import Record, writing
 
-    drawn = list(phantom.sample(min(images, 600), size=size))
+    drawn = list(synthetic.sample(min(images, 600), size=size))
     with writing(out, Preprocess(image_size=size), folds) as writer:
         for index in range(images):
             film = drawn[index % len(drawn)]
             name = f"{film.patient}-{index:06d}.png"
             digest = hashlib.sha256(name.encode()).hexdigest()
-            label = phantom.CLASSES[film.label]
+            label = synthetic.CLASSES[film.label]
             # By the patient, not the film: the class must not tell the fold.
             fold = index // 6 % folds
             writer.add(fold, Record(film.image[..., None], label, film.patient, "synthetic", name, digest))
@@ -147,9 +147,9 @@ def batch(images: int, size: int) -> Path:
     """An ``.npz`` file with ``images``, uint8 ``[N, S, S, 1]``, and ``labels``, int32 ``[N]``."""
 
     def make(out: Path) -> None:
-        from covidjax import phantom
+        from covidjax.data import synthetic
 
-        drawn = list(phantom.sample(images, seed=3, size=size))
+        drawn = list(synthetic.sample(images, seed=3, size=size))
         pixels = np.stack([film.image[..., None] for film in drawn])
         with out.open("wb") as file:
             np.savez(file, images=pixels, labels=np.asarray([film.label for film in drawn], np.int32))

@@ -113,12 +113,12 @@ def answers(batch: str, run: str, where: str, precision: Any) -> dict[str, Any]:
 
     from bench.peers.ours import UNCHANGED, constant_given, read_batch
     from covidjax import device
-    from covidjax.augment import normalise
     from covidjax.config import Config, TrainConfig
-    from covidjax.evaluate import load_run
+    from covidjax.inference.forward import normalise
     from covidjax.models import Network, Weights
-    from covidjax.step import initial_state, learning_rate, make_optimizer, make_step
-    from covidjax.task import Classification
+    from covidjax.runs.load import load_run
+    from covidjax.training.step import initial_state, learning_rate, make_optimizer, make_step
+    from covidjax.training.tasks import Classification
 
     used = device.start(where)
     # TensorFloat32 would be compared with float32 here: what is asked is whether the programs are the same.
@@ -193,9 +193,9 @@ def study(dataset: str, epochs: int, batch: int) -> dict[str, Any]:
 
     from covidjax import device
     from covidjax.config import Config, DataConfig, TrainConfig
-    from covidjax.dataset import Dataset
+    from covidjax.data.dataset import Dataset
     from covidjax.metrics import figures
-    from covidjax.train import train
+    from covidjax.training.loop import train
 
     class Watch:
         """Takes the seconds of each epoch's evaluation, of which the first has its compilation in it."""
@@ -249,9 +249,9 @@ def folds(dataset: str, epochs: int, batch: int) -> dict[str, Any]:
     import jax
 
     from covidjax.config import Config, DataConfig, TrainConfig
-    from covidjax.dataset import Dataset
-    from covidjax.together import train_members
-    from covidjax.train import train
+    from covidjax.data.dataset import Dataset
+    from covidjax.training.cross_validation import train_members
+    from covidjax.training.loop import train
 
     class Watch:
         """Remembers when each epoch of any network ended."""
@@ -344,10 +344,10 @@ def limits(batch: str, run: str, copied: int, side: int) -> dict[str, Any]:
     from bench.peers.ours import constant_given, read_batch
     from covidjax import device
     from covidjax.config import Config, TrainConfig
-    from covidjax.evaluate import load_run
     from covidjax.models import Network
-    from covidjax.step import initial_state, learning_rate, make_optimizer, make_step
-    from covidjax.task import Classification
+    from covidjax.runs.load import load_run
+    from covidjax.training.step import initial_state, learning_rate, make_optimizer, make_step
+    from covidjax.training.tasks import Classification
 
     used = device.start()
     dtype, scaled = device.precision("auto", used)

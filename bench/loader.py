@@ -37,21 +37,21 @@ class Batches:
     """Passes through a dataset."""
 
     def __init__(self, dataset: str, kind: str, batch: int):
-        from covidjax import pipeline
-        from covidjax.dataset import Dataset
+        from covidjax.data import loader
+        from covidjax.data.dataset import Dataset
 
         opened = Dataset(Path(dataset))
         source = opened.source(list(range(opened.folds)))
         epoch = iter(range(10**9))
 
         def shuffled() -> int:
-            rows = pipeline.order(len(source), batch, seed=0, epoch=next(epoch))
-            return sum(batch.real for batch in pipeline.train_batches(source, rows))
+            rows = loader.order(len(source), batch, seed=0, epoch=next(epoch))
+            return sum(batch.real for batch in loader.train_batches(source, rows))
 
         ways = {
             SHUFFLED: shuffled,
-            IN_ORDER: lambda: sum(batch.real for batch in pipeline.eval_batches(source, batch)),
-            AT_ONCE: lambda: pipeline.load_all(source).real,
+            IN_ORDER: lambda: sum(batch.real for batch in loader.eval_batches(source, batch)),
+            AT_ONCE: lambda: loader.load_all(source).real,
         }
         self._pass = ways[kind]
         self.images = self._pass()

@@ -21,7 +21,7 @@ import numpy as np
 from bench.harness import ROOT, Entry, Options, Result, Row, Spread, Table, against, only, say, turns
 
 if TYPE_CHECKING:
-    from covidjax.collections import Example
+    from covidjax.data.readers.base import Example
 
 OURS, THEIRS = "covidjax", "lungs-finder"
 CLIPPED = 0.1
@@ -70,11 +70,14 @@ def masks(options: Options) -> tuple[Table, dict[str, float]]:
     in the way of training: at the network's size, each film by the output for its kind."""
     import jax
 
-    from covidjax import collections, reading, segmenter
-    from covidjax.config import MASKS, Config
+    from covidjax.config import Config
+    from covidjax.data import readers
+    from covidjax.data.loader import Batch
+    from covidjax.images import stream
+    from covidjax.labels import MASKS
+    from covidjax.lungs import segmenter
     from covidjax.models import Network
-    from covidjax.pipeline import Batch
-    from covidjax.task import Segmentation
+    from covidjax.training.tasks import Segmentation
 
     pixels, preprocess = segmenter.read(segmenter.BUNDLED)
     weights = segmenter.load(segmenter.BUNDLED, pixels, preprocess)
@@ -82,13 +85,13 @@ def masks(options: Options) -> tuple[Table, dict[str, float]]:
     rows, figures = [], {}
     for kind, name in (("fields", "lungs"), ("lungs", "ieee8023")):
         root = folder(name)
-        examples = held_out(collections.read(root, masks=True).examples) if root.is_dir() else []
+        examples = held_out(readers.read(root, masks=True).examples) if root.is_dir() else []
         examples = examples[: 16 if options.quick else None]
         if not examples:
             rows.append(Row(f"{kind} of {name}", None, "left out: no held-out films"))
             continue
         pairs = [(example.path, example.mask) for example in examples if example.mask]
-        found = [film for film in reading.pairs(pairs, preprocess) if film.image is not None]
+        found = [film for film in stream.pairs(pairs, preprocess) if film.image is not None]
         images, true = (np.stack(list(each)) for each in zip(*((film.image, film.mask) for film in found), strict=True))
         kinds = np.full(len(found), MASKS.index(kind), np.int32)
         dice = np.asarray(jax.device_get(examine(weights, Batch(images, kinds, len(found), true))))[:, 1].tolist()
@@ -104,8 +107,9 @@ def folder(name: str) -> Path:
 
 def held_out(examples: Sequence[Example]) -> list[Example]:
     """Those of whose patients the bundled weights have not seen any film; one film under two names is of one patient."""
-    from covidjax.copies import identical, patients_of
-    from covidjax.segmenter import patients
+    from covidjax.data.duplicates import identical
+    from covidjax.data.folds import patients_of
+    from covidjax.lungs.segmenter import patients
 
     trained_on = patients()
     names = patients_of(examples, identical(examples))
@@ -115,8 +119,9 @@ def held_out(examples: Sequence[Example]) -> list[Example]:
 
 def films() -> tuple[list[Path], list[np.ndarray]]:
     """Films of patients that are held out, and the two boxes drawn on each: left, top, right, bottom, ``[2, 4]``."""
-    from covidjax import collections
-    from covidjax.collections.base import Example, film_of
+    from covidjax.data import readers
+    from covidjax.data.readers.base import Example
+    from covidjax.data.readers.names import film_of
 
     root = folder("ieee8023")
     if not (root / "lung_boxes.json").is_file():
@@ -129,7 +134,7 @@ def films() -> tuple[list[Path], list[np.ndarray]]:
         for name in sorted(boxes)
         if name in whose and (root / "images" / name).is_file()
     ]
-    masked = collections.read(root, masks=True).examples
+    masked = readers.read(root, masks=True).examples
     paths = [example.path for example in held_out([*masked, *boxed]) if example.label == "boxed"]
     drawn = [np.asarray(boxes[path.name], float) for path in paths]
     for corners in drawn:

@@ -13,14 +13,15 @@ from PIL import Image
 from safetensors.numpy import save_file
 from sklearn.model_selection import GroupKFold
 
-from covidjax import polarity, radiograph
-from covidjax.collections.base import patient_of, walk
+from covidjax.data.readers.names import patient_of
+from covidjax.images import decode, polarity
+from covidjax.images.find import walk
 
 
 def main(folders: list[str]) -> None:
     """Print the scores of five folds by patient, and write the weights of all films into the package."""
     paths = [path for folder in folders for path in walk(Path(folder))[0]]
-    films = [Image.fromarray(radiograph.read(path, at_least=4 * polarity.SIDE)) for path in paths]
+    films = [Image.fromarray(decode.read(path, at_least=4 * polarity.SIDE)) for path in paths]
     values = np.stack([polarity.features(film) for film in films])
     scores = np.zeros(len(values))
     for train, test in GroupKFold(5).split(values, groups=[patient_of(path.name) for path in paths]):

@@ -17,8 +17,9 @@ import numpy as np
 
 from bench.harness import Entry, Table, cache, only, say, show, turns
 from bench.peers import pytorch_entries
-from covidjax.config import Run
-from covidjax.reproduce import PYTORCH, RESULTS, device_name
+from covidjax.device import device_name
+from covidjax.runs.folder import Run
+from covidjax.study.reproduce import PYTORCH, RESULTS
 
 SECONDS, ROUNDS = 3.0, 3
 """Of a turn, and turns of each way."""

@@ -5,46 +5,16 @@ A key that is not a field here is an error, in a file as on the command line.
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import tomllib
 import types
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
-import tomli_w
-
-CLASSES = ("COVID-19", "No-Findings", "Pneumonia")
-
-MASKS = ("fields", "lungs")
-"""What lung masks show. ``fields``: the lungs as far as heart and diaphragm do not hide them (Montgomery, Shenzhen, the
-phantoms). ``lungs``: also what lies behind the heart (V7 Labs' masks of ieee8023). A network learns each as an output of
-its own, from the films that have it."""
-
-
-class UserError(Exception):
-    """An expected failure. The message is one sentence that says what is wrong and what to do about it."""
-
-
-class UsageError(UserError):
-    """Something that was asked for cannot be: a setting that does not exist, a value of the wrong kind, a missing path."""
-
-
-class RadiographError(UserError):
-    """A film that cannot be read; the message says why."""
-
-
-def printable(text: str) -> str:
-    """Text that any terminal and any file takes: bytes of a file's name that are no UTF-8 stand as escapes."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-_LONGEST_TOML = 2**14
-"""Most bytes of a file of settings: of a key with 50,000 dots tomllib makes a minute and a half."""
+from covidjax.errors import UsageError
+from covidjax.labels import CLASSES
+from covidjax.toml import _value, build, read_toml
 
 
 @dataclass(frozen=True)
@@ -60,26 +30,6 @@ class Preprocess:
     """Class names, in the order of the labels; of films with lung masks, the kinds of mask."""
     invert: Literal["auto", "never"] = "auto"
     """``auto`` turns negatives into positives; ``never`` takes films as they are."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one file may take; a file that takes more is an error of that file."""
-
-    megapixels: float = 200.0
-    """The largest detectors give some 20; more than ten times that is a mistake or a bomb."""
-    megabytes: float = 512.0
-    """Of the file, and of what a compressed file or archive holds of it; 200 megapixels of 16 bits are 400."""
-    seconds: float = 60.0
-    """For reading, decoding and resizing."""
-
-    @property
-    def pixels(self) -> int:
-        return int(self.megapixels * 1e6)
-
-    @property
-    def bytes(self) -> int:
-        return int(self.megabytes * 1e6)
 
 
 @dataclass(frozen=True)
@@ -166,68 +116,6 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
-def members(config: Config, folds: int) -> dict[str, Config]:
-    """The settings of each network of a cross-validation or an ensemble, by the name of its folder; empty for a single run.
-
-    Args:
-      config: of the whole; of a validation fold its distance from the test fold is kept, round and round the folds.
-      folds: of the dataset.
-    """
-    train, data = dataclasses.replace(config.train, cv=False, ensemble=1), config.data
-    held_out, seeds = {"": data}, {"": config.seed}
-    if config.train.cv:
-        apart = None if data.val_fold is None else data.val_fold - data.test_fold
-        val_folds = [None if apart is None else (fold + apart) % folds for fold in range(folds)]
-        held_out = {
-            f"fold{fold}": dataclasses.replace(data, test_fold=fold, val_fold=val) for fold, val in enumerate(val_folds)
-        }
-    if config.train.ensemble > 1:
-        seeds = {f"member{number}": (config.seed + number) % 2**32 for number in range(config.train.ensemble)}
-    each = {
-        "-".join(filter(None, (fold, member))): dataclasses.replace(config, seed=seed, data=films, train=train)
-        for fold, films in held_out.items()
-        for member, seed in seeds.items()
-    }
-    return each if len(each) > 1 else {}
-
-
-@dataclass(frozen=True)
-class Run:
-    """What ``config.toml`` of a run holds: its settings and the preprocessing of the dataset it was trained on."""
-
-    config: Config
-    preprocess: Preprocess
-    dataset: str = ""
-    """Fingerprint of the dataset, so that its held-out fold is known again."""
-    segmenter: str = ""
-    """Digest of the weights that found the lungs in the dataset; empty for whole films."""
-
-    def save(self, path: Path) -> None:
-        """Write as TOML, whole or not at all."""
-        partial = path.with_suffix(".partial")
-        partial.write_text(self.text())
-        partial.replace(path)
-
-    def text(self) -> str:
-        """As TOML; ``None`` is an absent key."""
-        return tomli_w.dumps(_without_none(dataclasses.asdict(self)))
-
-    @classmethod
-    def parse(cls, text: str, where: str) -> Run:
-        """What ``text`` gave. Raises UserError where it is damaged; ``where`` names its file."""
-        try:
-            return build(cls, tomllib.loads(text), where=where)
-        except tomllib.TOMLDecodeError as error:
-            raise UserError(f"{where} is damaged ({error}); put back the file as it was written.") from error
-
-    @classmethod
-    def load(cls, path: Path) -> Run:
-        """Read what ``save`` wrote. Raises UserError where the file is missing or damaged."""
-        if not path.is_file():
-            raise UserError(f"{path.parent} is not a run: it has no {path.name}; name a folder that `covidjax train` made.")
-        return build(cls, read_toml(path), where=str(path))
-
-
 def load_config(
     file: Path | None = None, overrides: Sequence[str] = (), values: Mapping[str, Any] = types.MappingProxyType({})
 ) -> Config:
@@ -289,93 +177,3 @@ def _check(config: Config) -> None:
     for name in ("width", "dropout"):
         if config.model.name != "cnn13" and getattr(config.model, name) != getattr(ModelConfig(), name):
             raise UsageError(f"model.{name} is of cnn13 alone, and the model is {config.model.name}; leave it out.")
-
-
-def _without_none(table: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: _without_none(value) if isinstance(value, Mapping) else value
-        for key, value in table.items()
-        if value is not None
-    }
-
-
-def _value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, RecursionError):
-        return text
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file. Raises UsageError where it cannot be read or is no TOML."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(_LONGEST_TOML + 1)
-        if len(data) > _LONGEST_TOML:
-            raise UsageError(f"{path} is longer than any settings are; check its name.")
-        return tomllib.loads(data.decode())
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror}); check its name.") from error
-    except RecursionError:
-        raise UsageError(f"{path} is not valid TOML: it is nested too deeply; mend or remove that line.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not valid TOML: {error}; mend or remove that line.") from error
-
-
-def build(kind: type, table: Mapping[str, Any], *, where: str, prefix: str = "") -> Any:
-    """Make a dataclass from a TOML table, section by section, checking every key and every value's type.
-
-    Args:
-      kind: the dataclass; its fields are dataclasses, texts, numbers, literals, ``tuple[T, ...]`` or ``dict[str, T]``.
-      table: as ``read_toml`` gives it.
-      where: the file, for messages.
-      prefix: of the keys, for messages.
-
-    Raises:
-      UsageError: an unknown key, or a value of the wrong kind.
-    """
-    hints = typing.get_type_hints(kind)
-    values = {}
-    for key, value in table.items():
-        name = prefix + key
-        if key not in hints:
-            close = difflib.get_close_matches(key, hints, n=1)
-            known = f"did you mean {prefix}{close[0]}?" if close else f"known here: {', '.join(prefix + h for h in hints)}."
-            raise UsageError(f"{where}: unknown key {name}; {known}")
-        hint = hints[key]
-        if dataclasses.is_dataclass(hint):
-            if not isinstance(value, Mapping):
-                raise UsageError(f"{where}: {name} is a section, not a value; set a key below it, such as {name}.…")
-            values[key] = build(typing.cast(type, hint), value, where=where, prefix=f"{name}.")
-        else:
-            values[key] = _typed(hint, value, f"{where}: {name}")
-    required = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
-    for name in required:
-        if name not in values:
-            raise UserError(f"{where} is damaged: it has no [{prefix}{name}]; put back the file as it was written.")
-    return kind(**values)
-
-
-def _typed(hint: Any, value: Any, name: str) -> Any:
-    if isinstance(hint, types.UnionType):
-        hint = next(arm for arm in hint.__args__ if arm is not type(None))
-        if value in (None, "none"):
-            return None
-    if typing.get_origin(hint) is Literal:
-        if value not in hint.__args__ or type(value) not in {type(arm) for arm in hint.__args__}:
-            raise UsageError(f"{name} must be one of {', '.join(map(str, hint.__args__))}, not {value!r}.")
-        return value
-    if typing.get_origin(hint) is dict:
-        if not isinstance(value, Mapping):
-            raise UsageError(f"{name} must be a table, not {value!r}.")
-        return {key: _typed(hint.__args__[1], item, f"{name}.{key}") for key, item in value.items()}
-    if typing.get_origin(hint) is tuple:
-        item_hint = hint.__args__[0]
-        if not isinstance(value, list | tuple) or (item_hint is str and not all(isinstance(item, str) for item in value)):
-            raise UsageError(f"{name} must be a list of {'names' if item_hint is str else 'numbers'}, not {value!r}.")
-        return tuple(_typed(item_hint, item, f"each of {name}") for item in value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise UsageError(f"{name} must be of type {hint.__name__}, not {value!r}.")
-    return value

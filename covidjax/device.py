@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import logging
 import os
+import platform
 import time
 import warnings
 import zlib
@@ -20,7 +21,8 @@ import platformdirs
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
-from covidjax.config import UserError
+from covidjax import device
+from covidjax.errors import UserError
 
 AXIS = "data"
 """The mesh axis over which batches are split."""
@@ -149,3 +151,18 @@ def fits(size: int, device: Device) -> bool:
     if limit is None:  # a CPU: the images share the machine's memory with everything else
         limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
     return size <= limit // 4
+
+
+def device_name() -> str:
+    """The device that computes, in words."""
+    where = device.start()
+    if where.platform != "cpu":
+        return where.device_kind
+    models = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
+    return f"{len(os.sched_getaffinity(0))} cores of {models[0] if models else platform.machine()}"
+
+
+def _cpuinfo() -> list[str]:
+    with contextlib.suppress(OSError):
+        return Path("/proc/cpuinfo").read_text().splitlines()
+    return []

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from covidjax import phantom
+from covidjax.data import synthetic
 
 # Two devices, also where there is one core and whichever test is the first to use jax.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
@@ -20,7 +20,7 @@ def converted_elsewhere(tmp_path_factory):
     """Converted networks of the tests do not push a user's own out of the cache."""
     folder = tmp_path_factory.mktemp("models")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("covidjax.runtime.cache", lambda: folder)
+        patch.setattr("covidjax.inference.onnx.cache", lambda: folder)
         yield folder
 
 
@@ -28,7 +28,7 @@ def converted_elsewhere(tmp_path_factory):
 def films(tmp_path_factory):
     """A folder with one subfolder a class and ten PNG files of 64 × 64 pixels, of five patients, in each."""
     folder = tmp_path_factory.mktemp("collection") / "films"
-    phantom.main([str(folder), "--images", "30", "--size", "64"])
+    synthetic.main([str(folder), "--images", "30", "--size", "64"])
     return folder
 
 
@@ -36,7 +36,7 @@ def films(tmp_path_factory):
 def prepared(films, tmp_path_factory):
     """A dataset of 32 × 32 pixels in three folds, made from `films`."""
     from covidjax.config import Preprocess  # here: they take seconds to import, and not every test wants them
-    from covidjax.prepare import Options, prepare
+    from covidjax.data.prepare import Options, prepare
 
     out = tmp_path_factory.mktemp("dataset") / "prepared"
     prepare([films], out, Options(Preprocess(image_size=32), folds=3))

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from covidjax import phantom
-from covidjax.augment import _warp, augment, augment_pairs, normalise, ten_views
 from covidjax.config import AugmentConfig
+from covidjax.data import synthetic
+from covidjax.inference.forward import normalise, ten_views
+from covidjax.training.augment import _warp, augment, augment_pairs
 
 OFF = AugmentConfig(flip=False, rotation=0, shift=0, zoom=0, brightness=0, contrast=0)
-IMAGES = np.stack([phantom.draw(index, size=32).image for index in range(8)])[..., None]
+IMAGES = np.stack([synthetic.draw(index, size=32).image for index in range(8)])[..., None]
 
 
 def only(**setting):
@@ -184,7 +185,7 @@ def test_normalise_takes_black_to_minus_two_and_white_to_two(channels, dtype):
 
 def test_masks_move_with_their_images():
     """An image that is its own mask stays so, whatever is done to the two."""
-    masks = np.stack([phantom.draw(index, size=32).lungs for index in range(8)])[..., None].astype(np.uint8)
+    masks = np.stack([synthetic.draw(index, size=32).lungs for index in range(8)])[..., None].astype(np.uint8)
     images = masks * np.uint8(200)
     moving = only(flip=True, rotation=25, shift=0.2, zoom=0.3)
     found, moved = augment_pairs(jax.random.key(3), jnp.asarray(images), jnp.asarray(masks), moving)

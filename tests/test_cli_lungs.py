@@ -12,8 +12,9 @@ import pytest
 from commands import refused, run
 from PIL import Image
 
-from covidjax import phantom, rundir
-from covidjax.trained import load_run
+from covidjax.data import synthetic
+from covidjax.runs import folder
+from covidjax.runs.load import load_run
 
 SMALL = ("--set", "train.batch_size=4")
 
@@ -23,10 +24,10 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset of 18 phantoms of nine patients with their masks, 32 × 32 pixels, three folds."""
     root = tmp_path_factory.mktemp("pairs")
     for index in range(18):
-        film = phantom.draw(index, size=64)
-        for folder, pixels in (("cxr", film.image), ("masks", film.lungs)):
-            (root / "films" / folder).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(root / "films" / folder / f"MCUCXR_{int(film.patient[-5:]):04d}_{index}.png")
+        film = synthetic.draw(index, size=64)
+        for kind, pixels in (("cxr", film.image), ("masks", film.lungs)):
+            (root / "films" / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(root / "films" / kind / f"MCUCXR_{int(film.patient[-5:]):04d}_{index}.png")
     command = ("prepare", root / "films", "--masks", "--out", root / "out", "--image-size", 32, "--folds", 3)
     assert run(*command).exit_code == 0
     return root / "out"
@@ -46,7 +47,7 @@ def trained(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_learns_masks(trained: Path):
-    history = rundir.history(trained)
+    history = folder.history(trained)
     assert history[-1]["test"]["dice"] > 0.7
     assert history[-1]["test"]["loss"] < history[0]["test"]["loss"]
     found = json.loads((trained / "report" / "metrics.json").read_text())
@@ -60,7 +61,7 @@ def test_report_has_pictures_and_every_film(trained: Path):
     scores = [float(row["dice"]) for row in rows]
     assert len(rows) == 6
     assert scores == sorted(scores)
-    assert np.mean(scores) == pytest.approx(rundir.history(trained)[-1]["test"]["dice"], abs=1e-4)
+    assert np.mean(scores) == pytest.approx(folder.history(trained)[-1]["test"]["dice"], abs=1e-4)
     for name in ("worst.png", "typical.png", "curves.png"):
         with Image.open(trained / "report" / name) as picture:
             assert min(picture.size) > 400
@@ -78,7 +79,7 @@ def test_evaluate_gives_the_same_figures(trained: Path, prepared: Path):
 
 def test_segment_by_the_run(trained: Path, tmp_path: Path):
     pytest.importorskip("jax")
-    film = phantom.draw(40, size=64)
+    film = synthetic.draw(40, size=64)
     Image.fromarray(film.image).save(tmp_path / "film.png")
     command = ("segment", tmp_path / "film.png", "--out", tmp_path / "out", "--runtime", "jax")
     result = run(*command, "--checkpoint", trained)

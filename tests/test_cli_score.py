@@ -15,7 +15,7 @@ from test_cli_train import TINY, trained  # noqa: F401  (a fixture)
 from test_dicom import make, written
 
 import covidjax
-from covidjax.config import CLASSES
+from covidjax.labels import CLASSES
 
 COLUMNS = ["path", "status", "prediction", "confidence", "p_COVID-19", "p_No-Findings", "p_Pneumonia", "error", "warning"]
 
@@ -254,16 +254,16 @@ def test_python_api(trained: Path, films: Path):  # noqa: F811
 
 
 def test_rows_come_before_all_files_are_read(trained: Path, films: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
-    from covidjax import reading
+    from covidjax.images import stream
 
     opened = []
-    whole = reading.open_film
+    whole = stream.open_film
 
     def counted(path, preprocess, *, digest, limits):
         opened.append(path)
         return whole(path, preprocess, digest=digest, limits=limits)
 
-    monkeypatch.setattr(reading, "open_film", counted)
+    monkeypatch.setattr(stream, "open_film", counted)
     rows = covidjax.load(trained).score(paths_below(films) * 20, batch_size=4, workers=2)
     for _ in range(5):
         next(rows)

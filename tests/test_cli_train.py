@@ -13,7 +13,9 @@ from commands import refused, run, start
 from PIL import Image
 from test_train import assert_same_bits, saved, without_times
 
-from covidjax import checkpoint, phantom, rundir
+from covidjax import files
+from covidjax.data import synthetic
+from covidjax.runs import checkpoint
 
 TINY = ("--set", "train.batch_size=4")
 
@@ -67,10 +69,11 @@ def test_train_json(prepared: Path, tmp_path: Path):
 
 @pytest.mark.slow
 def test_sample_is_said_to_be_synthetic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from covidjax import evaluate, prepare
+    from covidjax.data import sample
+    from covidjax.training import evaluate
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(evaluate, "sample_dataset", lambda size, masks: prepare.sample_dataset(32, 60, masks=masks))
+    monkeypatch.setattr(evaluate, "sample_dataset", lambda size, masks: sample.sample_dataset(32, 60, masks=masks))
     result = run("train", "--epochs", 1, "--run", tmp_path / "run", *TINY)
     assert result.exit_code == 0, result.output
     first, *_ = result.stderr.splitlines()
@@ -84,7 +87,7 @@ def test_sample_is_said_to_be_synthetic(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_evaluate_repeats_the_test_fold_and_takes_all_of_another_dataset(trained: Path, prepared: Path, tmp_path: Path):
     from covidjax.config import Preprocess
-    from covidjax.prepare import Options, prepare
+    from covidjax.data.prepare import Options, prepare
 
     result = run("evaluate", trained, "--json")
     found = json.loads(result.stdout)
@@ -98,7 +101,7 @@ def test_evaluate_repeats_the_test_fold_and_takes_all_of_another_dataset(trained
     assert found["metrics"] == {key: report[key] for key in found["metrics"]}
     trained_on = 30 - found["metrics"]["macro"]["support"]
     assert found["data"] == f"{tmp_path / 'other'}, without {trained_on} films of the run's training"
-    phantom.main([str(tmp_path / "new"), "--images", "12", "--size", "64", "--seed", "5"])
+    synthetic.main([str(tmp_path / "new"), "--images", "12", "--size", "64", "--seed", "5"])
     prepare([tmp_path / "new"], tmp_path / "unseen", Options(Preprocess(image_size=32), folds=2))
     found = json.loads(run("evaluate", trained, "--data", tmp_path / "unseen", "--json").stdout)
     assert found["data"] == f"all of {tmp_path / 'unseen'}"
@@ -160,7 +163,7 @@ def test_two_trainings_do_not_share_a_folder(
 ):
     from covidjax_cli.train import _fresh_folder
 
-    lock = rundir.lock(trained)
+    lock = files.lock(trained)
     message = refused("train", "--resume", "--run", trained, code=1)
     assert message == f"{trained} is being trained by another process; wait for it, or name another folder."
     lock.close()
@@ -284,7 +287,7 @@ def test_resume_with_nothing_to_resume(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_resume_on_a_changed_dataset(trained: Path, prepared: Path, tmp_path: Path):
     from covidjax.config import Preprocess
-    from covidjax.prepare import Options, prepare
+    from covidjax.data.prepare import Options, prepare
 
     films = Path(json.loads((prepared / "manifest.json").read_text())["sources"][0]["path"])
     prepare([films], tmp_path / "data", Options(Preprocess(image_size=32), folds=3, seed=5))
@@ -297,7 +300,7 @@ def test_resume_on_a_changed_dataset(trained: Path, prepared: Path, tmp_path: Pa
 
 def test_dataset_prepared_with_other_options(trained: Path, prepared: Path, tmp_path: Path):
     from covidjax.config import Preprocess
-    from covidjax.prepare import Options, prepare
+    from covidjax.data.prepare import Options, prepare
 
     films = Path(json.loads((prepared / "manifest.json").read_text())["sources"][0]["path"])
     prepare([films], tmp_path / "data", Options(Preprocess(image_size=40), folds=3))

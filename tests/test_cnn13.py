@@ -18,13 +18,17 @@ from jax.sharding import PartitionSpec as P
 from test_models import relative
 from test_train import run_training, without_times
 
-from covidjax import checkpoint, device, runtime
-from covidjax.config import ModelConfig, Preprocess, UsageError, load_config
-from covidjax.dataset import Dataset
-from covidjax.member import Interrupted
+from covidjax import device
+from covidjax.config import ModelConfig, Preprocess, load_config
+from covidjax.data.dataset import Dataset
+from covidjax.errors import UsageError
+from covidjax.inference import runtimes
 from covidjax.models import Network, Weights, count_parameters
 from covidjax.models.layers import Mode, dropout
-from covidjax.trained import load_run
+from covidjax.runs import checkpoint
+from covidjax.runs.load import load_run
+from covidjax.runs.recorder import Interrupted
+from covidjax.scoring import classifier
 
 NARROW = ("model.name=cnn13", "model.width=2", "train.learning_rate=1e-3")
 
@@ -185,15 +189,15 @@ def test_together_as_one_after_another(dataset: Dataset, tmp_path: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in runtime.CHOICES if name not in ("auto", "jax")])
+@pytest.mark.parametrize("name", [name for name in runtimes.CHOICES if name not in ("auto", "jax")])
 def test_every_runtime_gives_the_probabilities_of_jax(finished: Path, films: Path, name: str):
-    if not runtime.installed(name):
+    if not runtimes.installed(name):
         pytest.skip(f"{name} is not installed")
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 1), np.uint8)
     loaded = load_run(finished, "cpu")
     seen = jnp.asarray((images / np.float32(255) - 0.5) / 0.25)
     logits = jax.jit(functools.partial(loaded.network.apply, train=False))(loaded.weights, seen)[0]
-    found = runtime.open_run(finished, "cpu", name).runtime(images)
+    found = classifier.open_run(finished, "cpu", name).runtime(images)
     np.testing.assert_allclose(np.asarray(found), jax.nn.softmax(logits), atol=1e-5)
 
 

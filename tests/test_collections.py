@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from covidjax import collections
-from covidjax.collections import base
-from covidjax.collections.folder import class_of
-from covidjax.collections.ieee8023 import class_of_finding
-from covidjax.config import UserError
-from covidjax.copies import identical, patients_of
+from covidjax.data import readers
+from covidjax.data.duplicates import identical
+from covidjax.data.folds import patients_of
+from covidjax.data.readers import names
+from covidjax.data.readers.ieee8023 import class_of_finding
+from covidjax.errors import UserError
+from covidjax.labels import class_of
 
 HEADER = "patientid,finding,view,modality,filename\n"
 
@@ -35,7 +36,7 @@ def labels_of(collection):
 
 def message_of(root, layout="auto"):
     with pytest.raises(UserError) as caught:
-        collections.read(root, layout)
+        readers.read(root, layout)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -57,7 +58,7 @@ def test_folder_takes_every_image_below_its_class_folders_in_order(tmp_path):
         *("covid/b.PNG", "covid/a/2020/x.jpg", "covid/notes.txt", "covid/.hidden.png"),
         *("normal/c.tiff", "Viral_Pneumonia/d.webp", "ct/e.png", "ct/deep/f.png", "readme.md", "loose.png", ".DS_Store"),
     )
-    found = collections.read(root)
+    found = readers.read(root)
     assert (found.layout, found.source, found.root) == ("folder", "mine", root)
     assert list(labels_of(found).items()) == [
         ("Viral_Pneumonia/d.webp", "Pneumonia"),
@@ -74,7 +75,7 @@ def test_folder_takes_every_image_below_its_class_folders_in_order(tmp_path):
 
 
 def test_source_name_can_be_given(tmp_path):
-    found = collections.read(touch(tmp_path, "covid/a.png"), source="ward")
+    found = readers.read(touch(tmp_path, "covid/a.png"), source="ward")
     assert (found.source, found.examples[0].source) == ("ward", "ward")
 
 
@@ -92,12 +93,12 @@ def test_folder_names_and_their_classes(name, label):
 
 
 def test_equal_names_in_two_class_folders_are_two_patients(tmp_path):
-    found = collections.read(touch(tmp_path, "covid/1.png", "normal/1.png", "normal/a/1.png"))
+    found = readers.read(touch(tmp_path, "covid/1.png", "normal/1.png", "normal/a/1.png"))
     assert len({example.patient for example in found.examples}) == 3
 
 
 def test_published_names_tell_the_patient_in_a_folder_of_ones_own_too(tmp_path):
-    found = collections.read(touch(tmp_path, "normal/00000005_003.png", "normal/a/00000005_004.png"))
+    found = readers.read(touch(tmp_path, "normal/00000005_003.png", "normal/a/00000005_004.png"))
     assert [example.patient for example in found.examples] == ["nih:00000005"] * 2
 
 
@@ -126,22 +127,22 @@ def test_published_names_tell_the_patient_in_a_folder_of_ones_own_too(tmp_path):
     ],
 )
 def test_patient_told_by_a_file_name(name, patient):
-    assert base.patient_of(name) == patient
+    assert names.patient_of(name) == patient
 
 
 def test_series_examples_in_the_documentation_hold():
-    assert doctest.testmod(base) == (0, 1)
+    assert doctest.testmod(names) == (0, 1)
 
 
 def test_film_name_is_the_same_whatever_ending_and_case():
-    assert base.film_of("A b.PNG") == base.film_of("a B.jpeg") == "film:a b"
+    assert names.film_of("A b.PNG") == names.film_of("a B.jpeg") == "film:a b"
 
 
 # Ozturk
 
 
 def test_ozturk_is_told_and_read(tmp_path):
-    found = collections.read(touch(ozturk(tmp_path), "original_sizes.csv"))
+    found = readers.read(touch(ozturk(tmp_path), "original_sizes.csv"))
     assert found.layout == "ozturk"
     assert labels_of(found) == {
         "Covid-19/nejm-a.jpg": "COVID-19",
@@ -176,7 +177,7 @@ def test_ieee8023_takes_frontal_x_rays_of_the_three_classes_and_counts_the_rest(
     ]
     root = metadata(tmp_path / "cohen", "".join(",".join(row) + "\n" for row in rows))
     touch(root, *(f"images/{row[4]}" for row in rows if row[4] != "missing.nii.gz"), "images/no-row.png", "images/x.txt")
-    found = collections.read(root)
+    found = readers.read(root)
     assert (found.layout, found.source) == ("ieee8023", "cohen")
     assert [(e.path.name, e.label, e.patient, e.view, e.film) for e in found.examples] == [
         ("a.jpg", "COVID-19", "ieee8023:2", "PA", "film:a"),
@@ -226,12 +227,12 @@ def test_metadata_without_a_needed_column_names_it(tmp_path):
 
 def test_metadata_row_that_is_cut_off_stops_nothing(tmp_path):
     root = touch(metadata(tmp_path, "2,COVID-19,PA,X-ray,a.jpg\n3\n"), "images/a.jpg")
-    assert len(collections.read(root).examples) == 1
+    assert len(readers.read(root).examples) == 1
 
 
 def test_metadata_saved_by_a_spreadsheet_with_a_byte_order_mark_is_read(tmp_path):
     root = touch(metadata(tmp_path, "2,COVID-19,PA,X-ray,a.jpg\n", "\ufeff" + HEADER), "images/a.jpg")
-    assert len(collections.read(root).examples) == 1
+    assert len(readers.read(root).examples) == 1
 
 
 def test_metadata_in_another_encoding_is_a_user_error(tmp_path):
@@ -244,7 +245,7 @@ def test_metadata_in_another_encoding_is_a_user_error(tmp_path):
 
 
 def test_radiography_without_origins_tells_files_apart(tmp_path):
-    found = collections.read(radiography(tmp_path))
+    found = readers.read(radiography(tmp_path))
     assert found.layout == "radiography"
     assert labels_of(found) == {
         "COVID-19/COVID-19 (1).jpg": "COVID-19",
@@ -263,7 +264,7 @@ def test_radiography_with_origins_knows_whose_film_each_is(tmp_path):
         "NORMAL,NORMAL (1).jpg,IM-0115-0001.jpeg\n"
         "Viral Pneumonia,Viral Pneumonia (1).jpg,person1000_virus_1681.jpeg\n"
     )
-    assert [(example.patient, example.film) for example in collections.read(root).examples] == [
+    assert [(example.patient, example.film) for example in readers.read(root).examples] == [
         ("series:covid-19-pneumonia-24", "film:covid-19-pneumonia-24-day12"),
         ("kermany:IM-0115", "film:im-0115-0001"),
         ("kermany:person1000", "film:person1000_virus_1681"),
@@ -280,7 +281,7 @@ def test_origins_without_the_needed_columns_are_a_user_error(tmp_path):
 def test_ones_own_films_in_folders_named_as_a_collection_are_not_one_patient(tmp_path, folders):
     # Numbered from 1 in each folder: what is published about no name must not join people of different classes.
     root = touch(tmp_path, *(f"{folder}/{number}.png" for folder in folders for number in (1, 2)))
-    examples = collections.read(root).examples
+    examples = readers.read(root).examples
     assert len(set(patients_of(examples, identical(examples)))) == 6
 
 
@@ -288,16 +289,16 @@ def test_ones_own_films_in_folders_named_as_a_collection_are_not_one_patient(tmp
 
 
 def test_layouts_are_told_by_what_lies_in_the_folder(tmp_path):
-    assert collections.detect(ozturk(tmp_path / "a")) == "ozturk"
-    assert collections.detect(radiography(tmp_path / "b")) == "radiography"
-    assert collections.detect(metadata(tmp_path / "c", "")) == "ieee8023"
-    assert collections.detect(touch(tmp_path / "d", "covid/a.png")) == "folder"
+    assert readers.detect(ozturk(tmp_path / "a")) == "ozturk"
+    assert readers.detect(radiography(tmp_path / "b")) == "radiography"
+    assert readers.detect(metadata(tmp_path / "c", "")) == "ieee8023"
+    assert readers.detect(touch(tmp_path / "d", "covid/a.png")) == "folder"
 
 
 def test_layout_that_is_named_is_taken(tmp_path):
     root = ozturk(tmp_path)
-    assert collections.read(root, "folder").layout == "folder"
-    assert collections.read(root, "ozturk").layout == "ozturk"
+    assert readers.read(root, "folder").layout == "folder"
+    assert readers.read(root, "ozturk").layout == "ozturk"
 
 
 @pytest.mark.parametrize(
@@ -365,14 +366,14 @@ def test_folder_that_is_not_there_or_no_folder_is_a_user_error(tmp_path, layout)
     ],
 )
 def test_real_collection_is_told_and_counted(shared_data, name, counts, left_out):
-    found = collections.read(shared_data / name)
+    found = readers.read(shared_data / name)
     assert found.layout == name
     assert Counter(example.label for example in found.examples) == counts
     assert +found.left_out == left_out
 
 
 def test_real_patients_have_several_films_and_classes_are_not_joined(shared_data):
-    examples = collections.read(shared_data / "ozturk").examples
+    examples = readers.read(shared_data / "ozturk").examples
     films_of = Counter(example.patient for example in examples)
     assert len(films_of) == 770
     assert all(Path(e.path).name.startswith(e.patient[4:]) for e in examples if e.patient.startswith("nih:"))

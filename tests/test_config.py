@@ -4,18 +4,9 @@ import dataclasses
 
 import pytest
 
-from covidjax.config import (
-    AugmentConfig,
-    Config,
-    DataConfig,
-    ModelConfig,
-    Preprocess,
-    Run,
-    TrainConfig,
-    UsageError,
-    UserError,
-    load_config,
-)
+from covidjax.config import AugmentConfig, Config, DataConfig, ModelConfig, Preprocess, TrainConfig, load_config
+from covidjax.errors import UsageError, UserError
+from covidjax.runs.folder import Run
 
 
 def toml(tmp_path, text):

@@ -11,10 +11,12 @@ import pytest
 from commands import run
 from PIL import Image
 
-from covidjax import collections, copies, phantom
-from covidjax.config import CLASSES, Preprocess, UsageError
-from covidjax.dataset import Dataset
-from covidjax.prepare import Options, prepare
+from covidjax.config import Preprocess
+from covidjax.data import duplicates, readers, synthetic
+from covidjax.data.dataset import Dataset
+from covidjax.data.prepare import Options, prepare
+from covidjax.errors import UsageError
+from covidjax.labels import CLASSES
 
 SMALL = Preprocess(image_size=32)
 
@@ -22,7 +24,7 @@ SMALL = Preprocess(image_size=32)
 def draw(path: Path, index: int, size: int = 160, quality: int = 90) -> Path:
     """A phantom as JPEG, drawn at 256 pixels and shrunk, as collections shrink films."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(phantom.draw(index, size=256).image).resize((size, size)).save(path, quality=quality)
+    Image.fromarray(synthetic.draw(index, size=256).image).resize((size, size)).save(path, quality=quality)
     return path
 
 
@@ -39,10 +41,10 @@ def test_reencoded_and_resized_films_look_alike_and_others_do_not(tmp_path: Path
     (tmp_path / "broken.png").write_text("no film")
     paths.append(tmp_path / "broken.png")
     told = []
-    pairs = copies.look_alikes(paths, progress=lambda *done: told.append(done))
+    pairs = duplicates.look_alikes(paths, progress=lambda *done: told.append(done))
     assert pairs == [(3, 12), (7, 13)]
     assert told[-1] == (15, 15)
-    assert copies.look_alikes(paths[-1:]) == []
+    assert duplicates.look_alikes(paths[-1:]) == []
 
 
 @pytest.fixture(scope="module")
@@ -129,9 +131,9 @@ def test_command_has_the_choice(overlapping: list[Path], tmp_path: Path):
 def test_measured_basis_of_the_threshold(shared_data: Path):
     """What stands beside MOST_BITS."""
     examples = [
-        each for name in ("ozturk", "ieee8023", "radiography") for each in collections.read(shared_data / name).examples
+        each for name in ("ozturk", "ieee8023", "radiography") for each in readers.read(shared_data / name).examples
     ]
-    hashes = np.stack([found for each in examples if (found := copies.look(each.path)) is not None])
+    hashes = np.stack([found for each in examples if (found := duplicates.look(each.path)) is not None])
     assert len(hashes) == len(examples) == 4545
     signs = np.where(hashes, 1, -1).astype(np.float32)
     different = (256 - signs @ signs.T) / 2
@@ -142,5 +144,5 @@ def test_measured_basis_of_the_threshold(shared_data: Path):
     assert len(named) == 459
     assert (np.count_nonzero(named <= 6), named[340], named[341]) == (339, 26, 58)
     unnamed = bits[~published]
-    assert np.count_nonzero(unnamed <= copies.MOST_BITS) == np.count_nonzero(unnamed <= 22) == 48
+    assert np.count_nonzero(unnamed <= duplicates.MOST_BITS) == np.count_nonzero(unnamed <= 22) == 48
     assert unnamed[unnamed > 22].min() == 38

@@ -2,9 +2,8 @@
 
 import jax
 import pytest
-
-from covidjax import doctor
-from covidjax.doctor import check_card, examine
+from covidjax_cli import doctor
+from covidjax_cli.doctor import check_card, examine
 
 V100, T4, H100 = ("Tesla V100-SXM2-16GB", 7.0), ("Tesla T4", 7.5), ("NVIDIA H100", 9.0)
 

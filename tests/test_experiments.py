@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from covidjax import experiments
-from covidjax.config import CLASSES, UsageError
+from covidjax.errors import UsageError
+from covidjax.labels import CLASSES
+from covidjax.study import experiments
 
 ROOT = Path(__file__).parents[1]
 
@@ -94,4 +95,4 @@ def test_wheel_holds_the_experiments_and_the_templates():
     ((source, target),) = build["force-include"].items()
     assert sorted((ROOT / source).iterdir()) == sorted(experiments.folder().iterdir())
     assert target == "covidjax/configs/report"
-    assert {path.name for path in (ROOT / "covidjax" / "templates").iterdir()} == {"report.md", "report.html"}
+    assert {path.name for path in (ROOT / "covidjax" / "study" / "templates").iterdir()} == {"report.md", "report.html"}

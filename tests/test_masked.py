@@ -11,10 +11,13 @@ import tensorflow_datasets as tfds
 from commands import refused, run
 from PIL import Image
 
-from covidjax import collections, phantom, pipeline, radiograph
-from covidjax.config import Preprocess, UserError
-from covidjax.dataset import Dataset
-from covidjax.prepare import Options, prepare, sample_dataset
+from covidjax.config import Preprocess
+from covidjax.data import loader, readers, synthetic
+from covidjax.data.dataset import Dataset
+from covidjax.data.prepare import Options, prepare
+from covidjax.data.sample import sample_dataset
+from covidjax.errors import UserError
+from covidjax.images import decode
 
 
 def save(path, pixels):
@@ -27,11 +30,11 @@ def lungs(tmp_path_factory):
     """Twelve phantoms of six patients, named as Montgomery's films are, with their masks; and what cannot be used."""
     root = tmp_path_factory.mktemp("masked") / "lungs"
     for index in range(12):
-        film = phantom.draw(index, size=64)
+        film = synthetic.draw(index, size=64)
         name = f"MCUCXR_{int(film.patient[-5:]):04d}_{index}"
         save(root / "cxr" / f"{name}.png", film.image)
         save(root / "masks" / f"{name}.png", film.lungs)
-    film = phantom.draw(0, size=64)
+    film = synthetic.draw(0, size=64)
     save(root / "cxr" / "empty.png", film.image)
     save(root / "masks" / "empty.png", np.zeros((64, 64), np.uint8))
     save(root / "cxr" / "narrow.png", film.image + 1)
@@ -52,7 +55,7 @@ def pairs(lungs, tmp_path_factory):
 
 def ieee8023(root):
     """A film with a mask, one whose mask the metadata does not know, one without."""
-    film = phantom.draw(1, size=64)
+    film = synthetic.draw(1, size=64)
     for name in ("a.png", "b.png", "c.png"):
         save(root / "images" / name, film.image)
     for name in ("a.png", "b.png"):
@@ -62,7 +65,7 @@ def ieee8023(root):
 
 
 def test_pairs_are_told_by_their_names(lungs):
-    found = collections.read(lungs, masks=True)
+    found = readers.read(lungs, masks=True)
     assert found.layout == "lungs"
     assert {example.label for example in found.examples} == {"fields"}
     assert all(example.mask and example.mask.stem == example.path.stem for example in found.examples)
@@ -75,7 +78,7 @@ def test_pairs_are_told_by_their_names(lungs):
 
 
 def test_masks_of_ieee8023_take_films_of_any_finding_and_patients_from_its_table(tmp_path):
-    found = collections.read(ieee8023(tmp_path), masks=True)
+    found = readers.read(ieee8023(tmp_path), masks=True)
     assert [(each.path.name, each.label, each.patient, each.view) for each in found.examples] == [
         ("a.png", "lungs", "ieee8023:7", "PA"),
         ("b.png", "lungs", "series:b", ""),
@@ -88,7 +91,7 @@ def test_masks_and_classes_are_not_taken_for_each_other(lungs, films, tmp_path):
     assert "has no lung masks" in refused("prepare", films, "--masks", "--out", tmp_path / "a", code=1)
     with pytest.raises(UserError, match="it has no masks"):
         (tmp_path / "cxr").mkdir()
-        collections.read(tmp_path, "lungs", masks=True)
+        readers.read(tmp_path, "lungs", masks=True)
     assert "leave --classes and --lungs out" in refused(
         "prepare", lungs, "--masks", "--classes", 2, "--out", tmp_path / "a", code=2
     )
@@ -112,15 +115,15 @@ def test_masks_come_back_as_they_lie_on_the_film(lungs, pairs):
     seen, patients = 0, []
     for fold in range(3):
         source = dataset.source([fold])
-        batch = pipeline.load_all(source)
+        batch = loader.load_all(source)
         assert batch.masks is not None
         patients.append({source.texts(row, "patient")[0] for row in range(len(source))})
         for row in range(len(source)):
             name = source.texts(row, "name")[0]
             mask = np.asarray(Image.open(lungs / "masks" / name))
-            expected = radiograph.resize(mask.astype(np.uint8) * 255, 32) >= 128
+            expected = decode.resize(mask.astype(np.uint8) * 255, 32) >= 128
             np.testing.assert_array_equal(batch.masks[row, ..., 0], expected)
-            film = radiograph.resize(radiograph.read(lungs / "cxr" / name), 32)
+            film = decode.resize(decode.read(lungs / "cxr" / name), 32)
             np.testing.assert_array_equal(batch.images[row, ..., 0], film)
             seen += 1
     assert seen == 12
@@ -135,7 +138,7 @@ def test_tfds_reads_the_mask_feature(pairs):
 
 
 def test_batches_pad_masks_as_images(pairs):
-    *_, last = pipeline.eval_batches(Dataset(pairs).source([0, 1, 2]), 5)
+    *_, last = loader.eval_batches(Dataset(pairs).source([0, 1, 2]), 5)
     assert last.masks is not None
     assert (last.real, last.masks.shape) == (2, (5, 32, 32, 1))
     assert not last.masks[2:].any()
@@ -144,13 +147,13 @@ def test_batches_pad_masks_as_images(pairs):
 
 def test_both_kinds_of_mask_in_one_dataset_are_stratified_by_source(tmp_path):
     for index in range(12):
-        film = phantom.draw(index, size=32)
+        film = synthetic.draw(index, size=32)
         for folder in ("one", "two"):
             save(tmp_path / folder / "cxr" / f"{folder}{index}.png", film.image + (folder == "two"))
             save(tmp_path / folder / "masks" / f"{folder}{index}.png", film.lungs)
     third = tmp_path / "three"
     for index in range(12, 16):
-        film = phantom.draw(index, size=32)
+        film = synthetic.draw(index, size=32)
         save(third / "images" / f"{index}.png", film.image)
         save(third / "lung_masks" / f"{index}.png", film.lungs)
     rows = "".join(f"{index},ARDS,PA,X-ray,{index}.png\n" for index in range(12, 16))
@@ -163,11 +166,11 @@ def test_both_kinds_of_mask_in_one_dataset_are_stratified_by_source(tmp_path):
 
 
 def test_masks_as_other_programs_write_them(tmp_path):
-    film = phantom.draw(0, size=64)
+    film = synthetic.draw(0, size=64)
     for name, scale in (("one.png", 1), ("white.png", 255)):
         save(tmp_path / name, film.lungs.astype(np.uint8) * np.uint8(scale))
-        np.testing.assert_array_equal(radiograph.read_mask(tmp_path / name, 64, (64, 64)), film.lungs)
-    twice = radiograph.read_mask(tmp_path / "one.png", 32, (128, 128))
+        np.testing.assert_array_equal(decode.read_mask(tmp_path / name, 64, (64, 64)), film.lungs)
+    twice = decode.read_mask(tmp_path / "one.png", 32, (128, 128))
     blocks = film.lungs.reshape(32, 2, 32, 2).mean((1, 3))
     assert (twice[blocks == 1] == 1).mean() > 0.97
     assert (twice[blocks == 0] == 0).mean() > 0.97
@@ -179,8 +182,8 @@ def test_sample_has_masks_too(tmp_path, monkeypatch):
     assert dataset.masks
     assert dataset.preprocess.classes == ("fields",)
     source = dataset.source(range(5))
-    batch = pipeline.load_all(source)
+    batch = loader.load_all(source)
     assert batch.masks is not None
     for row in range(3):
-        film = phantom.draw(int(source.texts(row, "name")[0].rpartition("-")[2]), size=32)
+        film = synthetic.draw(int(source.texts(row, "name")[0].rpartition("-")[2]), size=32)
         np.testing.assert_array_equal(batch.masks[row, ..., 0], film.lungs)

@@ -9,7 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from covidjax.config import CLASSES, ModelConfig, Preprocess
+from covidjax.config import ModelConfig, Preprocess
+from covidjax.labels import CLASSES
 from covidjax.models import Network, Weights, count_parameters
 from covidjax.models.darkcovidnet import head_size
 

@@ -8,7 +8,6 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from types import ModuleType
 
 import jax
 import numpy as np
@@ -19,10 +18,17 @@ from commands import refused, run
 from test_cli_train import TINY
 
 import covidjax
-from covidjax import bundle, networks, packed, phantom, reading, rundir, segmenter
-from covidjax.config import CLASSES, Preprocess, UserError
+from bench.bundle import main
+from covidjax.config import Preprocess
+from covidjax.data import synthetic
+from covidjax.errors import UserError
+from covidjax.images import stream
+from covidjax.labels import CLASSES
+from covidjax.lungs import segmenter
 from covidjax.models import Network
-from covidjax.runtime import open_run
+from covidjax.runs import folder, load, weights_file
+from covidjax.scoring.classifier import open_run
+from covidjax.training import calibrate
 
 
 @pytest.fixture(scope="module")
@@ -38,18 +44,18 @@ def validated(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def file(validated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("file") / "classifier.safetensors"
-    bundle.bundle(validated, out)
+    calibrate.bundle(validated, out)
     return out
 
 
 def test_temperature_of_the_example():
-    assert doctest.testmod(bundle).failed == 0
+    assert doctest.testmod(calibrate).failed == 0
 
 
 def test_temperature_makes_surer_what_was_too_careful():
     logits = np.log(np.asarray([[[0.6, 0.2, 0.2], [0.2, 0.6, 0.2], [0.2, 0.2, 0.6]]] * 2))
-    found = bundle.fit(logits, np.arange(3))  # right every time
-    assert found.temperature == pytest.approx(bundle.COLDEST, rel=1e-3)
+    found = calibrate.fit(logits, np.arange(3))  # right every time
+    assert found.temperature == pytest.approx(calibrate.COLDEST, rel=1e-3)
     assert found.before == pytest.approx(-np.log(0.6))
     assert found.after < 1e-3
 
@@ -58,13 +64,14 @@ def test_temperature_makes_surer_what_was_too_careful():
 def test_file_gives_the_runs_probabilities_at_its_temperature(validated: Path, file: Path, films: Path, runtime: str):
     if runtime != "jax":
         pytest.importorskip(runtime)
-    from covidjax.trained import load_run, make_predict
+    from covidjax.inference.forward import make_predict
+    from covidjax.runs.load import load_run
 
     paths = sorted(films.rglob("*.png"))
-    read = [reading.open_film(path, Preprocess(image_size=32)).image for path in paths]
+    read = [stream.open_film(path, Preprocess(image_size=32)).image for path in paths]
     images = np.stack([image for image in read if image is not None])
     loaded = load_run(validated, "cpu")
-    temperature = bundle.fit(*bundle.held_out(loaded, loaded.run.config.data.path, 1)[:2]).temperature
+    temperature = calibrate.fit(*calibrate.held_out(loaded, loaded.run.config.data.path, 1)[:2]).temperature
     assert abs(np.log(temperature)) > 0.05  # or nothing below would say anything
     predict = make_predict(loaded.network, loaded.run.config.model)
     logits = np.stack([np.asarray(predict(weights, images)) for weights in loaded.members])
@@ -75,20 +82,20 @@ def test_file_gives_the_runs_probabilities_at_its_temperature(validated: Path, f
 
 
 def test_file_keeps_settings_and_what_was_seen_and_no_folder_of_its_maker(validated: Path, file: Path, prepared: Path):
-    was, found = rundir.settings(validated), networks.settings(file)
+    was, found = folder.settings(validated), load.settings(file)
     assert found.config.data.path == prepared.name
     assert (found.preprocess, found.dataset, found.config.train) == (was.preprocess, was.dataset, was.config.train)
     assert str(prepared.parent).encode() not in file.read_bytes()
-    assert networks.seen(file) == networks.seen(validated)
-    assert networks.described(file) == "calibrated on fold 1, trained without fold 0"
-    assert len(networks.digests(file)) == 1
+    assert load.seen(file) == load.seen(validated)
+    assert load.described(file) == "calibrated on fold 1, trained without fold 0"
+    assert len(load.digests(file)) == 1
 
 
 def test_score_without_a_run_takes_the_bundled_classifier_and_says_so(
     file: Path, validated: Path, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(networks, "BUNDLED", file)
+    monkeypatch.setattr(load, "BUNDLED", file)
     result = run("score", films, "--output", "rows.csv")
     assert result.exit_code == 0, result.output
     described = "calibrated on fold 1, trained without fold 0"
@@ -108,13 +115,13 @@ def test_score_without_a_run_takes_the_bundled_classifier_and_says_so(
 
 
 def test_figures_are_those_of_the_films_that_the_file_has_not_seen(file: Path, prepared: Path):
-    found = bundle.figures(file, str(prepared))
+    found = calibrate.figures(file, str(prepared))
     evaluated = json.loads(run("evaluate", file, "--data", prepared, "--json").stdout)["metrics"]
     assert list(found) == ["all sources", prepared_source(prepared)]
     assert found["all sources"].confusion == evaluated["confusion"]
     assert found["all sources"].accuracy == evaluated["accuracy"]
     with pytest.raises(UserError, match="sample is not the dataset that the run was trained on"):
-        bundle.figures(file, "sample")
+        calibrate.figures(file, "sample")
 
 
 def prepared_source(prepared: Path) -> str:
@@ -132,10 +139,10 @@ def test_evaluate_without_a_run_takes_the_bundled_classifier(
     file: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(networks, "BUNDLED", file)
+    monkeypatch.setattr(load, "BUNDLED", file)
     assert "There is no run under runs/" in refused("evaluate", code=1)
     films = tmp_path_factory.mktemp("others") / "films"
-    phantom.main([str(films), "--images", "30", "--seed", "77"])
+    synthetic.main([str(films), "--images", "30", "--seed", "77"])
     words = ("prepare", films, "--out", "other", "--image-size", 32, "--lungs", "none", "--folds", 3)
     assert run(*words).exit_code == 0
     result = run("evaluate", "--data", "other")
@@ -154,46 +161,45 @@ def test_files_that_are_no_classifiers(file: Path, tmp_path: Path, films: Path, 
     flipped.write_bytes(whole)
     for path in (cut_off, text, flipped):
         assert f"{path} is damaged or no file of weights (" in refused("score", films, "--checkpoint", path, code=1)
-    lungs = packed.FOLDER / "lung_unet.safetensors"
+    lungs = weights_file.FOLDER / "lung_unet.safetensors"
     assert f"{lungs} holds no classifier" in refused("score", films, "--checkpoint", lungs, code=1)
     with pytest.raises(UserError, match="holds no lung segmenter"):
         segmenter.open_segmenter("cpu", weights=file)
-    data, about = packed.read(file)
+    data, about = weights_file.read(file)
     assert data == file.read_bytes()
     uncounted = tmp_path / "uncounted.safetensors"
-    uncounted.write_bytes(packed.pack({"0": {"a": np.zeros(3)}}, about | {"members": "two"}))
+    uncounted.write_bytes(weights_file.pack({"0": {"a": np.zeros(3)}}, about | {"members": "two"}))
     with pytest.raises(UserError, match="is damaged"):
-        networks.settings(uncounted)
+        load.settings(uncounted)
     other = tmp_path / "other.safetensors"
-    other.write_bytes(packed.pack({"0": {"a": np.zeros(3)}}, about))
+    other.write_bytes(weights_file.pack({"0": {"a": np.zeros(3)}}, about))
     with pytest.raises(UserError, match="arrays are those of another network"):
         open_run(other, "cpu", "jax")
     with pytest.raises(UserError, match="has no fold to calibrate on; train a classifier with --val-fold"):
-        bundle.bundle(without_validation(validated, tmp_path), tmp_path / "x")
+        calibrate.bundle(without_validation(validated, tmp_path), tmp_path / "x")
 
 
 def test_missing_bundled_file(films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(packed, "FOLDER", tmp_path)
-    monkeypatch.setattr(networks, "BUNDLED", tmp_path / "classifier.safetensors")
+    monkeypatch.setattr(weights_file, "FOLDER", tmp_path)
+    monkeypatch.setattr(load, "BUNDLED", tmp_path / "classifier.safetensors")
     assert "classifier.safetensors is not there; install covidjax again" in refused("score", films, code=1)
 
 
 def test_card_describes_the_bundled_classifier():
     card = (Path(__file__).parents[1] / "MODEL_CARD.md").read_text()
-    assert hashlib.sha256(networks.BUNDLED.read_bytes()).hexdigest() in card
-    assert f"{networks.BUNDLED.stat().st_size / 1e6:.1f} MB" in card
-    described = networks.settings(networks.BUNDLED)
+    assert hashlib.sha256(load.BUNDLED.read_bytes()).hexdigest() in card
+    assert f"{load.BUNDLED.stat().st_size / 1e6:.1f} MB" in card
+    described = load.settings(load.BUNDLED)
     network = Network(described.config.model, described.preprocess)
     assert f"{sum(leaf.size for leaf in jax.tree.leaves(network.abstract().params)):,} parameters" in card
-    assert networks.seen(networks.BUNDLED)
+    assert load.seen(load.BUNDLED)
 
 
-@pytest.mark.parametrize("module", [bundle, segmenter])
-def test_commands_of_the_maker_refuse_what_is_no_run(module: ModuleType, tmp_path: Path):
-    result = CliRunner().invoke(module.main, [])
+def test_the_maker_of_the_bundled_weights_refuses_what_is_no_run(tmp_path: Path):
+    result = CliRunner().invoke(main, [])
     assert (result.exit_code, "Missing argument 'RUN'" in result.output) == (2, True)
-    result = CliRunner().invoke(module.main, [str(tmp_path / "none")])
+    result = CliRunner().invoke(main, [str(tmp_path / "none")])
     assert (result.exit_code, "does not exist" in result.output) == (1, True)
 
 

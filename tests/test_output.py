@@ -7,10 +7,10 @@ import os
 import pyarrow.parquet
 import pytest
 
-from covidjax import output
-from covidjax.config import UserError
-from covidjax.output import open_output
-from covidjax.score import Row
+from covidjax.errors import UserError
+from covidjax.scoring import output
+from covidjax.scoring.classifier import Row
+from covidjax.scoring.output import open_output
 
 CLASSES = ("COVID-19", "No-Findings", "Pneumonia")
 COLUMNS = ["path", "status", "prediction", "confidence", "p_COVID-19", "p_No-Findings", "p_Pneumonia", "error", "warning"]

@@ -8,14 +8,14 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from covidjax import phantom
+from covidjax.data import synthetic
 
 COVID, CLEAR, PNEUMONIA = range(3)
 
 
 @pytest.fixture(scope="module")
 def films():
-    return list(phantom.sample(360, size=112))
+    return list(synthetic.sample(360, size=112))
 
 
 def held_out_accuracy(features, films):
@@ -54,31 +54,31 @@ def zones(film):
 def opacity(index, label, size=112):
     """What the disease adds to one film: the film drawn with `label` less the same film drawn clear."""
     number = index // 6 * 3 + index % 3
-    ill, lungs = phantom._film(number, index, label, 0, size)
-    clear, same_lungs = phantom._film(number, index, CLEAR, 0, size)
+    ill, lungs = synthetic._film(number, index, label, 0, size)
+    clear, same_lungs = synthetic._film(number, index, CLEAR, 0, size)
     assert np.array_equal(lungs, same_lungs)
     return ill.astype(int) - clear, lungs
 
 
 def test_shapes_types_and_order():
     for size in (32, 101, 224):
-        film = phantom.draw(4, size=size)
+        film = synthetic.draw(4, size=size)
         assert film.image.shape == film.lungs.shape == (size, size)
         assert film.image.dtype == np.uint8 and film.lungs.dtype == bool
         assert film.label == 1 and film.patient == "phantom-0-00001"
-    assert phantom.CLASSES == ("COVID-19", "No-Findings", "Pneumonia")
+    assert synthetic.CLASSES == ("COVID-19", "No-Findings", "Pneumonia")
 
 
 def test_same_bytes_whatever_the_order():
-    forwards = list(phantom.sample(12, seed=3, size=64))
-    backwards = [phantom.draw(index, seed=3, size=64) for index in reversed(range(12))][::-1]
+    forwards = list(synthetic.sample(12, seed=3, size=64))
+    backwards = [synthetic.draw(index, seed=3, size=64) for index in reversed(range(12))][::-1]
     for one, other in zip(forwards, backwards, strict=True):
         assert one.image.tobytes() == other.image.tobytes() and one.lungs.tobytes() == other.lungs.tobytes()
         assert one[2:] == other[2:]
 
 
 def test_seeds_give_other_films_and_other_patients():
-    ours, theirs = (list(phantom.sample(6, seed=seed, size=64)) for seed in (0, 1))
+    ours, theirs = (list(synthetic.sample(6, seed=seed, size=64)) for seed in (0, 1))
     assert not any(np.array_equal(a.image, b.image) for a, b in zip(ours, theirs, strict=True))
     assert not {film.patient for film in ours} & {film.patient for film in theirs}
 
@@ -171,14 +171,14 @@ def test_nothing_else_tells_the_classes(films):
 
 
 def test_command_writes_one_folder_per_class(tmp_path, capsys):
-    phantom.main([str(tmp_path / "data"), "--images", "7", "--seed", "5", "--size", "48"])
+    synthetic.main([str(tmp_path / "data"), "--images", "7", "--seed", "5", "--size", "48"])
     captured = capsys.readouterr()
     assert captured.out == "" and "synthetic" in captured.err
     files = sorted(path.relative_to(tmp_path / "data").as_posix() for path in (tmp_path / "data").rglob("*.png"))
     assert len(files) == 7
     assert "COVID-19/phantom-5-00000-00003.png" in files and "Pneumonia/phantom-5-00002-00005.png" in files
     with Image.open(tmp_path / "data" / "COVID-19" / "phantom-5-00003-00006.png") as png:
-        assert png.mode == "L" and np.array_equal(np.asarray(png), phantom.draw(6, seed=5, size=48).image)
+        assert png.mode == "L" and np.array_equal(np.asarray(png), synthetic.draw(6, seed=5, size=48).image)
 
 
 @pytest.mark.parametrize(
@@ -194,12 +194,12 @@ def test_command_writes_one_folder_per_class(tmp_path, capsys):
 )
 def test_bad_arguments_are_named(index, options, name):
     with pytest.raises(ValueError, match=f"{name} must be an integer of at least"):
-        phantom.draw(index, **options)
+        synthetic.draw(index, **options)
 
 
 def test_sample_checks_before_the_first_film():
     with pytest.raises(ValueError, match="count must be"):
-        phantom.sample(-1)
+        synthetic.sample(-1)
     with pytest.raises(ValueError, match="size must be"):
-        phantom.sample(6, size=16)
-    assert list(phantom.sample(0)) == []
+        synthetic.sample(6, size=16)
+    assert list(synthetic.sample(0)) == []

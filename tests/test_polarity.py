@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from covidjax import phantom, polarity, radiograph
+from covidjax.data import synthetic
+from covidjax.images import decode, polarity
 
 
 @pytest.fixture(scope="module")
 def drawn() -> list[Image.Image]:
-    return [Image.fromarray(phantom.draw(index, size=64).image) for index in range(12)]
+    return [Image.fromarray(synthetic.draw(index, size=64).image) for index in range(12)]
 
 
 def test_phantoms_are_no_negatives_and_their_negatives_are(drawn: list[Image.Image]):
@@ -41,9 +42,9 @@ def test_fit_finds_weights_that_tell_films_from_negatives():
 
 def test_twins_of_which_one_claims_to_be_a_negative(shared_data):
     twins = [shared_data / "dicom" / f"cr_pa_mono{kind}_jpeg8.dcm" for kind in (1, 2)]
-    scores = [polarity.score(Image.fromarray(radiograph.read(path, invert="never"))) for path in twins]
+    scores = [polarity.score(Image.fromarray(decode.read(path, invert="never"))) for path in twins]
     assert scores[0] < -polarity.SURE < polarity.SURE < scores[1]
     for size in (112, 224):
-        one, other = (radiograph.read_resized(path, size) for path in twins)
+        one, other = (decode.read_resized(path, size) for path in twins)
         np.testing.assert_array_equal(one.pixels, other.pixels)
         assert (one.remark, other.remark) == ("a negative, turned into a positive", "")

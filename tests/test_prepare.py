@@ -15,12 +15,17 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from covidjax import phantom, pipeline, radiograph
-from covidjax.collections import Example
-from covidjax.config import CLASSES, Preprocess, UserError
-from covidjax.copies import identical, patients_of
-from covidjax.dataset import Dataset
-from covidjax.prepare import Options, assign_folds, prepare, sample_dataset
+from covidjax.config import Preprocess
+from covidjax.data import loader, synthetic
+from covidjax.data.dataset import Dataset
+from covidjax.data.duplicates import identical
+from covidjax.data.folds import assign_folds, patients_of
+from covidjax.data.prepare import Options, prepare
+from covidjax.data.readers.base import Example
+from covidjax.data.sample import sample_dataset
+from covidjax.errors import UserError
+from covidjax.images import decode
+from covidjax.labels import CLASSES
 
 SMALL = Preprocess(image_size=32)
 
@@ -119,7 +124,7 @@ def test_tfds_reads_back_the_resized_pixels_and_every_field(films, prepared):
         for record in builder.as_data_source(split):
             label, name = names[record["label"]], record["name"].decode()
             path = films / label / name
-            expected = radiograph.resize(radiograph.read(path), 32)[..., None]
+            expected = decode.resize(decode.read(path), 32)[..., None]
             np.testing.assert_array_equal(record["image"], expected)
             assert record["image"].dtype == np.uint8
             assert record["patient"].decode() == path.stem.rpartition("-")[0]
@@ -534,11 +539,11 @@ def test_sample_is_drawn_once_and_is_the_phantom(monkeypatch, tmp_path):
     assert {len(where) for where in folds_of_patients(dataset.path).values()} == {1}
     for record in map_records(dataset, 0):
         patient, index = record["name"].decode().rsplit("-", 1)
-        film = phantom.draw(int(index), size=32)
+        film = synthetic.draw(int(index), size=32)
         np.testing.assert_array_equal(record["image"][..., 0], film.image)
         assert (record["label"], record["patient"].decode(), patient) == (film.label, film.patient, film.patient)
 
-    monkeypatch.setattr(phantom, "sample", lambda *_, **__: pytest.fail("drawn again"))
+    monkeypatch.setattr(synthetic, "sample", lambda *_, **__: pytest.fail("drawn again"))
     assert sample_dataset(32, 60).fingerprint == dataset.fingerprint
 
 
@@ -563,12 +568,12 @@ def test_nothing_imports_tensorflow(films, tmp_path):
 import sys
 from pathlib import Path
 sys.modules["cv2"] = None  # TFDS takes it where it is installed; nothing needs it
-from covidjax import pipeline
 from covidjax.config import Preprocess
-from covidjax.dataset import Dataset
-from covidjax.prepare import Options, prepare
+from covidjax.data import loader
+from covidjax.data.dataset import Dataset
+from covidjax.data.prepare import Options, prepare
 prepare([Path({str(films)!r})], Path({str(tmp_path / "out")!r}), Options(Preprocess(image_size=32), folds=3))
-assert pipeline.load_all(Dataset(Path({str(tmp_path / "out")!r})).source([0, 1, 2])).real == 30
+assert loader.load_all(Dataset(Path({str(tmp_path / "out")!r})).source([0, 1, 2])).real == 30
 loaded = [name for name, module in sys.modules.items() if module and name.split(".")[0] in ("tensorflow", "torch", "cv2")]
 assert not loaded, loaded
 """
@@ -600,4 +605,4 @@ def test_real_collections_that_overlap_are_merged_without_a_leak(shared_data, tm
     for fold, record in records_of(tmp_path / "out"):
         folds[Path(record["name"].decode()).stem.lower()].add(fold)
     assert {len(where) for where in folds.values()} == {1}
-    assert pipeline.load_all(Dataset(tmp_path / "out").source([0])).real == sum(manifest["per_fold"]["fold0"].values())
+    assert loader.load_all(Dataset(tmp_path / "out").source([0])).real == sum(manifest["per_fold"]["fold0"].values())

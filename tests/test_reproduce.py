@@ -17,9 +17,10 @@ from commands import refused, run
 from PIL import Image
 from test_train import Silent
 
-from covidjax import experiments, page, reproduce
-from covidjax.config import Run, UserError
-from covidjax.dataset import Dataset
+from covidjax.data.dataset import Dataset
+from covidjax.errors import UserError
+from covidjax.runs.folder import Run
+from covidjax.study import experiments, rehearsal, report, reproduce
 
 SMALL = """
 title = "Small"
@@ -71,7 +72,7 @@ class Quiet:
 @pytest.fixture(scope="module", autouse=True)
 def few_films():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reproduce, "SAMPLE_FILMS", 30)
+        patch.setattr(rehearsal, "SAMPLE_FILMS", 30)
         yield
 
 
@@ -87,7 +88,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     """A finished reproduction and its results."""
     folder = tmp_path_factory.mktemp("reproduction")
     results = reproduce.reproduce("sample", folder / "out", loaded(folder / "configs"), 2, Quiet())
-    page.write(folder / "out", folder / "out" / "collections", results)
+    report.write(folder / "out", folder / "out" / "collections", results)
     return folder / "out", results
 
 
@@ -170,14 +171,14 @@ def test_page_holds_everything_and_needs_nothing_else(done: tuple[Path, dict[str
         assert (out / file).stat().st_size > 1000
     assert "PyTorch was not timed" in markdown
     timed = {"version": "9.9", "device": "a card", "how": "by steps.", "experiments": {"table1": {"minutes": 1.25}}}
-    page.write(out, out / "collections", results | {"pytorch": timed})
+    report.write(out, out / "collections", results | {"pytorch": timed})
     assert re.search(r"random split \| 3 \| \d\.\d \| 1.2 \|", (out / "report.md").read_text())
-    page.write(out, out / "collections", results)
+    report.write(out, out / "collections", results)
 
 
 def test_page_without_films(done: tuple[Path, dict[str, Any]], tmp_path: Path):
     out, results = done
-    page.write(tmp_path, out / "collections", results, films=False)
+    report.write(tmp_path, out / "collections", results, films=False)
     assert not (tmp_path / "figures" / "figure1.png").exists()
     for name in ("report.md", "report.html"):
         text = (tmp_path / name).read_text()
@@ -191,7 +192,7 @@ def test_every_device_that_trained_is_named(done: tuple[Path, dict[str, Any]], t
     results = copy.deepcopy(results)
     here = results["about"]["device"]
     results["experiments"]["table1"]["protocols"]["patient"]["device"] = "Another card"
-    page.write(tmp_path, out / "collections", results, films=False)
+    report.write(tmp_path, out / "collections", results, films=False)
     text = (tmp_path / "report.md").read_text()
     assert f"| device | {', '.join(sorted(['Another card', here]))} |" in text
     assert re.search(rf"Random split: .* Trained on {re.escape(here)}\.\n", text)
@@ -201,7 +202,7 @@ def test_every_device_that_trained_is_named(done: tuple[Path, dict[str, Any]], t
 def test_same_results_are_the_same_page(done: tuple[Path, dict[str, Any]]):
     out, results = done
     before = (out / "report.html").read_bytes()
-    page.write(out, out / "collections", results)
+    report.write(out, out / "collections", results)
     assert (out / "report.html").read_bytes() == before
 
 
@@ -219,13 +220,13 @@ def test_stopped_it_goes_on_to_the_same_figures(done: tuple[Path, dict[str, Any]
 
 @pytest.mark.slow
 def test_folds_and_lungs_stand_in_the_page(tmp_path: Path):
-    from covidjax.segmenter import BUNDLED
+    from covidjax.lungs.segmenter import BUNDLED
 
     if not BUNDLED.exists():
         pytest.skip("the bundled weights of the segmenter are missing")
     out, chosen = tmp_path / "out", loaded(tmp_path / "configs", cv=True, ensemble=2, more='lungs = "crop"')
     results = reproduce.reproduce("sample", out, chosen, 2, Quiet())
-    page.write(out, out / "collections", results)
+    report.write(out, out / "collections", results)
     found = results["experiments"]["table1"]["protocols"]["random"]
     assert list(found["members"]) == [f"fold{number}" for number in range(5)]
     assert found["metrics"]["macro"]["support"] == found["dataset"]["images"]

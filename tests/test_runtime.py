@@ -18,14 +18,18 @@ from commands import refused, run
 from test_cli_train import trained  # noqa: F401  (a fixture)
 
 import covidjax
-from covidjax import reading, runtime
-from covidjax.config import Preprocess, UsageError, UserError
+from covidjax.config import Preprocess
+from covidjax.errors import UsageError, UserError
+from covidjax.images import stream
+from covidjax.inference import onnx as converter
+from covidjax.inference import runtimes
+from covidjax.scoring import classifier
 
 OTHERS = ["openvino", "onnxruntime"]
 
 
 def wanted(name: str) -> None:
-    if not runtime.installed(name):
+    if not runtimes.installed(name):
         pytest.skip(f"{name} is not installed")
 
 
@@ -33,7 +37,7 @@ def wanted(name: str) -> None:
 def images(films: Path) -> np.ndarray:
     """Eight films of several classes, and noise of full contrast."""
     paths = sorted(films.rglob("*.png"))[::5][:6]
-    read = [reading.open_film(path, Preprocess(image_size=32)).image for path in paths]
+    read = [stream.open_film(path, Preprocess(image_size=32)).image for path in paths]
     noise = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 1), np.uint8)
     return np.concatenate([np.stack([image for image in read if image is not None]), noise])
 
@@ -45,15 +49,15 @@ def settled(trained: Path, films: Path, tmp_path_factory: pytest.TempPathFactory
     import jax
     import jax.numpy as jnp
 
-    from covidjax.augment import normalise
-    from covidjax.checkpoint import Checkpoints
+    from covidjax.inference.forward import normalise
     from covidjax.models import Weights
-    from covidjax.trained import load_run
+    from covidjax.runs.checkpoint import Checkpoints
+    from covidjax.runs.load import load_run
 
     run_folder = tmp_path_factory.mktemp("settled") / "run"
     shutil.copytree(trained, run_folder)
     loaded = load_run(run_folder, "cpu")
-    read = [reading.open_film(path, Preprocess(image_size=32)).image for path in sorted(films.rglob("*.png"))]
+    read = [stream.open_film(path, Preprocess(image_size=32)).image for path in sorted(films.rglob("*.png"))]
     seen = normalise(jnp.stack([image for image in read if image is not None]))
     apply = jax.jit(lambda stats: loaded.network.apply(Weights(loaded.weights.params, stats), seen, train=True)[2])
     stats = loaded.weights.batch_stats
@@ -81,7 +85,7 @@ def test_every_layer_becomes_one_operation(settled: Path):
     import onnx
 
     covidjax.load(settled, runtime="onnxruntime")
-    newest = max(runtime.cache().glob("*.onnx"), key=lambda path: path.stat().st_mtime)
+    newest = max(converter.cache().glob("*.onnx"), key=lambda path: path.stat().st_mtime)
     found = Counter(node.op_type for node in onnx.load_from_string(newest.read_bytes()[32:]).graph.node)
     assert (found["Conv"], found["MaxPool"], found["LeakyRelu"]) == (17, 5, 16)
     assert found["Transpose"] <= 2
@@ -108,7 +112,7 @@ def test_rows_are_those_of_jax(settled: Path, films: Path, tmp_path: Path, name:
         assert result.exit_code == 0, result.output
         tables.append([line.split(",") for line in out.read_text().splitlines()])
     expected, found = tables
-    assert f"on {runtime.TITLES[name]} " in result.stderr.splitlines()[0]
+    assert f"on {runtimes.TITLES[name]} " in result.stderr.splitlines()[0]
     assert len(found) == len(expected) == 32
     for one, other in zip(expected[1:], found[1:], strict=True):
         assert one[:2] == other[:2]
@@ -130,15 +134,15 @@ def converted(
     folder = tmp_path_factory.mktemp("cache")
     newest = max(converted_elsewhere.glob("*.onnx"), key=lambda path: path.stat().st_mtime)
     shutil.copy(newest, folder)
-    monkeypatch.setattr(runtime, "cache", lambda: folder)
+    monkeypatch.setattr(converter, "cache", lambda: folder)
     made: list[Path] = []
-    model = next(runtime.cache().glob("*.onnx")).read_bytes()[32:]
+    model = next(converter.cache().glob("*.onnx")).read_bytes()[32:]
 
     def convert(path: Path) -> bytes:
         made.append(path)
         return model
 
-    monkeypatch.setattr(runtime, "convert", convert)
+    monkeypatch.setattr(classifier, "convert", convert)
     return made
 
 
@@ -149,7 +153,7 @@ def test_the_converted_network_is_kept(settled: Path, images: np.ndarray, conver
 
 @pytest.mark.parametrize("damage", ["cut", "bit", "empty"])
 def test_a_damaged_entry_is_made_anew(settled: Path, converted: list[Path], damage: str):
-    (file,) = runtime.cache().glob("*.onnx")
+    (file,) = converter.cache().glob("*.onnx")
     whole = bytearray(file.read_bytes())
     if damage == "bit":
         whole[len(whole) // 2] ^= 1
@@ -158,7 +162,7 @@ def test_a_damaged_entry_is_made_anew(settled: Path, converted: list[Path], dama
     assert converted == [settled]
     covidjax.load(settled, runtime="onnxruntime")
     assert converted == [settled]
-    assert list(runtime.cache().iterdir()) == [file]
+    assert list(converter.cache().iterdir()) == [file]
 
 
 def test_other_weights_are_converted_of_themselves(settled: Path, tmp_path: Path, converted: list[Path]):
@@ -175,15 +179,15 @@ def test_other_weights_are_converted_of_themselves(settled: Path, tmp_path: Path
 
 
 def test_only_so_many_are_kept(settled: Path, converted: list[Path], monkeypatch: pytest.MonkeyPatch):
-    (file,) = runtime.cache().glob("*.onnx")
+    (file,) = converter.cache().glob("*.onnx")
     old = [file.with_name(f"{number}.onnx") for number in range(3)]
     for number, each in enumerate(old):
         each.write_bytes(b"")
         os.utime(each, (number, number))
-    monkeypatch.setattr(runtime, "KEPT", 2)
+    monkeypatch.setattr(converter, "KEPT", 2)
     file.unlink()
     covidjax.load(settled, runtime="onnxruntime")
-    left = set(runtime.cache().iterdir())
+    left = set(converter.cache().iterdir())
     old[2].unlink()
     assert left == {file, old[2]}
 
@@ -196,7 +200,7 @@ def test_a_cache_that_cannot_be_written_stops_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ):
     (tmp_path / "file").touch()
-    monkeypatch.setattr(runtime, "cache", lambda: tmp_path / "file" / "models")
+    monkeypatch.setattr(converter, "cache", lambda: tmp_path / "file" / "models")
     classifier = covidjax.load(settled, runtime="onnxruntime")
     assert classifier.probabilities(images).shape == (8, 3)
     assert converted == [settled]
@@ -213,16 +217,16 @@ def test_a_cache_that_cannot_be_written_stops_nothing(
 )
 def test_auto_takes_the_first_that_is_installed(there: tuple[str, ...], expected: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: "here" if name in there else None)
-    assert runtime.choose("auto", "cpu", "auto") == expected
-    assert runtime.choose("auto", "cpu", "float32") == expected
+    assert runtimes.choose("auto", "cpu", "auto") == expected
+    assert runtimes.choose("auto", "cpu", "float32") == expected
 
 
 def test_auto_is_jax_on_a_gpu_and_in_another_precision(monkeypatch: pytest.MonkeyPatch):
-    assert runtime.choose("auto", "gpu", "auto") == "jax"
-    assert runtime.choose("auto", "cpu", "bfloat16") == "jax"
-    assert runtime.choose("auto", "cpu", "float32", views=10) == "jax"
-    monkeypatch.setattr(runtime, "has_gpu", lambda: True)
-    assert runtime.choose("auto", "auto", "auto") == "jax"
+    assert runtimes.choose("auto", "gpu", "auto") == "jax"
+    assert runtimes.choose("auto", "cpu", "bfloat16") == "jax"
+    assert runtimes.choose("auto", "cpu", "float32", views=10) == "jax"
+    monkeypatch.setattr(runtimes, "has_gpu", lambda: True)
+    assert runtimes.choose("auto", "auto", "auto") == "jax"
 
 
 def test_a_runtime_that_is_not_there_is_one_sentence(trained: Path, films: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
@@ -232,7 +236,7 @@ def test_a_runtime_that_is_not_there_is_one_sentence(trained: Path, films: Path,
     message = refused("score", films, "--checkpoint", trained, "--runtime", "onnxruntime", "--device", "gpu", code=2)
     assert message == "ONNX Runtime is used on CPUs only; choose --runtime jax, or another --device."
     with pytest.raises(UsageError, match=r"OpenVINO takes one view of a film, and the run has model\.views 10; choose"):
-        runtime.choose("openvino", "cpu", "auto", views=10)
+        runtimes.choose("openvino", "cpu", "auto", views=10)
     with pytest.raises(UsageError, match="There is no runtime 'tvm'; choose one of auto, jax, "):
         covidjax.load(trained, runtime="tvm")
 
@@ -246,7 +250,7 @@ def test_a_network_that_cannot_be_converted_is_one_sentence(trained: Path, monke
 
     monkeypatch.setattr(jax2onnx, "to_onnx", fails)
     with pytest.raises(UserError, match=r"cannot be converted \(no such primitive\); choose --runtime jax\."):
-        runtime.convert(trained)
+        classifier.convert(trained)
 
 
 def test_scoring_again_imports_no_jax_and_no_converter(
@@ -265,11 +269,10 @@ class Ban:
     def find_spec(self, name, *_):
         if name in {banned}: raise AssertionError("imported " + name)
 import pathlib
-from covidjax import reading, runtime
-from covidjax.config import Preprocess, UsageError, UserError
+from covidjax.inference import onnx, runtimes
 from covidjax_cli.main import main
-runtime.cache = lambda: pathlib.Path({str(converted_elsewhere)!r})
-runtime.installed = lambda name: True
+onnx.cache = lambda: pathlib.Path({str(converted_elsewhere)!r})
+runtimes.installed = lambda name: True
 sys.meta_path.insert(0, Ban())
 main(["score", {str(next(films.rglob("*.png")))!r}, "--checkpoint", {str(settled)!r}, "--device", "cpu", "--json"])
 """

@@ -16,17 +16,21 @@ from commands import refused, run
 from PIL import Image
 from test_lungs import SIZE, Perfect
 
-from covidjax import lungs, packed, phantom, segmenter
-from covidjax.config import ModelConfig, Preprocess, UserError
+from covidjax.config import ModelConfig, Preprocess
+from covidjax.data import synthetic
+from covidjax.errors import UserError
+from covidjax.lungs import geometry, segmenter
+from covidjax.lungs import stream as lung_stream
+from covidjax.lungs.export import names_of
 from covidjax.models import Network
-from covidjax.segment import names_of
+from covidjax.runs import weights_file
 
 KINDS = Preprocess(32, classes=("fields", "lungs"))
 
 
 @pytest.fixture
 def perfect(monkeypatch):
-    films = [phantom.draw(index, size=SIZE) for index in range(6)]
+    films = [synthetic.draw(index, size=SIZE) for index in range(6)]
     monkeypatch.setattr(segmenter, "open_segmenter", lambda *_: Perfect(films))
     return films
 
@@ -67,7 +71,7 @@ def test_one_picture_for_every_film_and_a_row_for_every_file(perfect, folder, tm
     assert sorted(files) == sorted(str(path.relative_to(out)) for path in out.rglob("*.png"))
     for index, name in enumerate(("a.png", "a.bmp", "b.png", "deep/a.png", "deep/c.tif", "d.png")):
         film, row = perfect[index], rows[str(folder / name)]
-        expected = lungs.find(film.lungs.astype(float), SIZE, SIZE)
+        expected = geometry.find(film.lungs.astype(float), SIZE, SIZE)
         assert tuple(int(row[side]) for side in ("left", "top", "right", "bottom")) == expected.box
         assert float(row["area"]) == pytest.approx(film.lungs.mean(), abs=1e-6)
         pixels = np.asarray(Image.open(out / row["file"]))
@@ -107,7 +111,7 @@ def test_what_cannot_be_is_said_in_one_sentence(perfect, folder, tmp_path):
 
 
 def test_weights_that_are_missing_or_damaged(tmp_path, monkeypatch):
-    monkeypatch.setattr(packed, "FOLDER", tmp_path)
+    monkeypatch.setattr(weights_file, "FOLDER", tmp_path)
     monkeypatch.setattr(segmenter, "BUNDLED", tmp_path / "lung_unet.safetensors")
     with pytest.raises(UserError, match="is not there; install covidjax again"):
         segmenter.open_segmenter("cpu")
@@ -136,7 +140,7 @@ def test_runtimes_agree(tmp_path):
     pytest.importorskip("openvino")
     path = tmp_path / "weights.safetensors"
     segmenter.save(path, Network(ModelConfig("lung-unet"), KINDS).init(0), KINDS)
-    images = np.stack([phantom.draw(index, size=32).image for index in range(8)])[..., None]
+    images = np.stack([synthetic.draw(index, size=32).image for index in range(8)])[..., None]
     results = {}
     for runtime in ("jax", "openvino", "onnxruntime"):
         opened = segmenter.open_segmenter("cpu", runtime, path)
@@ -149,9 +153,11 @@ def test_runtimes_agree(tmp_path):
 
 def test_score_cuts_out_the_lungs_as_prepare_did(perfect, folder, tmp_path, monkeypatch):
     """The classifier is given the pixels that training had, and every row tells what was done."""
-    from covidjax import networks, score
-    from covidjax.config import Config, Run
-    from covidjax.runtime import Opened
+    from covidjax.config import Config
+    from covidjax.runs import load
+    from covidjax.runs.folder import Run
+    from covidjax.scoring import classifier
+    from covidjax.scoring.classifier import Opened
 
     class Runtime:
         title = "none"
@@ -163,9 +169,9 @@ def test_score_cuts_out_the_lungs_as_prepare_did(perfect, folder, tmp_path, monk
 
     runtime = Runtime()
     opened = Opened(Run(Config(), Preprocess(32, "mask")), "last checkpoint, step 1", runtime)
-    monkeypatch.setattr(score, "open_run", lambda *_: opened)
-    monkeypatch.setattr(score, "open_segmenter", lambda *_: Perfect(perfect))
-    monkeypatch.setattr(networks, "digests", lambda _: ["1" * 64])
+    monkeypatch.setattr(classifier, "open_run", lambda *_: opened)
+    monkeypatch.setattr(classifier, "open_segmenter", lambda *_: Perfect(perfect))
+    monkeypatch.setattr(load, "digests", lambda _: ["1" * 64])
     result = run("score", folder, "--checkpoint", tmp_path, "--output", tmp_path / "rows.csv", "--batch-size", 4)
     assert result.exit_code == 0, result.output
     assert "Lungs: mask, as in training, by perfect masks." in result.stderr
@@ -179,7 +185,7 @@ def test_score_cuts_out_the_lungs_as_prepare_did(perfect, folder, tmp_path, monk
     assert told.pop("upside.png") == "whole film: no lungs"
     assert told.pop("bad.png") == ""
     assert set(told.values()) == {"mask"}
-    expected = list(lungs.films([row["path"] for row in rows], opened.run.preprocess, Perfect(perfect)))
+    expected = list(lung_stream.films([row["path"] for row in rows], opened.run.preprocess, Perfect(perfect)))
     images = [film.image for film in expected if film.image is not None]
     np.testing.assert_array_equal(runtime.given[: len(images)], images)
     assert "whole film: no lungs" in run("score", folder, "--checkpoint", tmp_path).stdout
@@ -192,7 +198,7 @@ def test_the_bundled_segmenter(tmp_path):
 
     root = tmp_path / "in"
     root.mkdir()
-    drawn = [phantom.draw(index, size=256) for index in range(4)]
+    drawn = [synthetic.draw(index, size=256) for index in range(4)]
     for index, film in enumerate(drawn):
         Image.fromarray(film.image).save(root / f"{index}.png")
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 300), np.uint8)).save(root / "noise.png")

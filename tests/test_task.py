@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, jaccard_score, log_loss
 
-from covidjax import metrics, report
-from covidjax.config import AugmentConfig, Config, ModelConfig, UsageError, load_config
-from covidjax.dataset import Dataset
-from covidjax.task import Classification, Examined, Segmentation, _overlap, make_task
+from covidjax import metrics
+from covidjax.config import AugmentConfig, Config, ModelConfig, load_config
+from covidjax.data.dataset import Dataset
+from covidjax.errors import UsageError
+from covidjax.report import tables
+from covidjax.training.predictions import Examined
+from covidjax.training.tasks import Classification, Segmentation, _overlap, make_task
 
 MASKED = Config(model=ModelConfig("lung-unet"), augment=AugmentConfig(contrast=0, brightness=0))
 
@@ -76,7 +79,7 @@ def test_measures_and_table_of_masks():
     low, high = measured.overall.interval or (1, 0)
     assert 0.8 <= low < measured.overall.dice < high <= 1
     assert metrics.figures(measured) == pytest.approx({"dice": 0.85, "iou": 0.725})
-    text = report.plain(report.tables_of(measured, "Masks"))
+    text = tables.plain(tables.tables_of(measured, "Masks"))
     for cell in ("mean Dice", "fields", "lungs", "all", "0.850", "0.725"):
         assert cell in text
 

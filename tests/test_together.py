@@ -16,14 +16,20 @@ from commands import refused, run
 from test_train import Silent, assert_same_bits, saved, without_times
 
 import covidjax
-from covidjax import checkpoint, phantom, pipeline, program, rundir, runtime, together
-from covidjax.config import Config, Preprocess, Run, load_config, members
-from covidjax.dataset import Dataset, Record, writing
-from covidjax.evaluate import averaged, pooled
-from covidjax.member import Interrupted
-from covidjax.task import Classification, Examined
-from covidjax.together import Joint, train_members
-from covidjax.trained import load_run, make_predict
+from covidjax.config import Config, Preprocess, load_config
+from covidjax.data import loader, synthetic
+from covidjax.data.dataset import Dataset
+from covidjax.data.writer import Record, writing
+from covidjax.inference import runtimes
+from covidjax.inference.forward import make_predict
+from covidjax.runs import checkpoint, folder
+from covidjax.runs.folder import Run
+from covidjax.runs.load import load_run
+from covidjax.runs.recorder import Interrupted
+from covidjax.training import cross_validation, engine
+from covidjax.training.cross_validation import Joint, members, train_members
+from covidjax.training.predictions import Examined, averaged, pooled
+from covidjax.training.tasks import Classification
 
 SIZES = (8, 12, 17)
 """Images of the folds."""
@@ -34,13 +40,13 @@ SETTINGS = ("train.epochs=2", "train.batch_size=4", "train.learning_rate=1e-6", 
 def uneven(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """A dataset of 32 × 32 pixels whose three folds are of different sizes, of two films a patient."""
     out = tmp_path_factory.mktemp("dataset") / "uneven"
-    films = iter(phantom.sample(sum(SIZES), size=32))
+    films = iter(synthetic.sample(sum(SIZES), size=32))
     with writing(out, Preprocess(image_size=32), len(SIZES)) as writer:
         for fold, size in enumerate(SIZES):
             for number in range(size):
                 film, name = next(films), f"{fold}-{number}.png"
                 digest = hashlib.sha256(name.encode()).hexdigest()
-                label = phantom.CLASSES[number % 3]
+                label = synthetic.CLASSES[number % 3]
                 writer.add(fold, Record(film.image[..., None], label, f"p{fold}-{number // 2}", "mine", name, digest))
         writer.close()
     return Dataset(out)
@@ -121,10 +127,10 @@ def test_settings_of_the_members():
 def test_folders_of_the_members(tmp_path: Path, settings: tuple[str, ...]):
     config = load_config(None, settings)
     each = members(config, 12)
-    Run(config, Preprocess()).save(tmp_path / rundir.CONFIG)
+    Run(config, Preprocess()).save(tmp_path / folder.CONFIG)
     for name in (*each, "fold1-member", "member1-fold1", "report"):
-        rundir.begin(tmp_path / name, Run(config, Preprocess()))
-    assert [folder.name for folder in rundir.members(tmp_path)] == list(each)
+        folder.begin(tmp_path / name, Run(config, Preprocess()))
+    assert [folder.name for folder in folder.members(tmp_path)] == list(each)
 
 
 def _moved(one: checkpoint.Saved) -> list[np.ndarray]:
@@ -137,19 +143,19 @@ def test_together_comes_to_what_one_after_another_comes_to(
     joined: tuple[Path, Joint, Told], alone: tuple[Path, dict[str, Any]]
 ):
     """Also where one fold's epoch is longer than another's, and which weights were the best."""
-    folder, joint, told = joined
+    at, joint, told = joined
     assert told.said == []
     assert [network.epoch_steps for network in told.networks.values()] == [4, 2, 3]
     for name, result in joint.members.items():
-        found, expected = (without_times(each / name / rundir.LOG) for each in (folder, alone[0]))
+        found, expected = (without_times(each / name / folder.LOG) for each in (at, alone[0]))
         for a, b in zip(found, expected, strict=True):
             assert (a["epoch"], a["step"], a["learning_rate"]) == (b["epoch"], b["step"], b["learning_rate"])
             for fold in ("train", "val", "test"):
                 assert a[fold]["loss"] == pytest.approx(b[fold]["loss"], rel=1e-5)
         assert result.checkpoint == "best"
-        assert checkpoint.steps(folder / name, "best") == checkpoint.steps(alone[0] / name, "best")
+        assert checkpoint.steps(at / name, "best") == checkpoint.steps(alone[0] / name, "best")
         # What adds up gradients, steps and statistics. Where rounding turns a maximum over they differ by more than it.
-        for mine, other in zip(*(_moved(saved(each / name)) for each in (folder, alone[0])), strict=True):
+        for mine, other in zip(*(_moved(saved(each / name)) for each in (at, alone[0])), strict=True):
             assert np.linalg.norm(mine - other) <= 1e-2 * np.linalg.norm(other)
     assert joint.metrics.as_dict()["confusion"] == alone[1]["metrics"]["confusion"]
 
@@ -177,12 +183,12 @@ def test_result_of_a_cross_validation(alone: tuple[Path, dict[str, Any]], uneven
 
 @pytest.mark.slow
 def test_finished_networks_are_not_trained_again(alone: tuple[Path, dict[str, Any]]):
-    before = [load_run(member).step for member in rundir.members(alone[0])]
+    before = [load_run(member).step for member in folder.members(alone[0])]
     result = run("train", "--resume", "--run", alone[0], "--json")
     assert result.exit_code == 0, result.output
     assert "epoch" not in result.stderr.replace("steps an epoch", "")
     assert json.loads(result.stdout)["metrics"] == alone[1]["metrics"]
-    assert [load_run(member).step for member in rundir.members(alone[0])] == before
+    assert [load_run(member).step for member in folder.members(alone[0])] == before
 
 
 @pytest.fixture(scope="module")
@@ -204,9 +210,9 @@ def ensemble(alone: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPa
     "name", ["jax", *(pytest.param(name, marks=pytest.mark.slow) for name in ("openvino", "onnxruntime"))]
 )
 def test_probabilities_are_the_means_of_all_networks(ensemble: Path, uneven: Dataset, name: str):
-    if not runtime.installed(name) and name != "jax":
+    if not runtimes.installed(name) and name != "jax":
         pytest.skip(f"{name} is not installed")
-    images = pipeline.load_all(uneven.source([0])).images[:4]
+    images = loader.load_all(uneven.source([0])).images[:4]
     loaded = load_run(ensemble)
     predict = make_predict(loaded.network, loaded.run.config.model)
     each = [jax.nn.softmax(predict(weights, images)) for weights in loaded.members]
@@ -259,11 +265,11 @@ def test_networks_of_a_fold_count_by_their_mean_probabilities():
     configs = list(members(load_config(None, ["train.cv=true", "train.ensemble=2"]), 2).values())
     chances = [[[0.8, 0.2], [0.6, 0.4]], [[0.7, 0.3], [0.1, 0.9]], [[0.3, 0.7], [0.4, 0.6]], [[0.1, 0.9], [0.9, 0.1]]]
     each = [Examined(np.log(np.array(one, np.float32)), np.array([0, 1], np.int32), ["a", "b"]) for one in chances]
-    found = together.by_fold(configs, each)
+    found = cross_validation.by_fold(configs, each)
     assert list(found) == ["fold0", "fold1"]
     np.testing.assert_allclose(np.exp(found["fold0"].found), [[0.75, 0.25], [0.35, 0.65]], rtol=1e-5)
     np.testing.assert_allclose(np.exp(found["fold1"].found), [[0.2, 0.8], [0.65, 0.35]], rtol=1e-5)
-    alone = together.by_fold(configs[::2], each[::2])
+    alone = cross_validation.by_fold(configs[::2], each[::2])
     assert alone["fold0"] is each[0] and alone["fold1"] is each[2]
 
 
@@ -295,7 +301,7 @@ def test_networks_go_on_together_from_a_common_epoch(
 ):
     opened: Any = [Reached(tmp_path / "a", *first), Reached(tmp_path / "b", *second, epoch_steps=6)]
     shared: Any = SimpleNamespace(data=SimpleNamespace(masks=None))
-    found = together._why_not(opened, shared)
+    found = cross_validation._why_not(opened, shared)
     assert reason in found and bool(reason) == bool(found)
     assert tuple(checkpoint.steps(member.run, "last") for member in opened) == left
 
@@ -303,11 +309,11 @@ def test_networks_go_on_together_from_a_common_epoch(
 def test_what_keeps_networks_from_being_trained_together(tmp_path: Path):
     opened: Any = [Reached(tmp_path / "a"), Reached(tmp_path / "b", batch=3)]
     shared: Any = SimpleNamespace(data=SimpleNamespace(masks=None))
-    assert together._why_not(opened, shared) == "a fold has fewer images than a batch"
+    assert cross_validation._why_not(opened, shared) == "a fold has fewer images than a batch"
     shared.data.masks = np.zeros(1)
-    assert together._why_not(opened, shared) == "that is for classifiers"
+    assert cross_validation._why_not(opened, shared) == "that is for classifiers"
     shared.data = None
-    assert together._why_not(opened, shared) == "the images do not lie in the device's memory"
+    assert cross_validation._why_not(opened, shared) == "the images do not lie in the device's memory"
 
 
 @pytest.mark.slow
@@ -323,8 +329,8 @@ def test_too_little_memory_for_all_is_enough_for_each(
         one_by_one.append(member.run.name)
         return joined[1].members[member.run.name]
 
-    monkeypatch.setattr(together, "_fit_together", full)
-    monkeypatch.setattr(together, "fit", fit)
+    monkeypatch.setattr(cross_validation, "_fit_together", full)
+    monkeypatch.setattr(cross_validation, "fit", fit)
     joint, told = trained(uneven, tmp_path / "run", *JOINED)
     assert one_by_one == ["fold0", "fold1", "fold2"]
     assert told.said == ["The networks are trained one after another: the device's memory is too small for them together."]
@@ -340,9 +346,9 @@ def test_networks_are_trained_one_after_another_unless_asked_otherwise(
     def fit(*_: object) -> None:
         raise Alone
 
-    monkeypatch.setattr(program.Program, "accelerated", True)
-    monkeypatch.setattr(together, "_fit_together", lambda *_: pytest.fail("trained as one program"))
-    monkeypatch.setattr(together, "fit", fit)
+    monkeypatch.setattr(engine.Program, "accelerated", True)
+    monkeypatch.setattr(cross_validation, "_fit_together", lambda *_: pytest.fail("trained as one program"))
+    monkeypatch.setattr(cross_validation, "fit", fit)
     with pytest.raises(Alone):
         trained(uneven, tmp_path / "run", *CV)
 
@@ -350,8 +356,8 @@ def test_networks_are_trained_one_after_another_unless_asked_otherwise(
 @pytest.mark.slow
 def test_the_way_of_accelerators_comes_to_the_same(uneven: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Taken on the CPU: images on the device, several steps a scan."""
-    monkeypatch.setattr(program.Program, "accelerated", True)
-    monkeypatch.setattr(together, "SCAN_STEPS", 3)
+    monkeypatch.setattr(engine.Program, "accelerated", True)
+    monkeypatch.setattr(cross_validation, "SCAN_STEPS", 3)
     joint, told = trained(uneven, tmp_path / "run", *JOINED, "train.epochs=1", "train.schedule=constant")
     assert (told.said, joint.timing.images["train"]) == ([], 4 * sum((4, 2, 3)))
     monkeypatch.undo()
@@ -370,7 +376,7 @@ def test_stopped_together_resumes_to_the_same_bits(joined: tuple[Path, Joint, To
     trained(uneven, out, *JOINED, resume=True)
     for name in joined[1].members:
         assert_same_bits(saved(joined[0] / name), saved(out / name))
-        assert without_times(joined[0] / name / rundir.LOG) == without_times(out / name / rundir.LOG)
+        assert without_times(joined[0] / name / folder.LOG) == without_times(out / name / folder.LOG)
 
 
 @pytest.mark.slow
@@ -382,7 +388,7 @@ def test_stopped_one_after_another_resumes_to_the_same_bits(
         trained(uneven, out, *CV, stop_after=3)
     assert not checkpoint.steps(out / "fold2", "last")
     trained(uneven, out, *CV, resume=True)
-    for member in rundir.members(out):
+    for member in folder.members(out):
         assert_same_bits(saved(alone[0] / member.name), saved(member))
 
 
@@ -393,8 +399,8 @@ def test_ensemble_by_the_command(uneven: Dataset, tmp_path: Path):
     assert result.exit_code == 0, result.output
     assert "member 2/2, epoch 2/2" in result.stderr
     assert "mean probabilities of the networks" in result.stdout
-    members = rundir.members(tmp_path / "run")
-    assert [rundir.settings(member).config.seed for member in members] == [7, 8]
+    members = folder.members(tmp_path / "run")
+    assert [folder.settings(member).config.seed for member in members] == [7, 8]
     kernels = [load_run(member).weights.params["dense"]["kernel"] for member in members]
     assert not np.array_equal(*kernels)
 
@@ -409,12 +415,12 @@ def test_ensembles_of_a_cross_validation(uneven: Dataset, tmp_path: Path):
     assert "network 6/6, epoch 2/2" in result.stderr
     found = json.loads(result.stdout)
     names = [f"fold{fold}-member{member}" for fold in range(3) for member in range(2)]
-    assert [member.name for member in rundir.members(out)] == names == list(found["members"])
+    assert [member.name for member in folder.members(out)] == names == list(found["members"])
     assert [found["folds"][f"fold{fold}"]["macro"]["support"] for fold in range(3)] == list(SIZES)
     assert found["metrics"]["confusion"] == np.sum([fold["confusion"] for fold in found["folds"].values()], 0).tolist()
     accuracies = [fold["accuracy"] for fold in found["folds"].values()]
     assert found["spread"]["accuracy"]["mean"] == pytest.approx(np.mean(accuracies))
-    data = pipeline.load_all(uneven.source([1]))
+    data = loader.load_all(uneven.source([1]))
     each = []
     for name in names[2:4]:
         loaded = load_run(out / name)

@@ -13,17 +13,23 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from covidjax import checkpoint, device, pipeline, program, rundir, train
-from covidjax.augment import normalise, ten_views
-from covidjax.config import CLASSES, Config, ModelConfig, Preprocess, Run, TrainConfig, UserError, load_config
-from covidjax.dataset import Dataset
-from covidjax.evaluate import examined
-from covidjax.member import Interrupted, without_weights
+from covidjax import device
+from covidjax.config import Config, ModelConfig, Preprocess, TrainConfig, load_config
+from covidjax.data import loader
+from covidjax.data.dataset import Dataset
+from covidjax.errors import UserError
+from covidjax.inference.forward import make_predict, normalise, ten_views
+from covidjax.labels import CLASSES
 from covidjax.metrics import figures
 from covidjax.models import Network, Weights
-from covidjax.step import Given, State, class_weights, initial_state, learning_rate, make_step
-from covidjax.task import Classification
-from covidjax.trained import load_run, make_predict
+from covidjax.runs import checkpoint, folder
+from covidjax.runs.folder import Run
+from covidjax.runs.load import load_run
+from covidjax.runs.recorder import Interrupted, without_weights
+from covidjax.training import engine, loop
+from covidjax.training.predictions import examined
+from covidjax.training.step import Given, State, class_weights, initial_state, learning_rate, make_step
+from covidjax.training.tasks import Classification
 
 
 class Silent:
@@ -48,11 +54,11 @@ class Silent:
 
 def run_training(
     dataset: Dataset, run: Path, *settings: str, resume: bool = False, stop_after: int | None = None
-) -> tuple[train.Result, Silent]:
+) -> tuple[loop.Result, Silent]:
     config = load_config(None, ["train.epochs=2", "train.batch_size=4", *settings])
     progress = Silent(stop_after)
-    train.TELL_SECONDS = 0.0  # tell of every step, so that steps can be counted
-    result = train.train(config, dataset, run, resume=resume, progress=progress, stop=progress.stop)
+    loop.TELL_SECONDS = 0.0  # tell of every step, so that steps can be counted
+    result = loop.train(config, dataset, run, resume=resume, progress=progress, stop=progress.stop)
     return result, progress
 
 
@@ -243,8 +249,8 @@ def test_streaming_gives_the_same_bits(dataset: Dataset, finished: Path, tmp_pat
 @pytest.mark.slow
 def test_scan_over_steps_gives_the_same_result(dataset: Dataset, finished: Path, tmp_path: Path, monkeypatch):
     # The accelerators' way, taken on the CPU: the same sums in another program, so equal within rounding.
-    monkeypatch.setattr(program.Program, "accelerated", True)
-    monkeypatch.setattr(program, "SCAN_STEPS", 3)
+    monkeypatch.setattr(engine.Program, "accelerated", True)
+    monkeypatch.setattr(engine, "SCAN_STEPS", 3)
     _, progress = run_training(
         dataset, tmp_path / "run", "train.epochs=1", "train.schedule=constant", "train.learning_rate=1e-4"
     )
@@ -274,7 +280,7 @@ def test_views_count_when_training_has_ended(dataset: Dataset, tmp_path: Path):
     """Epochs are tested by one view, and the finished network by the mean logits of ten."""
     result, _ = run_training(dataset, tmp_path / "run", "train.epochs=4", "train.learning_rate=0.01", "model.views=10")
     loaded = load_run(tmp_path / "run")
-    data = pipeline.load_all(dataset.source([0]))
+    data = loader.load_all(dataset.source([0]))
     predict = make_predict(loaded.network, ModelConfig())
     views = np.asarray(ten_views(jnp.asarray(data.images))).reshape(10, *data.images.shape)
     logits = [np.asarray(predict(loaded.weights, view)) for view in views]
@@ -291,8 +297,8 @@ def test_refreshed_statistics_are_of_images_without_augmentation(dataset: Datase
     result, _ = run_training(dataset, run, *settings, "train.refresh=true")
     refreshed, before = saved(run), saved(plain)
     jax.tree.map(np.testing.assert_array_equal, refreshed.weights.params, before.weights.params)
-    images = pipeline.load_all(dataset.source(dataset.split(0)[0])).images
-    rows = pipeline.order(len(images), 4, seed=0, epoch=0)
+    images = loader.load_all(dataset.source(dataset.split(0)[0])).images
+    rows = loader.order(len(images), 4, seed=0, epoch=0)
     network = Network(ModelConfig(), Preprocess(image_size=32))
     inputs = [normalise(jnp.asarray(images[row])) for row in rows]
     moved = [network.apply(before.weights, each, train=True)[2]["stem1"]["norm"]["mean"] for each in inputs]
@@ -302,7 +308,7 @@ def test_refreshed_statistics_are_of_images_without_augmentation(dataset: Datase
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
     assert np.abs(found - old).max() > 1e-3
     tested, _ = examined(
-        Classification(Config()).examine(network), load_run(run).weights, pipeline.eval_batches(dataset.source([0]), 4)
+        Classification(Config()).examine(network), load_run(run).weights, loader.eval_batches(dataset.source([0]), 4)
     )
     np.testing.assert_allclose(result.examined.found, tested, rtol=1e-4, atol=1e-5)
 
@@ -391,7 +397,7 @@ def test_folder_of_something_else_is_left_alone(dataset: Dataset, tmp_path: Path
 def test_log_with_broken_and_missing_lines(tmp_path: Path):
     log = tmp_path / "metrics.jsonl"
     log.write_text('{"epoch": 3}\n{"epo\n{"epoch": 4}\n{"epoch": 5}\n')
-    rundir.keep_epochs(tmp_path, 4)
+    folder.keep_epochs(tmp_path, 4)
     assert log.read_text() == '{"epoch": 3}\n{"epoch": 4}\n'
 
 
@@ -412,8 +418,8 @@ def test_predictions_ignore_padding(dataset: Dataset, finished: Path):
     examine = Classification(loaded.run.config).examine(loaded.network)
     source = dataset.source([0])
     weights = Weights(*loaded.weights)
-    whole, labels = examined(examine, weights, pipeline.eval_batches(source, len(source)))
-    parts, same = examined(examine, weights, pipeline.eval_batches(source, 4))
+    whole, labels = examined(examine, weights, loader.eval_batches(source, len(source)))
+    parts, same = examined(examine, weights, loader.eval_batches(source, 4))
     assert labels.tolist() == same.tolist()
     assert len(whole) == len(source)
     np.testing.assert_allclose(whole, parts, rtol=1e-4, atol=1e-5)

@@ -23,8 +23,8 @@ class Ours:
 
     def __init__(self, paths: list[str], runtime: str = "auto"):
         from bench.harness import Missing
-        from covidjax import segmenter
-        from covidjax.config import UserError
+        from covidjax.errors import UserError
+        from covidjax.lungs import segmenter
 
         self._films = read(paths)
         self.images = len(paths)
@@ -43,16 +43,18 @@ class Ours:
         return [float(side) for box in self._boxes() for side in box]
 
     def _boxes(self) -> list[tuple[int, int, int, int]]:
-        from covidjax import lungs, radiograph
+        from covidjax.images import decode
+        from covidjax.lungs import geometry
+        from covidjax.lungs import stream as lung_stream
 
         found = []
-        for start in range(0, len(self._films), lungs.BATCH):
-            films = self._films[start : start + lungs.BATCH]
-            batch = np.zeros((lungs.BATCH, self._segmenter.size, self._segmenter.size, 1), np.uint8)
+        for start in range(0, len(self._films), lung_stream.BATCH):
+            films = self._films[start : start + lung_stream.BATCH]
+            batch = np.zeros((lung_stream.BATCH, self._segmenter.size, self._segmenter.size, 1), np.uint8)
             for image, film in zip(batch, films, strict=False):
-                image[..., 0] = radiograph.resize(film, self._segmenter.size)
+                image[..., 0] = decode.resize(film, self._segmenter.size)
             for mask, film in zip(np.asarray(self._segmenter(batch)), films, strict=False):
-                seen = lungs.find(mask, *film.shape)
+                seen = geometry.find(mask, *film.shape)
                 found.append((-1, -1, -1, -1) if seen.flag else seen.box)
         return found
 

@@ -16,11 +16,12 @@ from jax.sharding import PartitionSpec as P
 from bench.harness import Missing
 from covidjax import device
 from covidjax.config import AugmentConfig, Config, TrainConfig
+from covidjax.inference.forward import make_predict
 from covidjax.models import Network
-from covidjax.score import Classifier
-from covidjax.step import Given, State, initial_state, make_optimizer, make_step
-from covidjax.task import Classification
-from covidjax.trained import load_run, make_predict
+from covidjax.runs.load import load_run
+from covidjax.scoring.classifier import Classifier
+from covidjax.training.step import Given, State, initial_state, make_optimizer, make_step
+from covidjax.training.tasks import Classification
 
 ACCELERATED_STEPS = 32
 """Steps in one compiled scan off the CPU, as many as an epoch of the study's 1,044 images has."""

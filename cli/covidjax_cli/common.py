@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from covidjax.config import Limits, UsageError, printable
+from covidjax.errors import UsageError, printable
+from covidjax.images.formats import Limits
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -52,7 +53,7 @@ def given_paths(paths: Sequence[Path]) -> list[Path]:
     Raises:
       UsageError: none of them exists.
     """
-    from covidjax.score import listed
+    from covidjax.images.find import listed
 
     found: list[Path] = []
     for path in paths:
@@ -74,7 +75,7 @@ def show(parts: Iterable[RenderableType]) -> None:
     """Tables and lines on stdout; as wide as the terminal, or as what they hold where there is none."""
     from rich.console import Console
 
-    from covidjax.report import WIDE
+    from covidjax.report.tables import WIDE
 
     console = Console(width=None if sys.stdout.isatty() else WIDE, highlight=False)
     for part in parts:

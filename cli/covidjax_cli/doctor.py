@@ -1,11 +1,180 @@
-"""``covidjax doctor``."""
+"""``covidjax doctor``: what is installed, which devices there are, what is wrong and the command that mends it."""
 
 from __future__ import annotations
 
-import click
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Literal, NamedTuple
 
-from covidjax.config import UserError
+import click
+import platformdirs
+
+import covidjax
+from covidjax.errors import UserError
 from covidjax_cli import common
+
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "tensorflow-datasets",
+    "grain",
+    "array-record",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "pillow",
+    "click",
+    "rich",
+    "matplotlib",
+    "pyarrow",
+    "openvino",
+    "onnxruntime",
+    "jax2onnx",
+)
+
+_EXTRAS = {
+    "pyarrow": ("no Parquet output", "parquet"),
+    "openvino": ("scoring on CPUs is slower without it", "openvino"),
+    "onnxruntime": ("scoring on CPUs is slower without it or openvino", "onnxruntime"),
+    "jax2onnx": ("openvino and onnxruntime are not used without it", "openvino"),
+}
+
+_VOLTA_CUDNN = "9.10.2.21"
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at."""
+
+    state: Literal["ok", "note", "wrong"]
+    what: str
+    detail: str
+    remedy: str = ""
+    """The command that mends it; empty where nothing is wrong."""
+
+
+def version_of(package: str) -> str | None:
+    """Installed version, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def examine() -> list[Finding]:
+    """Look at everything; never raises for what it finds."""
+    return [*_packages(), *_devices(), *_places()]
+
+
+def _packages() -> list[Finding]:
+    found = [Finding("ok", "python", f"{sys.version.split()[0]}, covidjax {covidjax.__version__}")]
+    for package in PACKAGES:
+        version = version_of(package)
+        if version:
+            found.append(Finding("ok", package, version))
+        elif package in _EXTRAS:
+            meaning, extra = _EXTRAS[package]
+            found.append(Finding("note", package, f"not installed: {meaning}", f"pip install 'covidjax[{extra}]'"))
+        else:
+            found.append(Finding("wrong", package, "not installed", "pip install --force-reinstall covidjax"))
+    if version_of("jax") and version_of("jaxlib") and version_of("jax") != version_of("jaxlib"):
+        pair = f"jax {version_of('jax')} with jaxlib {version_of('jaxlib')}"
+        found.append(Finding("wrong", "jax", pair, f"pip install jaxlib=={version_of('jax')}"))
+    return found
+
+
+def _devices() -> list[Finding]:
+    cards = _nvidia_cards()
+    try:
+        import jax
+
+        from covidjax import device
+
+        device.start()
+        devices = jax.devices()
+    except Exception as error:  # a broken installation can fail in any way, and telling how is this module's work
+        reason = " ".join(str(error).split())[:200]
+        return [Finding("wrong", "devices", f"jax finds none: {reason}", "pip install --force-reinstall jax jaxlib")]
+    found = []
+    for each in devices:
+        if each.platform == "cpu":
+            found.append(Finding("ok", "device", f"CPU, {len(os.sched_getaffinity(0))} cores, float32"))
+            continue
+        capability = getattr(each, "compute_capability", "?")
+        dtype, scaled = device.precision("auto", each)
+        scaling = " with loss scaling" if scaled else ""
+        name = getattr(dtype, "__name__", str(dtype))
+        found.append(Finding("ok", "device", f"{each.device_kind}, compute capability {capability}, {name}{scaling}"))
+    has_gpu = any(each.platform == "gpu" for each in devices)
+    for name, capability in cards:
+        found += check_card(name, capability, has_gpu, version_of("nvidia-cudnn-cu12"), version_of("jax-cuda13-plugin"))
+    if not cards and not has_gpu:
+        found.append(Finding("note", "GPU", "none on this machine; everything works on the CPU, only slower"))
+    return found
+
+
+def check_card(name: str, capability: float, usable: bool, cudnn: str | None, cuda13: str | None) -> list[Finding]:
+    """What stands between a card and jax.
+
+    Args:
+      name: of the card.
+      capability: its compute capability, such as 7.0 for a V100.
+      usable: whether jax finds a GPU.
+      cudnn: version of nvidia-cudnn-cu12, or None.
+      cuda13: version of jax-cuda13-plugin, or None.
+    """
+    volta = capability < 7.5
+    extra = "v100" if volta else "cuda12"
+    found = []
+    if volta and cuda13:
+        remedy = "pip uninstall jax-cuda13-plugin jax-cuda13-pjrt && pip install 'covidjax[v100]'"
+        found.append(Finding("wrong", name, f"CUDA 13 needs compute capability 7.5; this card has {capability}", remedy))
+    elif volta and cudnn and _numbers(cudnn) >= (9, 11):
+        detail = f"cuDNN {cudnn} needs compute capability 7.5; this card has {capability}"
+        found.append(Finding("wrong", name, detail, f"pip install nvidia-cudnn-cu12=={_VOLTA_CUDNN}"))
+    elif not usable:
+        found.append(
+            Finding("wrong", name, "there, but jax was installed without CUDA", f"pip install 'covidjax[{extra}]'")
+        )
+    return found
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
+
+
+def _nvidia_cards() -> list[tuple[str, float]]:
+    """(name, compute capability) of every card the driver knows, whether or not jax can use it."""
+    if not shutil.which("nvidia-smi"):
+        return []
+    query = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
+    try:
+        lines = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()
+        return [(name.strip(), float(capability)) for name, capability in (line.rsplit(",", 1) for line in lines)]
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return []
+
+
+def _places() -> list[Finding]:
+    cache = Path(platformdirs.user_cache_dir("covidjax"))
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
+            pass
+    except OSError as error:
+        remedy = "export XDG_CACHE_HOME=/a/folder/you/may/write/to"
+        return [Finding("wrong", "cache", f"{cache} cannot be written ({error.strerror})", remedy)]
+    free = shutil.disk_usage(cache).free / 2**30
+    if free < 1:
+        return [Finding("wrong", "cache", f"{cache}: only {free:.1f} GiB free", f"rm -r {cache}")]
+    return [Finding("ok", "cache", f"{cache}, {free:.0f} GiB free")]
 
 
 @click.command(short_help="What is installed, what is wrong, what mends it.", epilog="Example: covidjax doctor")
@@ -15,14 +184,13 @@ def doctor(as_json: bool) -> None:
 
     Exits with 1 if anything is wrong.
     """
-    from covidjax import report
-    from covidjax.doctor import examine
+    from covidjax.report import tables
 
     findings = examine()
     if as_json:
         common.show_json([finding._asdict() for finding in findings])
     else:
-        common.show([report.rows_table(("state", "what", "found", "remedy"), findings)])
+        common.show([tables.rows_table(("state", "what", "found", "remedy"), findings)])
     wrong = sum(finding.state == "wrong" for finding in findings)
     if wrong:
         raise UserError(f"{wrong} of {len(findings)} things are wrong; the last column says what mends them.")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from covidjax.config import UserError
+from covidjax.errors import UserError
 from covidjax_cli import common
 
 
@@ -23,23 +23,24 @@ def evaluate(run: Path | None, data: str | None, as_json: bool) -> None:
     Of the dataset it was trained on the test fold is used, of any other one all films. Of a cross-validation every fold is
     used, each by the network that it was held out from; on other films, and of an ensemble, the mean probabilities count.
     """
-    from covidjax import networks, report
-    from covidjax.checkpoint import newest_run
-    from covidjax.evaluate import evaluate as evaluate_run
+    from covidjax.report import tables
+    from covidjax.runs import load
+    from covidjax.runs.checkpoint import newest_run
+    from covidjax.training.evaluate import evaluate as evaluate_run
 
-    chosen = run or newest_run() or (networks.BUNDLED if data else None)
+    chosen = run or newest_run() or (load.BUNDLED if data else None)
     if chosen is None:
         raise UserError(
             "There is no run under runs/; train one with `covidjax train`, name one, or name films for the bundled "
             "classifier with --data."
         )
     found = evaluate_run(chosen, data)
-    note = report.SYNTHETIC if found.synthetic else ""
-    what = "The bundled classifier" if chosen == networks.BUNDLED else f"Run {chosen}"
+    note = tables.SYNTHETIC if found.synthetic else ""
+    what = "The bundled classifier" if chosen == load.BUNDLED else f"Run {chosen}"
     common.say(f"{what} on {found.described}.")
     if as_json:
         about = {"run": str(chosen), "data": found.described, "note": note}
         common.show_json({**about, "metrics": found.metrics.as_dict()})
         return
     title = f"{chosen}" + f"\n{note}" * bool(note)
-    common.show(report.tables_of(found.metrics, title))
+    common.show(tables.tables_of(found.metrics, title))

@@ -11,7 +11,7 @@ import sys
 import click
 
 import covidjax
-from covidjax.config import UsageError, UserError, printable
+from covidjax.errors import UsageError, UserError, printable
 
 COMMANDS = ("prepare", "train", "evaluate", "score", "segment", "reproduce", "doctor")
 

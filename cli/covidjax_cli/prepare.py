@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from covidjax.config import CLASSES, Limits, Preprocess, UsageError, UserError
+from covidjax.config import Preprocess
+from covidjax.errors import UsageError, UserError
+from covidjax.images.formats import Limits
+from covidjax.labels import CLASSES
 from covidjax_cli import common
 
 if TYPE_CHECKING:
@@ -92,8 +95,8 @@ def prepare(
             "--masks is for a segmenter, which has no classes and no lungs yet; leave --classes and --lungs out."
         )
 
-    from covidjax.prepare import Options
-    from covidjax.prepare import prepare as run
+    from covidjax.data.prepare import Options
+    from covidjax.data.prepare import prepare as run
 
     options = Options(
         Preprocess(image_size, lungs, CLASSES[: int(classes)], invert),
@@ -128,27 +131,27 @@ def prepare(
 
 
 def _tables(manifest: dict[str, Any]) -> list[RenderableType]:
-    from covidjax import report
+    from covidjax.report import tables
 
     classes = manifest["classes"]
     named = [*manifest["per_source"].items(), *manifest["per_fold"].items(), ("all", manifest["per_class"])]
     counts = [(name, *(row.get(label, 0) for label in classes), sum(row.values())) for name, row in named]
     columns = ("source or fold", *classes, "all")
-    tables: list[RenderableType] = [report.titled("Images", report.rows_table(columns, counts, right=columns[1:]))]
+    parts: list[RenderableType] = [tables.titled("Images", tables.rows_table(columns, counts, right=columns[1:]))]
     reasons = [(source, *item) for source, found in manifest["left_out"].items() for item in found.items()]
     if reasons:
-        table = report.rows_table(("source", "reason", "files"), reasons, right=("files",))
-        tables.append(report.titled("Left out", table))
+        table = tables.rows_table(("source", "reason", "files"), reasons, right=("files",))
+        parts.append(tables.titled("Left out", table))
     if manifest["skipped"]:
         shown = [(entry["path"], entry["reason"]) for entry in manifest["skipped"][:20]]
         more = len(manifest["skipped"]) - len(shown)
         below = f"and {more} more, in manifest.json" if more else ""
-        tables.append(report.titled("Could not be read", report.rows_table(("file", "reason"), shown), below))
+        parts.append(tables.titled("Could not be read", tables.rows_table(("file", "reason"), shown), below))
     if remarks := Counter(entry["remark"] for entry in manifest["remarks"]):
-        table = report.rows_table(("remark", "films"), remarks.most_common(), right=("films",))
-        tables.append(report.titled("Remarks", table, "the films are named in manifest.json"))
+        table = tables.rows_table(("remark", "films"), remarks.most_common(), right=("films",))
+        parts.append(tables.titled("Remarks", table, "the films are named in manifest.json"))
     if manifest.get("whole_films"):
         counted = Counter((entry["source"], entry["reason"]) for entry in manifest["whole_films"])
         rows = [(*key, count) for key, count in counted.items()]
-        tables.append(report.titled("Kept whole", report.rows_table(("source", "reason", "films"), rows, right=("films",))))
-    return tables
+        parts.append(tables.titled("Kept whole", tables.rows_table(("source", "reason", "films"), rows, right=("films",))))
+    return parts

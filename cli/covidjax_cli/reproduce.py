@@ -12,7 +12,7 @@ import click
 from covidjax_cli import common
 
 if TYPE_CHECKING:
-    from covidjax.member import Progress
+    from covidjax.training.loop import Progress
 
 
 @click.command(
@@ -44,8 +44,8 @@ def reproduce(
     Writes report.html, report.md, figures/ and results.json. What is finished is kept: the same command goes on where it
     was stopped.
     """
-    from covidjax import experiments, page
-    from covidjax import reproduce as study
+    from covidjax.study import experiments, report
+    from covidjax.study import reproduce as study
 
     names = [name.strip() for name in only.split(",") if name.strip()] if only else []
     chosen = experiments.load(names, epochs, recipe=config)
@@ -55,7 +55,7 @@ def reproduce(
         recipe = experiments.described(config) if config else ""
         results = study.reproduce(data, out, chosen, epochs, _Show(stop), recipe)
     common.say("Drawing the figures.")
-    page.write(out, out / study.COLLECTIONS if data == "sample" else Path(data), results, films=not no_films)
+    report.write(out, out / study.COLLECTIONS if data == "sample" else Path(data), results, films=not no_films)
     if as_json:
         common.show_json(results)
     else:
@@ -82,7 +82,7 @@ class _Show:
 
 
 def _tables(results: dict[str, Any]) -> list[Any]:
-    from covidjax import report
+    from covidjax.report import tables
 
     rows = []
     for each in results["experiments"].values():
@@ -93,4 +93,4 @@ def _tables(results: dict[str, Any]) -> list[Any]:
             figures = f"{metrics['accuracy']:.3f}", f"{metrics['macro']['f1']:.3f}", study, f"{minutes:.1f}"
             rows.append((f"{each['number']}, {each['title']}", split, found["dataset"]["images"], *figures))
     numbers = ("films", "accuracy", "macro F1", "study's macro F1", "minutes")
-    return [report.titled("Reproduction", report.rows_table(("table", "split", *numbers), rows, right=numbers))]
+    return [tables.titled("Reproduction", tables.rows_table(("table", "split", *numbers), rows, right=numbers))]

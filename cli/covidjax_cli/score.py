@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from covidjax.config import Limits, UsageError, UserError
+from covidjax.errors import UsageError, UserError
+from covidjax.images.formats import Limits
 from covidjax_cli import common
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from covidjax.images.archives import Source
     from covidjax.metrics import Metrics
-    from covidjax.output import Earlier, RowWriter
-    from covidjax.reading import Source
-    from covidjax.score import Row
+    from covidjax.scoring.classifier import Row
+    from covidjax.scoring.output import Earlier, RowWriter
 
 SHOWN = 50
 """Rows that are printed where no output file is named."""
@@ -85,20 +86,22 @@ def score(
     if resume and not output:
         raise UsageError("--resume goes on with the rows of a file; name it with --output.")
 
-    from covidjax import networks
-    from covidjax.decoding import start
-    from covidjax.output import check_ending, open_output
-    from covidjax.reading import workers_or_default
-    from covidjax.score import Classifier, Timing, find_films, truth_from_csv, truth_from_folders
+    from covidjax.images.find import find_films
+    from covidjax.images.stream import workers_or_default
+    from covidjax.images.workers import start
+    from covidjax.runs import load
+    from covidjax.scoring.classifier import Classifier, Timing
+    from covidjax.scoring.ground_truth import truth_from_csv, truth_from_folders
+    from covidjax.scoring.output import check_ending, open_output
 
     if output:
         check_ending(output)  # before the time that loading takes
-    run = networks.find(checkpoint)
+    run = load.find(checkpoint)
     found = find_films(given)
     start(min(workers_or_default(workers), len(found.paths)))  # while the model is loaded
     classifier = Classifier.load(run, device=device, runtime=runtime)
     bundled = "the bundled one" if checkpoint else "no trained classifier under runs/, so the bundled one"
-    what = bundled if run == networks.BUNDLED else f"{'file' if networks.is_file(run) else 'run'} {run}"
+    what = bundled if run == load.BUNDLED else f"{'file' if load.is_file(run) else 'run'} {run}"
     common.say(f"Model: {what}, {classifier.run.config.model.name}, {classifier.checkpoint}, on {classifier.runtime}.")
     if found.passed_over:
         common.say(f"{found.passed_over} other files passed over: not images, by their ending.")
@@ -133,7 +136,7 @@ def score(
         if output:
             segmenter = classifier.segmenter.digest if classifier.segmenter else ""
             options = {"invert": invert or classifier.preprocess.invert, "limits": asdict(limits)}
-            facts = {"model": networks.digests(run), "segmenter": segmenter, "options": options}
+            facts = {"model": load.digests(run), "segmenter": segmenter, "options": options}
             lungs = wanted != "none"
             writer = stack.enter_context(open_output(output, classes, lungs=lungs, facts=facts, resume=resume))
             earlier = len(writer.earlier)
@@ -161,7 +164,7 @@ def score(
                 raise UserError(f"Stopped after {done} of {len(wanted_paths)} files{again}.")
     timing.stop()
 
-    from covidjax import report  # now: tables need what the first row did not
+    from covidjax.report import tables  # now: tables need what the first row did not
 
     total = earlier + len(wanted_paths)
     measured = None
@@ -170,7 +173,7 @@ def score(
 
         true, predicted = zip(*known, strict=True)
         measured = metrics.measure(true, predicted, classes)
-    note = report.TRAINED_ON_SYNTHETIC if synthetic else ""
+    note = tables.TRAINED_ON_SYNTHETIC if synthetic else ""
     if as_json:
         result = {
             "model": str(run),
@@ -228,23 +231,23 @@ def _left(paths: list[Source], writer: RowWriter, output: Path) -> list[Source]:
 def _tables(
     shown: list[Row], errors: list[Row], total: int, timing: Any, measured: Metrics | None, note: str
 ) -> list[RenderableType]:
-    from covidjax import report
+    from covidjax.report import tables
 
-    tables: list[RenderableType] = []
+    parts: list[RenderableType] = []
     for title, rows, more in (("Films", shown, total - len(shown)), ("Could not be read", errors, 0)):
         if rows:
-            tables.append(_rows_table(title, rows, f"and {more} more" if more else ""))
+            parts.append(_rows_table(title, rows, f"and {more} more" if more else ""))
     threads = "decode: all threads added up; it goes on beside the model"
-    tables.append(report.timing_table(timing.stages(), threads))
+    parts.append(tables.timing_table(timing.stages(), threads))
     if measured:
         title = "Metrics" + f"\n{note}" * bool(note)
-        tables += [report.metrics_table(measured, title), report.confusion_table(measured)]
-    return tables
+        parts += [tables.metrics_table(measured, title), tables.confusion_table(measured)]
+    return parts
 
 
 def _rows_table(title: str, rows: list[Row], below: str) -> RenderableType:
     """Rows by their paths without what these share: the files' own names are what tells them apart."""
-    from covidjax import report
+    from covidjax.report import tables
 
     parents = [str(Path(row.path).parent) for row in rows]
     alike = len({Path(parent).is_absolute() for parent in parents}) == 1
@@ -261,5 +264,5 @@ def _rows_table(title: str, rows: list[Row], below: str) -> RenderableType:
         for row in rows
     ]
     columns = ("path", "prediction", "confidence", *(["lungs"] if lungs else []), "error or warning")
-    table = report.rows_table(columns, cells, right=("confidence",))
-    return report.titled(title + f" in {base}" * bool(base), table, below)
+    table = tables.rows_table(columns, cells, right=("confidence",))
+    return tables.titled(title + f" in {base}" * bool(base), table, below)

@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from covidjax.config import Limits, UsageError, UserError
+from covidjax.errors import UsageError, UserError
+from covidjax.images.formats import Limits
 from covidjax_cli import common
 
 
@@ -62,12 +63,13 @@ def segment(
         if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
             raise UsageError(f"{out} lies in {path}, whose films are read; name a folder elsewhere.")
 
-    from covidjax import report
-    from covidjax.output import open_table
-    from covidjax.score import Sparing, find_films
-    from covidjax.segment import COLUMNS, GOOD, names_of
-    from covidjax.segment import segment as run
-    from covidjax.segmenter import open_segmenter
+    from covidjax.images.find import find_films
+    from covidjax.inference.memory import Sparing
+    from covidjax.lungs.export import COLUMNS, GOOD, names_of
+    from covidjax.lungs.export import segment as run
+    from covidjax.lungs.segmenter import open_segmenter
+    from covidjax.report import tables
+    from covidjax.scoring.output import open_table
 
     found = find_films(given)
     segmenter = open_segmenter(device, runtime, checkpoint)
@@ -112,12 +114,12 @@ def segment(
         }
         common.show_json(result | {"output": str(out)})
     else:
-        tables = [report.titled("Lungs", report.rows_table(("quality", "films"), quality.most_common(), right=("films",)))]
+        parts = [tables.titled("Lungs", tables.rows_table(("quality", "films"), quality.most_common(), right=("films",)))]
         if errors:
-            reasons = report.rows_table(("reason", "files"), errors.most_common(), right=("files",))
-            tables.append(report.titled("Could not be read", reasons))
-        tables.append(report.timing_table(stages, "decode, write: all threads added up"))
-        common.show(tables)
+            reasons = tables.rows_table(("reason", "files"), errors.most_common(), right=("files",))
+            parts.append(tables.titled("Could not be read", reasons))
+        parts.append(tables.timing_table(stages, "decode, write: all threads added up"))
+        common.show(parts)
     common.say(f"{quality[GOOD]} of {total} films have plausible lungs, {total - good} could not be read. Wrote {out}.")
     if warned:
         common.say(f"{warned} of them with a warning; see the column of that name.")

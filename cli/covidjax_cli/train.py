@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import click
 
-from covidjax.config import Config, ModelConfig, Run, UsageError, UserError, load_config
+from covidjax.config import Config, ModelConfig, load_config
+from covidjax.errors import UsageError, UserError
+from covidjax.runs.folder import Run
 from covidjax_cli import common
 
 if TYPE_CHECKING:
-    from covidjax.dataset import Dataset
-    from covidjax.member import Result
-    from covidjax.program import Timing
+    from covidjax.data.dataset import Dataset
+    from covidjax.timing import Timing
+    from covidjax.training.loop import Result
 
     Shown = tuple[list[Any], dict[str, Any]]
 
@@ -91,9 +93,9 @@ def train(
         chosen = "Training" if data or resume else "No --data given: training"
         common.say(f"{chosen} on the built-in sample of synthetic films; no figure from it says anything about patients.")
 
-    from covidjax import report
-    from covidjax.evaluate import open_dataset
-    from covidjax.task import make_task
+    from covidjax.data.sample import open_dataset
+    from covidjax.report import tables
+    from covidjax.training.tasks import make_task
 
     segments = settings.model.name == "lung-unet"
     dataset = open_dataset(settings.data.path, masks=segments)
@@ -104,34 +106,33 @@ def train(
         )
     run = run or _fresh_folder(settings.model.name)
     common.say(f"Run: {run}")
-    note = report.SYNTHETIC if sample else ""
+    note = tables.SYNTHETIC if sample else ""
     several = settings.train.cv or settings.train.ensemble > 1
-    tables, summary = (_train_members if several else _train_one)(settings, dataset, run, resume, note)
+    parts, summary = (_train_members if several else _train_one)(settings, dataset, run, resume, note)
     if as_json:
         common.show_json(summary)
     else:
-        common.show(tables)
+        common.show(parts)
     use = "find lungs with `covidjax segment FOLDER --out DIR" if segments else "score films with `covidjax score FOLDER"
     common.say(f"Wrote {run}/report; {use} --checkpoint {run}`.")
 
 
 def _train_one(settings: Config, dataset: Dataset, run: Path, resume: bool, note: str) -> Shown:
     """Train a single run and write its report; tables and JSON to show."""
-    from covidjax.train import train as train_network
+    from covidjax.training.loop import train as train_network
 
     with common.stopping() as stop, progress_of(settings.train.epochs) as progress:
         result = train_network(settings, dataset, run, resume=resume, progress=progress(""), stop=stop)
-    tables = [*_tables(result, settings, note), _timing(result.timing)]
-    _write(run, dataset, settings, result, tables, note)
-    return tables, _summary(run, result, note)
+    parts = [*_tables(result, settings, note), _timing(result.timing)]
+    _write(run, dataset, settings, result, parts, note)
+    return parts, _summary(run, result, note)
 
 
 def _train_members(settings: Config, dataset: Dataset, run: Path, resume: bool, note: str) -> Shown:
     """Train the networks of a cross-validation or an ensemble and write their reports; tables and JSON to show."""
-    from covidjax import report
-    from covidjax.config import members
     from covidjax.metrics import spread
-    from covidjax.together import train_members
+    from covidjax.report import run_report, tables
+    from covidjax.training.cross_validation import members, train_members
 
     with common.stopping() as stop, progress_of(settings.train.epochs) as progress:
         joint = train_members(settings, dataset, run, resume=resume, progress=progress, say=common.say, stop=stop)
@@ -141,36 +142,36 @@ def _train_members(settings: Config, dataset: Dataset, run: Path, resume: bool, 
     each = {name: result.metrics for name, result in joint.members.items()}
     below = f"\n{note}" * bool(note)
     several = settings.train.ensemble > 1
-    tables = []
+    shown = []
     if settings.train.cv:
         title = f"All folds, every film by the network{'s' * several} that it was held out from"
-        tables.append(report.members_table(joint.folds, "Folds" + ", mean probabilities" * several + below))
+        shown.append(tables.members_table(joint.folds, "Folds" + ", mean probabilities" * several + below))
     else:
         title = f"Test fold {settings.data.test_fold}, mean probabilities of the networks"
     if several:
-        tables.append(report.members_table(each, "Networks, each alone" + below))
-    tables += [*report.tables_of(joint.metrics, title + below), _timing(joint.timing)]
+        shown.append(tables.members_table(each, "Networks, each alone" + below))
+    shown += [*tables.tables_of(joint.metrics, title + below), _timing(joint.timing)]
     parts = joint.folds if settings.train.cv else each
     over_all = {
         "spread": {name: figure._asdict() for name, figure in spread(list(parts.values())).items()},
         "folds": {name: metrics.as_dict() for name, metrics in joint.folds.items()},
         "members": {name: _summary(run / name, result, note) for name, result in joint.members.items()},
     }
-    history = report.mean_history([result.history for result in joint.members.values()])
-    report.write(run / "report", joint.metrics, history, tables, note, over_all)
+    history = tables.mean_history([result.history for result in joint.members.values()])
+    run_report.write(run / "report", joint.metrics, history, shown, note, over_all)
     timing = {"seconds": joint.timing.seconds, "images": joint.timing.images}
-    return tables, {"run": str(run), "note": note, "metrics": joint.metrics.as_dict(), **over_all, **timing}
+    return shown, {"run": str(run), "note": note, "metrics": joint.metrics.as_dict(), **over_all, **timing}
 
 
-def _write(run: Path, dataset: Dataset, settings: Config, result: Result, tables: list[Any], note: str) -> None:
+def _write(run: Path, dataset: Dataset, settings: Config, result: Result, parts: list[Any], note: str) -> None:
     """Write the report of one network."""
-    from covidjax import report
+    from covidjax.report import run_report
 
-    report.write(run / "report", result.metrics, result.history, tables, note)
+    run_report.write(run / "report", result.metrics, result.history, parts, note)
     if dataset.masks:
-        from covidjax import gallery
+        from covidjax.training import mask_report
 
-        gallery.write(run / "report", run, dataset, settings.data.test_fold, result.examined.found, note)
+        mask_report.write(run / "report", run, dataset, settings.data.test_fold, result.examined.found, note)
 
 
 def _fresh_folder(model: str) -> Path:
@@ -273,17 +274,17 @@ def _epoch_line(record: dict[str, Any], epochs: int) -> str:
 
 
 def _tables(result: Result, settings: Config, note: str) -> list[Any]:
-    from covidjax import report
+    from covidjax.report import tables
 
     title = f"Test fold {settings.data.test_fold}, {result.checkpoint} checkpoint" + f"\n{note}" * bool(note)
-    return report.tables_of(result.metrics, title)
+    return tables.tables_of(result.metrics, title)
 
 
 def _timing(timing: Timing) -> Any:
-    from covidjax import report
+    from covidjax.report import tables
 
     stages = [(name, seconds, timing.images.get(name, 0)) for name, seconds in timing.seconds.items()]
-    return report.timing_table(stages, "checkpoint: time that training waited for it")
+    return tables.timing_table(stages, "checkpoint: time that training waited for it")
 
 
 def _summary(run: Path, result: Result, note: str) -> dict[str, Any]:

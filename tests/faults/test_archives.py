@@ -18,11 +18,11 @@ from covidjax_cli.main import main
 from test_cli_score import newest, paths_below, rows_of, with_one_before
 from test_decoders import FORMATS, GRAY, encoded
 
-from covidjax import archives
-from covidjax.collections.base import walk
-from covidjax.config import Limits, RadiographError
-from covidjax.score import find_films, listed
-from covidjax.segment import names_of
+from covidjax.errors import RadiographError
+from covidjax.images import archives
+from covidjax.images.find import find_films, listed, walk
+from covidjax.images.formats import Limits
+from covidjax.lungs.export import names_of
 
 ENDINGS = [".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz"]
 FILM = encoded(GRAY, "PNG")
@@ -224,7 +224,7 @@ def test_pickles_in_a_run_do_nothing(trained: Path, films: Path, tmp_path: Path)
 
 
 def test_code_unpickles_nothing():
-    root = Path(archives.__file__).parents[1]
+    root = Path(archives.__file__).parents[2]
     words = ("import pickle", "allow_pickle=True", "torch.load", "joblib", "shelve", "marshal", " eval(", " exec(")
     for folder in ("covidjax", "cli"):
         for file in (root / folder).rglob("*.py"):

@@ -24,12 +24,15 @@ from pydicom.encaps import encapsulate
 from test_cli_score import rows_of
 from test_dicom import make, written
 
-from covidjax import decoding, phantom, reading
-from covidjax.config import Limits, Preprocess, UserError
-from covidjax.decoding import Job
+from covidjax.config import Preprocess
+from covidjax.data import synthetic
+from covidjax.errors import UserError
+from covidjax.images import stream, workers
+from covidjax.images.formats import Limits
+from covidjax.images.workers import Job
 
 FILES = int(os.environ.get("COVIDJAX_FAULT_FILES", "400"))
-GRAY = phantom.draw(3, size=64).image
+GRAY = synthetic.draw(3, size=64).image
 SMALL = Preprocess(image_size=32)
 
 
@@ -134,15 +137,15 @@ def test_mutated_files_give_a_row_each_and_memory_stays_flat(trained: Path, tmp_
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_originals_are_read(name: str):
-    found = decoding.decode(FORMATS[name](), Job(32))
+    found = workers.decode(FORMATS[name](), Job(32))
     assert found.error == ""
     assert found.arrays[0].shape == (32, 32)
 
 
 def idle() -> Any:
     """A decoder that waits for its next job, which it will be given."""
-    assert decoding.decode(encoded(GRAY, "PNG"), Job(32)).error == ""
-    return decoding._idle[-1]._process
+    assert workers.decode(encoded(GRAY, "PNG"), Job(32)).error == ""
+    return workers._idle[-1]._process
 
 
 @pytest.fixture
@@ -156,37 +159,37 @@ def test_decoder_that_hangs_is_given_up(film: Path):
     process = idle()
     process.send_signal(signal.SIGSTOP)
     start = time.monotonic()
-    found = decoding.decode(film, Job(32, limits=Limits(seconds=0.5)))
+    found = workers.decode(film, Job(32, limits=Limits(seconds=0.5)))
     assert found.error == "not decoded within 0.5 seconds"
     assert time.monotonic() - start < 10
     assert process.returncode == -signal.SIGKILL
-    assert decoding.decode(film, Job(32)).error == ""
+    assert workers.decode(film, Job(32)).error == ""
 
 
 def test_decoder_ends_itself_where_nobody_waits_for_it(film: Path, monkeypatch: pytest.MonkeyPatch):
     """As where the command was killed while a decoder hangs: the alarm is set before the work begins."""
     process = idle()
-    monkeypatch.setattr(decoding, "GRACE", 1000.0)  # of this process, not the decoder's
+    monkeypatch.setattr(workers, "GRACE", 1000.0)  # of this process, not the decoder's
     os.mkfifo(film.parent / "pipe")
     with (film.parent / "large.bmp").open("wb") as file:
         file.write(encoded(np.zeros((32, 32), np.uint8), "BMP")[:14])
         file.write(struct.pack("<IiiHHIIiiII", 40, 13000, 13000, 1, 24, 0, 0, 0, 0, 0, 0))
         file.truncate(13000 * 13000 * 3 + 54)
-    found = decoding.decode(film.parent / "large.bmp", Job(32, limits=Limits(seconds=-1.99, megabytes=1000)))
+    found = workers.decode(film.parent / "large.bmp", Job(32, limits=Limits(seconds=-1.99, megabytes=1000)))
     assert found.error == "damaged: its decoder crashed (SIGALRM)"
     process.wait(10)
 
 
 def test_decoder_that_was_killed_by_somebody_is_replaced(film: Path):
     idle().kill()
-    assert decoding.decode(film, Job(32)).error == ""
+    assert workers.decode(film, Job(32)).error == ""
 
 
 def test_file_that_crashes_its_decoder_is_an_error(film: Path):
     process = idle()
     process.send_signal(signal.SIGSTOP)  # so that it is at the job when it crashes
     found = []
-    waiting = threading.Thread(target=lambda: found.append(decoding.decode(film, Job(32))))
+    waiting = threading.Thread(target=lambda: found.append(workers.decode(film, Job(32))))
     waiting.start()
     time.sleep(0.2)
     process.send_signal(signal.SIGSEGV)
@@ -204,13 +207,13 @@ def test_job_goes_on_while_decoders_are_killed(film: Path):
             for process in psutil.Process().children():
                 # One that is starting is left alone: on a busy machine none would ever get to its work.
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    if "covidjax.decoding" in " ".join(process.cmdline()) and time.time() - process.create_time() > 1:
+                    if "covidjax.images.workers" in " ".join(process.cmdline()) and time.time() - process.create_time() > 1:
                         process.kill()
 
     killer = threading.Thread(target=kill)
     killer.start()
     try:
-        found = list(reading.films([film] * 2000, SMALL, workers=2))
+        found = list(stream.films([film] * 2000, SMALL, workers=2))
     finally:
         stop.set()
         killer.join()
@@ -222,17 +225,17 @@ def test_job_goes_on_while_decoders_are_killed(film: Path):
 def test_names_are_those_of_the_folder_that_this_process_is_in(film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     idle()  # a decoder that was started elsewhere
     monkeypatch.chdir(tmp_path)
-    assert decoding.decode(film.name, Job(32)).error == ""
+    assert workers.decode(film.name, Job(32)).error == ""
 
 
 def test_decoder_that_cannot_be_started_is_one_sentence(film: Path, monkeypatch: pytest.MonkeyPatch):
     def full(*_: object, **__: object) -> None:
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
-    decoding.stop()
-    monkeypatch.setattr(decoding.subprocess, "Popen", full)
+    workers.stop()
+    monkeypatch.setattr(workers.subprocess, "Popen", full)
     with pytest.raises(UserError, match=r"could not be started \(Resource temporarily unavailable\)"):
-        decoding.decode(film, Job(32))
+        workers.decode(film, Job(32))
 
 
 def test_limits_are_options(trained: Path, tmp_path: Path):
@@ -260,7 +263,7 @@ def test_bomb_of_jpeg_2000_is_refused(syntax: str):
     for at in (start, start + 16):  # image and tile
         data[at : at + 8] = struct.pack(">II", 60_000, 60_000)
     begun = time.monotonic()
-    found = decoding.decode(bytes(data), Job(32, limits=Limits(seconds=20)))
+    found = workers.decode(bytes(data), Job(32, limits=Limits(seconds=20)))
     assert found.error
     assert time.monotonic() - begun < 25
-    assert decoding.decode(FORMATS["gray.png"](), Job(32)).error == ""
+    assert workers.decode(FORMATS["gray.png"](), Job(32)).error == ""

@@ -23,10 +23,13 @@ from commands import COMMAND, refused, run, start
 from test_cli_score import newest, paths_below, with_one_before
 from test_cli_train import TINY, compare_killed, wait_for
 
-from covidjax import checkpoint, output, rundir
-from covidjax.config import CLASSES
-from covidjax.output import open_output
-from covidjax.score import Row, Sparing
+from covidjax import files
+from covidjax.inference.memory import Sparing
+from covidjax.labels import CLASSES
+from covidjax.runs import checkpoint
+from covidjax.scoring import output
+from covidjax.scoring.classifier import Row
+from covidjax.scoring.output import open_output
 
 KILLS = int(os.environ.get("COVIDJAX_FAULT_KILLS", "3"))
 ENDINGS = [".csv", ".jsonl", ".parquet"]
@@ -264,7 +267,7 @@ def test_damaged_checkpoint_trains_again_from_the_one_before(trained: Path, prep
     data[len(data) // 2] ^= 0x10
     file.write_bytes(bytes(data))
     assert checkpoint.verify(copied, "last")[0] == 1
-    with rundir.lock(copied):
+    with files.lock(copied):
         checkpoint.Checkpoints(copied, "last", keep=2).close()
     assert checkpoint.steps(copied, "last") == [1]  # the other one's step comes again
 

@@ -1,0 +1,143 @@
+"""The prepared dataset on disk: a TFDS builder folder of ArrayRecord files, one split a fold, beside a manifest.
+
+``tfds.builder_from_directory(path)`` opens it, with or without this package. TensorFlow is not needed to read or write.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordReader
+from tensorflow_datasets.proto import tf_example_pb2
+
+from covidjax.config import Preprocess
+from covidjax.data.loader import Source
+from covidjax.errors import UsageError, UserError
+
+Example: Any = vars(tf_example_pb2)["Example"]  # protobuf makes the class when it is imported; no type checker knows it
+
+FORMAT = 2
+
+NAME = "covidjax"
+
+MANIFEST = "manifest.json"
+
+TEXTS = ("patient", "source", "name", "sha256", "view")
+
+
+class _Records:
+    """Random access to the records of some files.
+
+    TFDS's own data source would decode every feature of every record in Python, which takes longer than reading it.
+    """
+
+    def __init__(self, files: Sequence[str], image_size: int, masks: bool):
+        self.masks = masks
+        self.shape = (image_size, image_size, 1)
+        # Reading ahead is for sequential access. Several threads may share a reader.
+        self._readers = [ArrayRecordReader(file, "readahead_buffer_size:0") for file in files]
+        self._ends = list(itertools.accumulate(reader.num_records() for reader in self._readers))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def read(self, rows: np.ndarray, images: np.ndarray, labels: np.ndarray, masks: np.ndarray | None = None) -> None:
+        for at, row in enumerate(rows.tolist()):
+            features = self._features(row)
+            images[at] = np.frombuffer(features["image"].bytes_list.value[0], np.uint8).reshape(self.shape)
+            labels[at] = features["label"].int64_list.value[0]
+            if masks is not None:
+                masks[at] = np.frombuffer(features["mask"].bytes_list.value[0], np.uint8).reshape(self.shape)
+
+    def texts(self, row: int, *keys: str) -> tuple[str, ...]:
+        features = self._features(row)
+        return tuple(os.fsdecode(features[key].bytes_list.value[0]) for key in keys)
+
+    def _features(self, row: int) -> Mapping[str, Any]:
+        file = bisect.bisect_right(self._ends, row)
+        reader = self._readers[file]
+        # One at a time: its bytes stay in the processor's cache until they are copied, and reading several would wake
+        # the reader's own threads, which costs twice the processor time.
+        (record,) = reader.read([row - self._ends[file] + reader.num_records()])
+        return Example.FromString(record).features.feature
+
+
+class Dataset:
+    """A prepared dataset, opened for reading.
+
+    Raises:
+      UserError: no dataset, one of another format, or a damaged one.
+
+    Attributes:
+      masks: whether every film has a lung mask; the classes then are the kinds of mask.
+      segmenter: digest of the weights that found the lungs; empty for whole films.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        if not path.exists():
+            raise UsageError(f"{path} does not exist; make it with `covidjax prepare SOURCE --out {path}`.")
+        if not (path / MANIFEST).is_file():
+            raise UsageError(f"{path} is no prepared dataset; make one of it with `covidjax prepare {path} --out NAME`.")
+        try:
+            self.manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text())
+            if self.manifest["format"] != FORMAT:
+                raise UserError(f"{path} was prepared by another version of covidjax; prepare it again.")
+            self.preprocess = Preprocess(
+                self.manifest["image_size"],
+                self.manifest["lungs"],
+                tuple(self.manifest["classes"]),
+                self.manifest["invert"],
+            )
+            self.masks: bool = self.manifest["masks"]
+            self.segmenter: str = self.manifest["segmenter"]
+            self.folds: int = self.manifest["folds"]
+            self.fingerprint: str = self.manifest["fingerprint"]
+            self._builder: Any = tfds.builder_from_directory(path)
+            for name, size in self.manifest["bytes"].items():
+                if (path / name).stat().st_size != size:
+                    raise ValueError(f"{name} is not as long as it was written")
+            for fold in range(self.folds):
+                if len(self.source([fold])) != self.class_counts([fold]).sum():
+                    raise ValueError(f"fold{fold} does not hold the records that the manifest tells of")
+        except UserError:
+            raise
+        # The file formats' own readers raise whatever they like on a damaged file.
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{path} is damaged ({reason}); prepare it again.") from error
+
+    def source(self, folds: Sequence[int]) -> Source:
+        """Random access to the records of some folds, in the order of the folds."""
+        files = [os.fspath(file) for fold in folds for file in self._builder.info.splits[f"fold{fold}"].filepaths]
+        return _Records(files, self.preprocess.image_size, self.masks)
+
+    def class_counts(self, folds: Sequence[int]) -> np.ndarray:
+        """Images of each class in some folds, int ``[classes]``."""
+        per_fold = [list(self.manifest["per_fold"][f"fold{fold}"].values()) for fold in folds]
+        return np.asarray(per_fold, int).sum(0)
+
+    def split(self, test_fold: int, val_fold: int | None = None) -> tuple[list[int], list[int], list[int]]:
+        """Folds to train on, to test on and to validate on.
+
+        Raises:
+          UserError: a fold that there is not, or one fold for both.
+        """
+        for name, fold in (("test", test_fold), ("validation", val_fold)):
+            if fold is not None and not 0 <= fold < self.folds:
+                raise UsageError(f"{self.path} has no {name} fold {fold}; choose one from 0 to {self.folds - 1}.")
+        if test_fold == val_fold:
+            raise UsageError(f"Fold {test_fold} cannot be both test and validation fold; choose another --val-fold.")
+        held_out = {test_fold, val_fold}
+        training = [fold for fold in range(self.folds) if fold not in held_out]
+        if not training:
+            raise UserError(f"{self.path} has only {self.folds} folds, so none is left to train on; prepare more.")
+        return training, [test_fold], [] if val_fold is None else [val_fold]

@@ -1,0 +1,139 @@
+"""Grain loaders: batches from a prepared dataset.
+
+Pixels stay uint8 here; everything numeric happens on the device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import grain
+import numpy as np
+
+from covidjax.errors import UserError
+
+
+class Batch(NamedTuple):
+    """A batch of constant size; ``real`` examples come first, the rest is padding."""
+
+    images: np.ndarray
+    """uint8 ``[B, S, S, 1]``."""
+    labels: np.ndarray
+    """int32 ``[B]``."""
+    real: int
+    masks: np.ndarray | None = None
+    """uint8 ``[B, S, S, 1]`` of 0 and 1 where the dataset has masks; the labels then say what kind each is."""
+
+    @property
+    def targets(self) -> Any:
+        """The labels, or labels and masks."""
+        return self.labels if self.masks is None else (self.labels, self.masks)
+
+
+class Source(Protocol):
+    """Random access to the records of a prepared dataset; may be used by several threads at once."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of every image, ``[S, S, 1]``."""
+        ...
+
+    @property
+    def masks(self) -> bool:
+        """Whether there is a lung mask for every image."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, rows: np.ndarray, images: np.ndarray, labels: np.ndarray, masks: np.ndarray | None = None) -> None:
+        """Write the images of some rows, uint8 ``[rows, S, S, 1]``, their labels ``[rows]`` and, where wanted, their masks,
+        shaped as the images, into the given arrays."""
+
+    def texts(self, row: int, *keys: str) -> tuple[str, ...]:
+        """Some text features of a row."""
+        ...
+
+
+def order(count: int, batch_size: int, *, seed: int, epoch: int) -> np.ndarray:
+    """The rows of each step of an epoch, int32 ``[steps, batch]``: shuffled, the incomplete last batch left out."""
+    batch = min(batch_size, count)
+    shuffled = np.random.default_rng([seed, epoch]).permutation(count).astype(np.int32)
+    return shuffled[: count // batch * batch].reshape(-1, batch)
+
+
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+    try:
+        yield
+    # The file format's reader answers damaged bytes with errors of many kinds.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"A record of the dataset cannot be read ({reason}); prepare it again.") from error
+
+
+def _stack(source: Source, rows: np.ndarray, size: int | None = None) -> Batch:
+    size = size or len(rows)
+    images, labels = np.empty((size, *source.shape), np.uint8), np.zeros(size, np.int32)
+    masks = np.empty_like(images) if source.masks else None
+    with _reading():
+        source.read(rows, images, labels, masks)
+    for padded in (images, masks):
+        if padded is not None:
+            padded[len(rows) :] = 0
+    return Batch(images, labels, len(rows), masks)
+
+
+def _batches(source: Source, batches: Sequence[np.ndarray], size: int | None = None) -> Iterator[Batch]:
+    """A batch for each array of rows, in order, read ahead."""
+    dataset = grain.MapDataset.source(batches).map(lambda rows: _stack(source, rows, size))
+    # One thread: a second one would mostly wait for Python's lock, and the two would be slower than the one.
+    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
+
+
+def train_batches(source: Source, steps: np.ndarray) -> Iterator[Batch]:
+    """The batches whose rows ``order`` gave, read ahead of the training step."""
+    return _batches(source, list(steps))
+
+
+def identities(source: Source) -> list[tuple[str, ...]]:
+    """For every record what its film can be known by in another dataset: the file's digest and, where it means anything
+    outside its own dataset, the patient."""
+    with _reading():
+        found = [source.texts(row, "sha256", "patient") for row in range(len(source))]
+    return [(digest,) if patient.startswith("file:") else (digest, patient) for digest, patient in found]
+
+
+def patients(source: Source, rows: np.ndarray) -> list[str]:
+    """The patient's key of each of some records."""
+    with _reading():
+        return [source.texts(row, "patient")[0] for row in rows.tolist()]
+
+
+def eval_batches(source: Source, batch_size: int, rows: np.ndarray | None = None) -> Iterator[Batch]:
+    """Every record (or those of the given rows) once, in order; the last batch is padded to the common size."""
+    rows = np.arange(len(source)) if rows is None else rows
+    batch_size = min(batch_size, max(len(rows), 1))
+    batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    return _batches(source, batches, batch_size)
+
+
+def kept_batches(
+    data: Batch, batch_size: int, rows: np.ndarray, take: Callable[[Any, np.ndarray], Any] = operator.getitem
+) -> Iterator[Batch]:
+    """The batches of ``eval_batches`` from images that lie in memory, of which ``take`` gives some rows."""
+    batch_size = min(batch_size, max(len(rows), 1))
+    for start in range(0, len(rows), batch_size):
+        part = rows[start : start + batch_size]
+        padded = np.concatenate([part, np.zeros(batch_size - len(part), part.dtype)])
+        masks = None if data.masks is None else take(data.masks, padded)
+        yield Batch(take(data.images, padded), data.labels[padded], len(part), masks)
+
+
+def load_all(source: Source) -> Batch:
+    """Every record at once, in order."""
+    if not len(source):
+        raise UserError("the chosen folds hold no image; prepare the dataset again with fewer folds.")
+    return _stack(source, np.arange(len(source)))

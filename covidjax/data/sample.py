@@ -1,0 +1,95 @@
+"""The built-in synthetic dataset, and opening a dataset by its path or as ``sample``."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import shutil
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+
+from covidjax.config import Preprocess
+from covidjax.data import dataset, synthetic
+from covidjax.data.dataset import Dataset
+from covidjax.data.folds import assign_folds
+from covidjax.data.prepare import Options, Progress
+from covidjax.data.writer import Record, writing
+from covidjax.errors import UserError
+from covidjax.labels import CLASSES, MASKS
+
+SAMPLE_IMAGES = 324
+"""Size of the built-in sample: training on it with all defaults takes about ten minutes on two CPU cores."""
+
+
+def sample_dataset(
+    size: int = Preprocess().image_size,
+    images: int = SAMPLE_IMAGES,
+    *,
+    seed: int = 0,
+    masks: bool = False,
+    progress: Progress | None = None,
+) -> dataset.Dataset:
+    """The built-in dataset of synthetic films, drawn once into the user's cache folder and opened from there; with
+    ``masks`` the films with their lung masks in place of classes."""
+    # Another drawing or another format on disk is another dataset.
+    code = b"".join(Path(file).read_bytes() for file in (synthetic.__file__, dataset.__file__, __file__))
+    version = hashlib.sha256(code).hexdigest()[:8]
+    out = Path(platformdirs.user_cache_dir("covidjax"), "sample", f"{images}x{size}-seed{seed}{'-masks' * masks}-{version}")
+    if out.exists():
+        try:
+            return dataset.Dataset(out)
+        except UserError:
+            shutil.rmtree(out, ignore_errors=True)  # damaged; nobody but this function can mend it
+    try:
+        preprocess = Preprocess(size, classes=("fields",) if masks else CLASSES)
+        _draw_sample(out, Options(preprocess, seed=seed, masks=masks), images, progress)
+    except UserError as error:
+        if not out.exists():  # else another process drew it in the meantime
+            raise UserError(f"The sample could not be drawn: {error} XDG_CACHE_HOME names the cache folder.") from error
+    return dataset.Dataset(out)
+
+
+def _draw_sample(out: Path, options: Options, images: int, progress: Progress | None) -> None:
+    films = list(synthetic.sample(images, seed=options.seed, size=options.preprocess.image_size))
+    labels = np.asarray([film.label for film in films])
+    named = [f"Class {name}" for name in CLASSES]
+    folds = assign_folds(labels, [film.patient for film in films], named, folds=options.folds, seed=options.seed)
+    with writing(out, options.preprocess, options.folds, masks=options.masks, wait=True) as writer:
+        for index, (film, fold) in enumerate(zip(films, folds, strict=True)):
+            digest = hashlib.sha256(film.image.tobytes()).hexdigest()
+            label = "fields" if options.masks else CLASSES[film.label]
+            mask = film.lungs[..., None].astype(np.uint8) if options.masks else None
+            name = f"{film.patient}-{index}"
+            writer.add(fold, Record(film.image[..., None], label, film.patient, "synthetic", name, digest, mask=mask))
+            if progress:
+                progress(index + 1, images)
+        writer.close(options=dataclasses.asdict(options), sources=[], left_out={}, skipped=[], identical_files=0, notes=[])
+
+
+def open_dataset(path: str | Path, preprocess: Preprocess | None = None, *, masks: bool = False) -> Dataset:
+    """A prepared dataset, or the built-in sample for ``sample``.
+
+    Args:
+      path: its folder, or ``sample``.
+      preprocess: what a run was trained with; the dataset must have been prepared in the same way.
+      masks: of the sample, films with lung masks in place of classes.
+
+    Raises:
+      UserError: there is none, or it was prepared with other options.
+    """
+    size = preprocess.image_size if preprocess else Preprocess().image_size
+    dataset = sample_dataset(size, masks=masks) if str(path) == "sample" else Dataset(Path(path))
+    if preprocess and dataset.preprocess != preprocess:
+        raise UserError(
+            f"{path} was prepared with {_options(dataset.preprocess)}, but the run was trained on {_options(preprocess)}; "
+            "prepare the films again with the run's options."
+        )
+    return dataset
+
+
+def _options(preprocess: Preprocess) -> str:
+    masks = set(preprocess.classes) <= set(MASKS)
+    what = f"--masks ({', '.join(preprocess.classes)})" if masks else f"--classes {len(preprocess.classes)}"
+    return f"--image-size {preprocess.image_size} --lungs {preprocess.lungs} {what} --invert {preprocess.invert}"

@@ -1,0 +1,20 @@
+"""The expected failures of the project, and text that every terminal takes."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """An expected failure. The message is one sentence that says what is wrong and what to do about it."""
+
+
+class UsageError(UserError):
+    """Something that was asked for cannot be: a setting that does not exist, a value of the wrong kind, a missing path."""
+
+
+class RadiographError(UserError):
+    """A film that cannot be read; the message says why."""
+
+
+def printable(text: str) -> str:
+    """Text that any terminal and any file takes: bytes of a file's name that are no UTF-8 stand as escapes."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -1,0 +1,329 @@
+"""Decoding in processes of its own: whatever a file does to its decoder, the job goes on.
+
+A decoder that hangs cannot be stopped from within its process, and one that crashes takes its process along. So files are
+decoded by small processes that hold nothing else. One that takes longer than it may is killed, one that died is replaced,
+and the file gets an error. They are started when they are wanted, wait for the next job, and end with this process.
+
+What goes between the processes is lengths, JSON and pixels; nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import hashlib
+import json
+import os
+import resource
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from covidjax.errors import RadiographError, UserError
+from covidjax.images import decode as decoder
+from covidjax.images.decode import Invert
+from covidjax.images.formats import Limits
+
+GRACE = 2.0
+"""Seconds after a job's time in which a decoder that nobody waits for any more ends itself."""
+
+STARTING = 120.0
+"""Seconds that a decoder may take to start, on a machine that is busy with other things."""
+
+STARTS = 5
+"""Decoders that are tried for a file, some of which somebody may kill, before it is said that none can be started."""
+
+KILLED = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
+"""Signals that come from somebody, the system perhaps, and not from the file: it is tried once more."""
+
+_HEAD = struct.Struct("<QQ")
+
+_ROOM = 2**30
+"""Bytes of memory that a decoder has besides those for pixels."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is wanted of a file: gray pixels, whole, reduced or resized, see ``covidjax.radiograph``."""
+
+    size: int | None = None
+    """Resized to this square; else reduced to ``at_least``, or whole."""
+    at_least: int | None = None
+    thumbnail: int | None = None
+    """Also a copy resized to this square."""
+    mask: str | None = None
+    """The film's lung mask, which is wanted too, at ``size``."""
+    invert: Invert = "auto"
+    digest: bool = False
+    limits: Limits = field(default_factory=Limits)
+
+
+class Decoded(NamedTuple):
+    """What became of a file."""
+
+    arrays: list[np.ndarray]
+    """uint8 ``[H, W]``: the film, then the thumbnail or the mask; empty on an error."""
+    error: str = ""
+    remark: str = ""
+    sha256: str = ""
+    """Of the file's bytes, hexadecimal, where it was wanted and there were any."""
+    seconds: float = 0.0
+    """Reading, decoding and resizing."""
+
+
+def decode(source: str | os.PathLike[str] | bytes, job: Job) -> Decoded:
+    """Decode a file, or its bytes, in a decoder process, and wait for it. Never raises for the file's faults.
+
+    Raises:
+      UserError: processes cannot be started.
+    """
+    with _lock:
+        decoder = _idle.pop() if _idle else None
+    decoder, killed = decoder or _Decoder(), False
+    for _ in range(STARTS):
+        if decoder.ready():
+            outcome, fault = decoder.decode(source, job)
+            if outcome:
+                with _lock:
+                    _idle.append(decoder)
+                return outcome
+            if fault is None:
+                return Decoded([], f"not decoded within {job.limits.seconds:g} seconds", seconds=job.limits.seconds)
+            if killed or fault not in KILLED:
+                name = signal.Signals(fault).name if fault in set(signal.Signals) else f"exit code {-fault}"
+                return Decoded([], f"damaged: its decoder crashed ({name})")
+            killed = True
+        decoder = _Decoder()
+    decoder.close(kill=True)
+    raise UserError("A process for decoding could not be started; see that there is memory for it.")
+
+
+def start(count: int) -> None:
+    """Have so many decoders ready soon: they start beside whatever is done until they are wanted."""
+    with _lock:
+        _idle.extend(_Decoder() for _ in range(count - len(_idle)))
+
+
+def stop() -> None:
+    """End the decoders that wait."""
+    with _lock:
+        for decoder in _idle:
+            decoder.hang_up()
+        while _idle:
+            _idle.pop().close()
+
+
+_idle: list[_Decoder] = []
+
+_lock = threading.Lock()
+
+atexit.register(stop)
+
+os.register_at_fork(after_in_child=_idle.clear)  # a copy of this process has none
+
+
+class _Decoder:
+    """A decoder process and the socket to it."""
+
+    def __init__(self) -> None:
+        self._ready = False
+        try:
+            self._start()
+        except OSError as error:  # too many processes or open files, or no memory for another
+            raise UserError(
+                f"A process for decoding could not be started ({error.strerror}); end other programs, or use fewer workers."
+            ) from error
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        self._link = _Link(ours)
+        # The child finds the same modules, wherever this process has them from.
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(filter(None, map(os.path.abspath, sys.path))),
+            "OPENBLAS_NUM_THREADS": "1",
+            "OMP_NUM_THREADS": "1",
+        }
+        with theirs:
+            # In a group of its own: Ctrl-C is for the command, which asks its decoders no more.
+            # -P: no module is taken from the folder that the command was given in.
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-c", f"from covidjax.images.workers import serve; serve({theirs.fileno()})"],
+                    pass_fds=(theirs.fileno(),),
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    process_group=0,
+                )
+            except OSError:
+                self._link.close()
+                raise
+
+    def decode(self, source: str | os.PathLike[str] | bytes, job: Job) -> tuple[Decoded | None, int | None]:
+        """What became of a file; or nothing, and the signal that the process died of, or None where it took too long."""
+        data = source if isinstance(source, bytes) else b""
+        # Whole, since the process may have been started in another folder.
+        path = None if isinstance(source, bytes) else str(Path(source).absolute())
+        deadline = time.monotonic() + job.limits.seconds + GRACE / 2
+        try:
+            self._link.send({"path": path, "job": asdict(job)}, [data], deadline)
+            answer, body = self._link.receive(deadline)
+        except TimeoutError:
+            self.close(kill=True)
+            return None, None
+        except (OSError, EOFError):
+            return None, self.close()
+        arrays, at = [], 0
+        for shape in answer.pop("shapes"):
+            count = shape[0] * shape[1]
+            arrays.append(np.frombuffer(body, np.uint8, count, at).reshape(shape))
+            at += count
+        return Decoded(arrays, **answer), None
+
+    def ready(self) -> bool:
+        """Wait until the process has started; False where it did not."""
+        if not self._ready:
+            try:
+                self._link.receive(time.monotonic() + STARTING)
+            except (OSError, EOFError):
+                self.close(kill=True)
+                return False
+            self._ready = True
+        return True
+
+    def hang_up(self) -> None:
+        """Tell the process to end."""
+        self._link.close()
+
+    def close(self, kill: bool = False) -> int:
+        """End the process, and say what signal it died of; minus its exit code where it ended by itself."""
+        self._link.close()
+        if kill:
+            self._process.kill()
+        try:
+            return -self._process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            # Stuck in the system, on a disk that is gone perhaps: even SIGKILL waits for that.
+            self._process.kill()
+            return int(signal.SIGKILL)
+
+
+# In the decoder process
+
+
+def serve(descriptor: int) -> None:
+    """Decode what is asked for on a socket until it is closed."""
+    from PIL import Image
+
+    Image.MAX_IMAGE_PIXELS = None  # the limits say how many
+    link = _Link(socket.socket(fileno=descriptor))
+    with contextlib.suppress(EOFError, OSError):
+        link.send({}, [])  # ready
+        while True:
+            asked, data = link.receive()
+            job = Job(**asked["job"] | {"limits": Limits(**asked["job"]["limits"])})
+            # By the alarm, whose signal ends a process whatever it does, it ends also where nobody waits for it.
+            signal.setitimer(signal.ITIMER_REAL, job.limits.seconds + GRACE)
+            _bound_memory(job.limits)
+            done = work(asked["path"] if asked["path"] is not None else bytes(data), job)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            facts = done._asdict() | {"shapes": [array.shape for array in done.arrays]}
+            del facts["arrays"]
+            link.send(facts, [np.ascontiguousarray(array).reshape(-1).data for array in done.arrays])
+    os._exit(0)  # nothing is left to be tidied up
+
+
+def work(source: str | bytes, job: Job) -> Decoded:
+    """``decode`` in this process."""
+    begun = time.perf_counter()
+    arrays, error, remark, sha256 = [], "", "", ""
+    try:
+        data = source if isinstance(source, bytes) else decoder.read_bytes(source, job.limits)
+        if job.digest:
+            sha256 = hashlib.sha256(data).hexdigest()
+        if job.mask is not None and job.size:
+            gray, remark = decoder.read_reduced(data, invert=job.invert, limits=job.limits)
+            mask = decoder.read_mask(job.mask, job.size, gray.shape, limits=job.limits)
+            arrays = [decoder.resize(gray, job.size), mask]
+        elif job.size:
+            gray, remark = decoder.read_resized(data, job.size, invert=job.invert, limits=job.limits)
+            arrays = [gray]
+        else:
+            gray, remark = decoder.read_reduced(data, job.at_least, invert=job.invert, limits=job.limits)
+            arrays = [gray, decoder.resize(gray, job.thumbnail)] if job.thumbnail else [gray]
+    except RadiographError as fault:
+        arrays, error, remark = [], str(fault), ""
+    except MemoryError:
+        arrays, error, remark = [], "not enough memory to decode it", ""
+    return Decoded(arrays, error, remark, sha256, time.perf_counter() - begun)
+
+
+def _bound_memory(limits: Limits) -> None:
+    """A decoder that allocates without end gets no memory and says so, before the whole machine has none."""
+    # 16 bits a pixel stretched in float32, and the file itself a few times.
+    wanted = _ROOM + 16 * limits.pixels + 4 * limits.bytes
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+
+
+# Between the processes
+
+
+class _Link:
+    """Messages on a socket: a few facts and bytes."""
+
+    def __init__(self, end: socket.socket):
+        self._socket = end
+        self._reader = end.makefile("rb")  # buffered: most messages take one call of the system
+
+    def send(self, facts: dict[str, Any], parts: Sequence[Any], deadline: float | None = None) -> None:
+        text = json.dumps(facts).encode()
+        length = sum(map(len, parts))
+        head = _HEAD.pack(len(text), length) + text
+        # One call of the system where little is to be sent, no copy where it is much.
+        for part in [b"".join((head, *parts))] if length < 2**18 else [head, *parts]:
+            self._bound(deadline)
+            self._socket.sendall(part)
+
+    def receive(self, deadline: float | None = None) -> tuple[dict[str, Any], bytearray]:
+        """Facts and bytes.
+
+        Raises:
+          EOFError: the other end is closed.
+          OSError: likewise, or it takes too long (TimeoutError).
+        """
+        text, length = _HEAD.unpack(self._exactly(_HEAD.size, deadline))
+        return json.loads(self._exactly(text, deadline)), self._exactly(length, deadline)
+
+    def _exactly(self, length: int, deadline: float | None) -> bytearray:
+        found = bytearray(length)
+        view = memoryview(found)
+        while view:
+            self._bound(deadline)
+            count = self._reader.readinto1(view)  # pyright: ignore[reportAttributeAccessIssue]
+            if not count:
+                raise EOFError
+            view = view[count:]
+        return found
+
+    def _bound(self, deadline: float | None) -> None:
+        if deadline is not None:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            self._socket.settimeout(left)
+
+    def close(self) -> None:
+        self._reader.close()
+        self._socket.close()

@@ -1,0 +1,92 @@
+"""Networks as ONNX: converting them, and the cache of converted ones."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from covidjax.errors import UserError
+
+KEPT = 16
+"""Converted networks that are kept in the cache folder; the longest unused ones go."""
+
+_OPSET = 21
+
+
+def kept(key: str, make: Callable[[], bytes]) -> bytes:
+    """A converted network from the cache, or made anew and put there."""
+    file = cache() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.onnx"
+    with contextlib.suppress(OSError):
+        kept = file.read_bytes()
+        if hashlib.sha256(kept[32:]).digest() == kept[:32]:
+            os.utime(file)
+            return kept[32:]
+    model = make()
+    # A cache that cannot be written costs the next scoring some seconds, and nothing else.
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(f".partial-{os.getpid()}")
+        partial.write_bytes(hashlib.sha256(model).digest() + model)
+        partial.replace(file)
+        for old in sorted(file.parent.glob("*.onnx"), key=lambda each: each.stat().st_mtime)[:-KEPT]:
+            old.unlink()
+    return model
+
+
+def cache() -> Path:
+    """The folder of the converted networks."""
+    return platformdirs.user_cache_path("covidjax") / "models"
+
+
+def to_onnx(predict: Callable[[Any], Any], size: int) -> bytes:
+    """A function of uint8 images ``[B, size, size, 1]`` as ONNX, with any ``B``.
+
+    Raises:
+      UserError: something in it that the converter cannot write; the message says what.
+    """
+    import jax
+    import jax.numpy as jnp
+    import onnxruntime
+
+    with _quiet(), tempfile.TemporaryDirectory() as folder:
+        import jax2onnx
+
+        try:
+            images = jax.ShapeDtypeStruct(("B", size, size, 1), jnp.uint8)
+            jax2onnx.to_onnx(predict, [images], opset=_OPSET, return_mode="file", output_path=f"{folder}/plain.onnx")
+            options = onnxruntime.SessionOptions()
+            options.log_severity_level = 3
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+            options.optimized_model_filepath = f"{folder}/folded.onnx"
+            onnxruntime.InferenceSession(f"{folder}/plain.onnx", options, providers=["CPUExecutionProvider"])
+        # The converter answers what it does not know with errors of many kinds.
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(reason) from error
+        return Path(folder, "folded.onnx").read_bytes()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the converter's remarks, which no reader can act on."""
+    loggers = [logging.getLogger(name) for name in ("jax2onnx", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

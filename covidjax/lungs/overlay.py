@@ -1,0 +1,35 @@
+"""Pictures of a mask on an image."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from covidjax.lungs import geometry
+
+What = Literal["mask", "crop", "overlay"]
+
+
+def picture(gray: np.ndarray, found: geometry.Lungs, what: What) -> Image.Image:
+    """What ``segment`` writes of a film uint8 ``[H, W]`` and its lungs."""
+    if what == "crop":
+        return Image.fromarray(geometry.cut(gray, found, "crop"))
+    mask = geometry.enlarged(found.mask, *gray.shape)
+    if what == "mask":
+        return Image.fromarray(mask)
+    # A third of the way to red; the film's structure stays to be seen.
+    dim = np.where(mask, gray // 3 * 2, gray)
+    film = np.stack([dim + mask * np.uint8(85), dim, dim], -1)
+    left, top, right, bottom = found.box
+    line = max(min(gray.shape) // 256, 1)
+    part = film[top:bottom, left:right]
+    for edge in (part[:line], part[-line:], part[:, :line], part[:, -line:]):
+        edge[:] = (0, 255, 0)
+    return Image.fromarray(film)
+
+
+def _tinted(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    colour = np.where(mask[..., None], np.asarray([70, 160, 255]), image[..., None])
+    return (0.6 * image[..., None] + 0.4 * colour).astype(np.uint8)

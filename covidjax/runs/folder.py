@@ -1,0 +1,160 @@
+"""What lies in a run's folder beside its checkpoints and its report: settings, log, lock, and what was trained on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tomli_w
+
+from covidjax.config import Config, Preprocess
+from covidjax.errors import UsageError, UserError
+from covidjax.toml import build, read_toml
+
+if TYPE_CHECKING:
+    from covidjax.data.loader import Source
+
+
+@dataclass(frozen=True)
+class Run:
+    """What ``config.toml`` of a run holds: its settings and the preprocessing of the dataset it was trained on."""
+
+    config: Config
+    preprocess: Preprocess
+    dataset: str = ""
+    """Fingerprint of the dataset, so that its held-out fold is known again."""
+    segmenter: str = ""
+    """Digest of the weights that found the lungs in the dataset; empty for whole films."""
+
+    def save(self, path: Path) -> None:
+        """Write as TOML, whole or not at all."""
+        partial = path.with_suffix(".partial")
+        partial.write_text(self.text())
+        partial.replace(path)
+
+    def text(self) -> str:
+        """As TOML; ``None`` is an absent key."""
+        return tomli_w.dumps(_without_none(dataclasses.asdict(self)))
+
+    @classmethod
+    def parse(cls, text: str, where: str) -> Run:
+        """What ``text`` gave. Raises UserError where it is damaged; ``where`` names its file."""
+        try:
+            return build(cls, tomllib.loads(text), where=where)
+        except tomllib.TOMLDecodeError as error:
+            raise UserError(f"{where} is damaged ({error}); put back the file as it was written.") from error
+
+    @classmethod
+    def load(cls, path: Path) -> Run:
+        """Read what ``save`` wrote. Raises UserError where the file is missing or damaged."""
+        if not path.is_file():
+            raise UserError(f"{path.parent} is not a run: it has no {path.name}; name a folder that `covidjax train` made.")
+        return build(cls, read_toml(path), where=str(path))
+
+
+def _without_none(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_none(value) if isinstance(value, Mapping) else value
+        for key, value in table.items()
+        if value is not None
+    }
+
+
+CONFIG, LOG, SEEN, LOCK = "config.toml", "metrics.jsonl", "seen.txt", ".lock"
+
+
+def make(run: Path) -> None:
+    """Make a run's folder. One that holds anything else is refused: nothing of somebody else's is overwritten."""
+    try:
+        str(run).encode()
+        run.mkdir(parents=True, exist_ok=True)
+        inside = {path.name for path in run.iterdir()} - {LOCK, "config.partial"}
+    except UnicodeEncodeError:
+        raise UsageError(f"{os.fsencode(run)!r} cannot be a run's folder: its name is not UTF-8; choose another.") from None
+    except OSError as error:
+        raise UserError(f"{run} cannot be written ({error.strerror}); name a folder that you may write to.") from error
+    if CONFIG in inside:
+        raise UserError(f"{run} holds a run already; go on with --resume, or name another folder with --run.")
+    if inside:
+        raise UserError(f"{run} holds other files, such as {min(inside)}; name a new or an empty folder with --run.")
+
+
+def settings(run: Path) -> Run:
+    """Settings and preprocessing of a run.
+
+    Raises:
+      UserError: there is no such run, or its settings are damaged.
+    """
+    if not run.exists():
+        raise UsageError(f"{run} does not exist; name a folder that `covidjax train` made, such as one under runs/.")
+    return Run.load(run / CONFIG)
+
+
+def begin(run: Path, settings: Run) -> None:
+    """Make a run's folder and write its settings; from here on --resume goes on, whatever happens."""
+    make(run)
+    settings.save(run / CONFIG)
+
+
+def members(run: Path) -> list[Path]:
+    """The folders of the networks of a cross-validation or an ensemble, each a run; empty for a single run."""
+    train = Run.load(run / CONFIG).config.train
+    parts = ["fold"] * train.cv + ["member"] * (train.ensemble > 1)
+    if not parts:
+        return []
+    name = re.compile("-".join(rf"{part}(\d+)" for part in parts), re.ASCII)
+    matches = [(name.fullmatch(path.parent.name), path.parent) for path in run.glob(f"*/{CONFIG}")]
+    found = {tuple(map(int, match.groups())): folder for match, folder in matches if match}
+    return [found[numbers] for numbers in sorted(found)]
+
+
+def append(run: Path, record: dict[str, Any]) -> None:
+    """Add a line to the log, on disk before this returns."""
+    with (run / LOG).open("a") as file:
+        file.write(json.dumps(record, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def history(run: Path) -> list[dict[str, Any]]:
+    """The whole lines of the log; one that was half written when the process ended is left out."""
+    log = run / LOG
+    records = []
+    for line in log.read_text().splitlines() if log.exists() else ():
+        try:
+            records.append(json.loads(line))
+        except (ValueError, RecursionError):
+            continue
+    return records
+
+
+def keep_epochs(run: Path, epochs: int) -> None:
+    """Drop the lines that were written after the checkpoint: those epochs come again."""
+    kept = [record for record in history(run) if record["epoch"] <= epochs]
+    log = run / LOG
+    partial = log.with_suffix(".partial")
+    partial.write_text("".join(f"{json.dumps(record)}\n" for record in kept))
+    partial.replace(log)
+
+
+def write_seen(run: Path, source: Source) -> None:
+    """Note in a run what its films can be known by again: ``seen.txt``, one key a line."""
+    from covidjax.data import loader  # here: grain is slow to import, and scoring does without
+
+    keys = sorted({key for keys in loader.identities(source) for key in keys})
+    (run / SEEN).write_text("".join(f"{key}\n" for key in keys), errors="surrogateescape")
+
+
+def read_seen(run: Path) -> set[str]:
+    """What ``write_seen`` noted."""
+    file = run / SEEN
+    if not file.is_file():
+        raise UserError(f"{run} has no {SEEN}, which tells what it was trained on; evaluate it on its own test fold.")
+    return set(file.read_text(errors="surrogateescape").splitlines())

@@ -1,0 +1,117 @@
+"""Random changes to a batch of training images, and the normalisation and views of every image, on the device."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from covidjax.config import AugmentConfig
+from covidjax.inference.forward import MEAN
+
+
+def augment(key: Array, images: Array, config: AugmentConfig, axis: str | None = None) -> Array:
+    """Mirror, rotate, scale, shift, and change brightness and contrast, each image by its own draw.
+
+    Args:
+      key: one for the batch.
+      images: uint8 ``[B, S, S, 1]``.
+      config: how much of each; what is 0 is not computed.
+      axis: name of the mesh axis over which the batch is split between devices, or None; the draws are the same either way.
+
+    Returns:
+      float32 ``[B, S, S, 1]``, still from 0 to 255. What comes from outside the film repeats its nearest edge.
+    """
+    draws = _Draws(key, images, config, axis)
+    return draws.exposed(draws.moved(images))
+
+
+def augment_pairs(
+    key: Array, images: Array, masks: Array, config: AugmentConfig, axis: str | None = None
+) -> tuple[Array, Array]:
+    """``augment`` for images and their masks, uint8 ``[B, S, S, 1]`` of 0 and 1, which move with the images.
+
+    Returns:
+      The images as ``augment`` gives them, and the masks, float32 ``[B, S, S, 1]`` of 0 and 1: where the four nearest
+      pixels of the mask, weighed as those of the image are, come to half or more.
+    """
+    draws = _Draws(key, images, config, axis)
+    moved = draws.moved(masks).astype(jnp.float32)
+    return draws.exposed(draws.moved(images)), (moved >= 0.5).astype(jnp.float32)
+
+
+class _Draws:
+    """The random changes to one batch."""
+
+    def __init__(self, key: Array, images: Array, config: AugmentConfig, axis: str | None):
+        names = ("flip", "rotation", "zoom", "shift", "brightness", "contrast")
+        self._keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
+        self._config, self._axis, self._count = config, axis, images.shape[0]
+        self._batch = self._count * (1 if axis is None else lax.axis_size(axis))
+
+    def _own(self, draws: Array) -> Array:
+        """Those of this device's images."""
+        if self._axis is None:
+            return draws
+        return lax.dynamic_slice_in_dim(draws, lax.axis_index(self._axis) * self._count, self._count)
+
+    def moved(self, images: Array) -> Array:
+        """Mirrored, rotated, scaled and shifted, ``[B, S, S, 1]``."""
+        config, keys, batch, x = self._config, self._keys, self._batch, images[..., 0]
+        if config.flip:
+            mirrored = self._own(jax.random.bernoulli(keys["flip"], 0.5, (batch, 1, 1)))
+            x = jnp.where(mirrored, x[:, :, ::-1], x)
+        if config.rotation or config.zoom or config.shift:
+            angle = jnp.deg2rad(_either_way(keys["rotation"], batch, config.rotation))
+            scale = _factor(keys["zoom"], batch, config.zoom)
+            shift = jax.random.uniform(keys["shift"], (batch, 2), minval=-config.shift, maxval=config.shift) * x.shape[1]
+            x = _warp(x, self._own(angle), self._own(scale), self._own(shift))
+        return x[..., None]
+
+    def exposed(self, images: Array) -> Array:
+        """Of other contrast and brightness, float32 from 0 to 255."""
+        config, keys, batch = self._config, self._keys, self._batch
+        x = images.astype(jnp.float32)
+        if config.contrast:
+            factor = self._own(_factor(keys["contrast"], batch, config.contrast))
+            x = (x - 255 * MEAN) * factor[:, None, None, None] + 255 * MEAN
+        if config.brightness:
+            x = x + 255 * self._own(_either_way(keys["brightness"], batch, config.brightness))[:, None, None, None]
+        return jnp.clip(x, 0, 255)
+
+
+def _either_way(key: Array, batch: int, most: float) -> Array:
+    return jax.random.uniform(key, (batch,), minval=-most, maxval=most)
+
+
+def _factor(key: Array, batch: int, most: float) -> Array:
+    """Factors from 1/(1+most) to 1+most, as likely above 1 as below."""
+    return jnp.exp(_either_way(key, batch, 1.0) * jnp.log1p(most))
+
+
+def _warp(images: Array, angle: Array, scale: Array, shift: Array) -> Array:
+    """Rotate each of uint8 ``[B, S, S]`` about its centre, scale and shift it (bilinear): each pixel is fetched from where
+    it came. ``angle`` and ``scale`` are ``[B]``, ``shift`` is ``[B, 2]``."""
+    size = images.shape[1]
+    centre = (size - 1) / 2
+    rows, columns = jnp.mgrid[:size, :size] - centre
+    rows, columns = rows - shift[:, 0, None, None], columns - shift[:, 1, None, None]
+    cos, sin = ((f(angle) / scale)[:, None, None] for f in (jnp.cos, jnp.sin))
+    y = jnp.clip(cos * rows - sin * columns + centre, 0, size - 1)
+    x = jnp.clip(sin * rows + cos * columns + centre, 0, size - 1)
+    top, left = (jnp.minimum(jnp.floor(v).astype(jnp.int32), size - 2) for v in (y, x))
+    # A pixel and its neighbours to the right, below and across as the four bytes of one number: one fetch, not four.
+    padded = jnp.pad(images.astype(jnp.uint32), ((0, 0), (0, 1), (0, 1)))
+    fours = padded[:, :-1, :-1] | padded[:, :-1, 1:] << 8 | padded[:, 1:, :-1] << 16 | padded[:, 1:, 1:] << 24
+    each = (fours.reshape(len(images), -1), top * size + left, y - top, x - left)
+    # On a CPU image by image: otherwise XLA computes places and weights within the loops that use them, more than once and
+    # without vector instructions, five times slower.
+    return lax.map(_fetch, each) if jax.default_backend() == "cpu" else jax.vmap(_fetch)(each)
+
+
+def _fetch(image: tuple[Array, Array, Array, Array]) -> Array:
+    """Of the fours of an image those at places ``[S, S]``, each of the four weighed by the shares down and right."""
+    fours, places, down, right = image
+    found = fours.at[places].get(mode="promise_in_bounds")
+    near, beside, below, across = (((found >> bits) & 255).astype(jnp.int32).astype(jnp.float32) for bits in (0, 8, 16, 24))
+    return (near * (1 - right) + beside * right) * (1 - down) + (below * (1 - right) + across * right) * down
