@@ -17,11 +17,11 @@ from covidjax.training.calibrate import bundle, figures
 @click.command(epilog="Example: python -m bench.bundle runs/mine")
 @click.argument("run", type=click.Path(path_type=Path))
 def main(run: Path) -> None:
-    """Put RUN in the place of the bundled classifier, calibrated on its validation fold, and print its figures; or, where it
-    is a lung-unet, in the place of the bundled segmenter."""
+    """Put RUN in the place of the bundled weights: a classifier, calibrated on its validation fold, of which the figures are
+    printed, or a lung segmenter."""
     try:
-        if folder.settings(run).config.model.name == "lung-unet":
-            patients = sorted(key for key in folder.read_seen(run) if ":" in key)
+        if folder.read_run(run).config.model.name == "lung-unet":
+            patients = sorted(key for key in folder.read_trained_on(run) if ":" in key)
             segmenter.save(segmenter.BUNDLED, *segmenter._trained(run), patients)
             return
         print(bundle(run))

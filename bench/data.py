@@ -92,10 +92,10 @@ def dataset(images: int, size: int, folds: int = 5) -> Path:
 def _prepare(images: int, size: int, folds: int, out: Path) -> None:
     from covidjax.config import Preprocess
     from covidjax.data import synthetic
-    from covidjax.data.writer import Record, writing
+    from covidjax.data.writer import Record, create_dataset
 
-    drawn = list(synthetic.sample(min(images, 600), size=size))
-    with writing(out, Preprocess(image_size=size), folds) as writer:
+    drawn = list(synthetic.draw_images(min(images, 600), size=size))
+    with create_dataset(out, Preprocess(image_size=size), folds) as writer:
         for index in range(images):
             film = drawn[index % len(drawn)]
             name = f"{film.patient}-{index:06d}.png"
@@ -149,7 +149,7 @@ def batch(images: int, size: int) -> Path:
     def make(out: Path) -> None:
         from covidjax.data import synthetic
 
-        drawn = list(synthetic.sample(images, seed=3, size=size))
+        drawn = list(synthetic.draw_images(images, seed=3, size=size))
         pixels = np.stack([film.image[..., None] for film in drawn])
         with out.open("wb") as file:
             np.savez(file, images=pixels, labels=np.asarray([film.label for film in drawn], np.int32))

@@ -114,7 +114,7 @@ def answers(batch: str, run: str, where: str, precision: Any) -> dict[str, Any]:
     from bench.peers.ours import UNCHANGED, constant_given, read_batch
     from covidjax import device
     from covidjax.config import Config, TrainConfig
-    from covidjax.inference.forward import normalise
+    from covidjax.inference.forward import normalize
     from covidjax.models import Network, Weights
     from covidjax.runs.load import load_run
     from covidjax.training.step import initial_state, learning_rate, make_optimizer, make_step
@@ -132,10 +132,10 @@ def answers(batch: str, run: str, where: str, precision: Any) -> dict[str, Any]:
     network = Network(config.model, loaded.run.preprocess, dtype)
 
     def loss(params: Any) -> jax.Array:
-        logits = network.apply(Weights(params, loaded.weights.batch_stats), normalise(jnp.asarray(images)), train=True)[0]
+        logits = network.apply(Weights(params, loaded.weights.batch_stats), normalize(jnp.asarray(images)), train=True)[0]
         return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(labels)).mean()
 
-    logits = jax.jit(lambda weights: network.apply(weights, normalise(jnp.asarray(images)))[0])(loaded.weights)
+    logits = jax.jit(lambda weights: network.apply(weights, normalize(jnp.asarray(images)))[0])(loaded.weights)
     gradients = jax.jit(jax.grad(loss))(loaded.weights.params)
     optimizer = functools.partial(make_optimizer, train)
     step = jax.jit(make_step(network, Classification(config), optimizer, scaled))
@@ -194,7 +194,7 @@ def study(dataset: str, epochs: int, batch: int) -> dict[str, Any]:
     from covidjax import device
     from covidjax.config import Config, DataConfig, TrainConfig
     from covidjax.data.dataset import Dataset
-    from covidjax.metrics import figures
+    from covidjax.metrics import headline_metrics
     from covidjax.training.loop import train
 
     class Watch:
@@ -224,7 +224,7 @@ def study(dataset: str, epochs: int, batch: int) -> dict[str, Any]:
         "first_evaluation": max(0.0, watch.evaluations[0] - float(np.median(watch.evaluations[1:]))),
         "steps": watch.steps * epochs,
         "images": sum(int(opened.class_counts([fold]).sum()) for fold in range(1, opened.folds)),
-        "accuracy": figures(result.metrics)["accuracy"],
+        "accuracy": headline_metrics(result.metrics)["accuracy"],
         "device": used.device_kind,
         "dtype": np.dtype(device.precision(config.train.precision, used)[0]).name,
     }
@@ -250,7 +250,7 @@ def folds(dataset: str, epochs: int, batch: int) -> dict[str, Any]:
 
     from covidjax.config import Config, DataConfig, TrainConfig
     from covidjax.data.dataset import Dataset
-    from covidjax.training.cross_validation import train_members
+    from covidjax.training.cross_validation import train_networks
     from covidjax.training.loop import train
 
     class Watch:
@@ -276,7 +276,7 @@ def folds(dataset: str, epochs: int, batch: int) -> dict[str, Any]:
         train(single, opened, Path(folder, "one"), progress=alone)
         several = Config(data=settings, train=TrainConfig(epochs=epochs, batch_size=batch, cv=True, together="yes"))
         lines: list[str] = []
-        train_members(several, opened, Path(folder, "five"), progress=lambda name: together, say=lines.append)
+        train_networks(several, opened, Path(folder, "five"), progress=lambda name: together, say=lines.append)
     if lines:
         raise RuntimeError(lines[0])  # another way than the one to be measured
     return {

@@ -45,7 +45,7 @@ class Batches:
         epoch = iter(range(10**9))
 
         def shuffled() -> int:
-            rows = loader.order(len(source), batch, seed=0, epoch=next(epoch))
+            rows = loader.epoch_rows(len(source), batch, seed=0, epoch=next(epoch))
             return sum(batch.real for batch in loader.train_batches(source, rows))
 
         ways = {

@@ -74,7 +74,7 @@ def masks(options: Options) -> tuple[Table, dict[str, float]]:
     from covidjax.data import readers
     from covidjax.data.loader import Batch
     from covidjax.images import stream
-    from covidjax.labels import MASKS
+    from covidjax.labels import MASK_KINDS
     from covidjax.lungs import segmenter
     from covidjax.models import Network
     from covidjax.training.tasks import Segmentation
@@ -91,9 +91,9 @@ def masks(options: Options) -> tuple[Table, dict[str, float]]:
             rows.append(Row(f"{kind} of {name}", None, "left out: no held-out films"))
             continue
         pairs = [(example.path, example.mask) for example in examples if example.mask]
-        found = [film for film in stream.pairs(pairs, preprocess) if film.image is not None]
+        found = [film for film in stream.read_pairs(pairs, preprocess) if film.image is not None]
         images, true = (np.stack(list(each)) for each in zip(*((film.image, film.mask) for film in found), strict=True))
-        kinds = np.full(len(found), MASKS.index(kind), np.int32)
+        kinds = np.full(len(found), MASK_KINDS.index(kind), np.int32)
         dice = np.asarray(jax.device_get(examine(weights, Batch(images, kinds, len(found), true))))[:, 1].tolist()
         rows.append(Row(f"{kind} of {name}", Spread.of(dice), f"{len(dice)} films", samples=dice))
         figures[f"lungs_dice_{kind}"] = float(np.mean(dice))
@@ -107,12 +107,12 @@ def folder(name: str) -> Path:
 
 def held_out(examples: Sequence[Example]) -> list[Example]:
     """Those of whose patients the bundled weights have not seen any film; one film under two names is of one patient."""
-    from covidjax.data.duplicates import identical
+    from covidjax.data.duplicates import identical_files
     from covidjax.data.folds import patients_of
     from covidjax.lungs.segmenter import patients
 
     trained_on = patients()
-    names = patients_of(examples, identical(examples))
+    names = patients_of(examples, identical_files(examples))
     seen = {name for example, name in zip(examples, names, strict=True) if trained_on & {example.patient, name}}
     return [example for example, name in zip(examples, names, strict=True) if name not in seen]
 
@@ -121,7 +121,7 @@ def films() -> tuple[list[Path], list[np.ndarray]]:
     """Films of patients that are held out, and the two boxes drawn on each: left, top, right, bottom, ``[2, 4]``."""
     from covidjax.data import readers
     from covidjax.data.readers.base import Example
-    from covidjax.data.readers.names import film_of
+    from covidjax.data.readers.names import image_key
 
     root = folder("ieee8023")
     if not (root / "lung_boxes.json").is_file():
@@ -130,7 +130,7 @@ def films() -> tuple[list[Path], list[np.ndarray]]:
         whose = {row["filename"]: f"ieee8023:{row['patientid']}" for row in csv.DictReader(file)}
     boxes = json.loads((root / "lung_boxes.json").read_text())
     boxed = [
-        Example(root / "images" / name, "boxed", whose[name], "boxes", film=film_of(name))
+        Example(root / "images" / name, "boxed", whose[name], "boxes", film=image_key(name))
         for name in sorted(boxes)
         if name in whose and (root / "images" / name).is_file()
     ]

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from covidjax.errors import UsageError
 from covidjax.labels import CLASSES
-from covidjax.toml import _value, build, read_toml
+from covidjax.toml import _value, from_table, read_toml
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def load_config(
             if not isinstance(target, dict):
                 raise UsageError(f"{key} is no setting: {section} has no keys below it.")
         target[name] = value
-    config = build(Config, table, where=str(file) if file else "--set")
+    config = from_table(Config, table, where=str(file) if file else "--set")
     _check(config)
     return config
 

@@ -116,7 +116,7 @@ def mesh(batch: int) -> Mesh:
     return Mesh(np.asarray(devices[:count]), (AXIS,), axis_types=(AxisType.Auto,))
 
 
-def on_all(tree: Any, where: Mesh) -> Any:
+def replicate(tree: Any, where: Mesh) -> Any:
     """The arrays of a tree, whole on every device of a mesh; the tree itself where they lie there already, since putting a
     network's hundred arrays where they are takes longer than a GPU's forward pass."""
     sharding = NamedSharding(where, PartitionSpec())
@@ -125,7 +125,7 @@ def on_all(tree: Any, where: Mesh) -> Any:
     return jax.device_put(tree, sharding)
 
 
-def split(function: Callable[..., Any], where: Mesh, *shares: PartitionSpec, result: PartitionSpec) -> Callable[..., Any]:
+def shard(function: Callable[..., Any], where: Mesh, *shares: PartitionSpec, result: PartitionSpec) -> Callable[..., Any]:
     """The function as every device of a mesh runs it on its share of the arguments; unchanged where there is one device."""
     if where.size == 1:
         return function
@@ -145,7 +145,7 @@ def precision(choice: str, device: Device) -> tuple[DTypeLike, bool]:
     return _DTYPES[choice], choice == "float16"
 
 
-def fits(size: int, device: Device) -> bool:
+def fits_in_memory(size: int, device: Device) -> bool:
     """Whether ``size`` bytes of images may lie in the device's memory all the time: up to a quarter of it."""
     limit = (device.memory_stats() or {}).get("bytes_limit")
     if limit is None:  # a CPU: the images share the machine's memory with everything else

@@ -11,7 +11,7 @@ class UsageError(UserError):
     """Something that was asked for cannot be: a setting that does not exist, a value of the wrong kind, a missing path."""
 
 
-class RadiographError(UserError):
+class ImageError(UserError):
     """A film that cannot be read; the message says why."""
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     pass
 
 
-def read_table(path: Path, *columns: str) -> list[dict[str, str]]:
+def read_csv(path: Path, *columns: str) -> list[dict[str, str]]:
     """The rows of a CSV file that has at least these columns; what a row lacks is empty.
 
     Raises:
@@ -32,7 +32,7 @@ def read_table(path: Path, *columns: str) -> list[dict[str, str]]:
         raise UserError(f"{path} cannot be read as CSV in UTF-8 ({error}); mend the file.") from error
 
 
-def _held(folder: Path, wait: bool) -> int:
+def lock_folder(folder: Path, wait: bool) -> int:
     """A folder, made if need be, that no other process holds while the descriptor that is returned is open.
 
     Raises:
@@ -51,7 +51,7 @@ def _held(folder: Path, wait: bool) -> int:
         os.close(held)  # the other one has just finished, and renamed or removed it
 
 
-def _sync(file: Path) -> None:
+def fsync(file: Path) -> None:
     held = os.open(file, os.O_RDONLY)
     try:
         os.fsync(held)

@@ -6,7 +6,7 @@ import re
 
 CLASSES = ("COVID-19", "No-Findings", "Pneumonia")
 
-MASKS = ("fields", "lungs")
+MASK_KINDS = ("fields", "lungs")
 """What lung masks show. ``fields``: the lungs as far as heart and diaphragm do not hide them (Montgomery, Shenzhen, the
 phantoms). ``lungs``: also what lies behind the heart (V7 Labs' masks of ieee8023). A network learns each as an output of
 its own, from the films that have it."""

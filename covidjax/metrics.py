@@ -99,17 +99,17 @@ class MaskMetrics:
         return asdict(self)
 
 
-Measured = Metrics | MaskMetrics
+AnyMetrics = Metrics | MaskMetrics
 
 
-class Spread(NamedTuple):
+class MeanAndSd(NamedTuple):
     """Mean and standard deviation (of a sample) over the networks of a run."""
 
     mean: float
     sd: float
 
 
-def figures(found: Measured) -> dict[str, float]:
+def headline_metrics(found: AnyMetrics) -> dict[str, float]:
     """The figures by which whole results are compared."""
     if isinstance(found, MaskMetrics):
         return {"dice": found.overall.dice, "iou": found.overall.iou}
@@ -117,13 +117,13 @@ def figures(found: Measured) -> dict[str, float]:
     return {"accuracy": found.accuracy, "precision": macro.precision, "recall": macro.recall, "f1": macro.f1}
 
 
-def spread(found: Sequence[Measured]) -> dict[str, Spread]:
-    """Of each of ``figures`` over at least two results."""
-    table = {name: [figures(each)[name] for each in found] for name in figures(found[0])}
-    return {name: Spread(float(np.mean(row)), float(np.std(row, ddof=1))) for name, row in table.items()}
+def mean_and_sd(found: Sequence[AnyMetrics]) -> dict[str, MeanAndSd]:
+    """Of each of ``headline_metrics`` over at least two results."""
+    table = {name: [headline_metrics(each)[name] for each in found] for name in headline_metrics(found[0])}
+    return {name: MeanAndSd(float(np.mean(row)), float(np.std(row, ddof=1))) for name, row in table.items()}
 
 
-def measure(
+def classification_metrics(
     labels: ArrayLike, predictions: ArrayLike, classes: Sequence[str], patients: Sequence[str] | None = None
 ) -> Metrics:
     """Precision, recall, F1, accuracy with its interval, confusion matrix.
@@ -164,7 +164,7 @@ def measure(
     )
 
 
-def measure_masks(
+def mask_metrics(
     kinds: np.ndarray, dice: np.ndarray, iou: np.ndarray, classes: Sequence[str], patients: Sequence[str]
 ) -> MaskMetrics:
     """Means of the films' Dice coefficients and IoUs, by kind of mask and over all.

@@ -40,7 +40,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is not valid TOML: {error}; mend or remove that line.") from error
 
 
-def build(kind: type, table: Mapping[str, Any], *, where: str, prefix: str = "") -> Any:
+def from_table(kind: type, table: Mapping[str, Any], *, where: str, prefix: str = "") -> Any:
     """Make a dataclass from a TOML table, section by section, checking every key and every value's type.
 
     Args:
@@ -64,7 +64,7 @@ def build(kind: type, table: Mapping[str, Any], *, where: str, prefix: str = "")
         if dataclasses.is_dataclass(hint):
             if not isinstance(value, Mapping):
                 raise UsageError(f"{where}: {name} is a section, not a value; set a key below it, such as {name}.…")
-            values[key] = build(typing.cast(type, hint), value, where=where, prefix=f"{name}.")
+            values[key] = from_table(typing.cast(type, hint), value, where=where, prefix=f"{name}.")
         else:
             values[key] = _typed(hint, value, f"{where}: {name}")
     required = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]

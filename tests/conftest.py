@@ -20,7 +20,7 @@ def converted_elsewhere(tmp_path_factory):
     """Converted networks of the tests do not push a user's own out of the cache."""
     folder = tmp_path_factory.mktemp("models")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("covidjax.inference.onnx.cache", lambda: folder)
+        patch.setattr("covidjax.inference.onnx.cache_folder", lambda: folder)
         yield folder
 
 

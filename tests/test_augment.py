@@ -9,8 +9,8 @@ import pytest
 
 from covidjax.config import AugmentConfig
 from covidjax.data import synthetic
-from covidjax.inference.forward import normalise, ten_views
-from covidjax.training.augment import _warp, augment, augment_pairs
+from covidjax.inference.forward import normalize, ten_crop
+from covidjax.training.augment import _warp, augment, augment_with_masks
 
 OFF = AugmentConfig(flip=False, rotation=0, shift=0, zoom=0, brightness=0, contrast=0)
 IMAGES = np.stack([synthetic.draw(index, size=32).image for index in range(8)])[..., None]
@@ -53,13 +53,13 @@ def test_flip_mirrors_some_images_left_to_right_and_leaves_the_others():
 
 def test_ten_views_are_shifted_and_mirrored():
     images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 1), np.uint8)  # shifts of 2
-    views = np.asarray(ten_views(jnp.asarray(images))).reshape(2, 5, *images.shape)
+    views = np.asarray(ten_crop(jnp.asarray(images))).reshape(2, 5, *images.shape)
     for film, five in zip((images, images[:, :, ::-1]), views, strict=True):
         np.testing.assert_array_equal(five[0], film)
         for view, (y, x) in zip(five[1:], ((-2, -2), (-2, 2), (2, -2), (2, 2)), strict=True):
             places = [np.clip(np.arange(64) + shift, 0, 63) for shift in (y, x)]  # outside repeats the edge
             np.testing.assert_array_equal(view, film[:, places[0]][:, :, places[1]])
-    assert ten_views(jnp.asarray(images[:, :8, :8])).shape == (20, 8, 8, 1)
+    assert ten_crop(jnp.asarray(images[:, :8, :8])).shape == (20, 8, 8, 1)
 
 
 def test_output_stays_in_range_and_finite_whatever_is_asked():
@@ -176,7 +176,7 @@ def test_contrast_stretches_about_the_middle_gray():
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_normalise_takes_black_to_minus_two_and_white_to_two(channels, dtype):
     images = np.asarray([0, 51, 255], dtype).reshape(3, 1, 1, 1)
-    found = np.asarray(normalise(jnp.asarray(images), channels))
+    found = np.asarray(normalize(jnp.asarray(images), channels))
     assert found.shape == (3, 1, 1, channels)
     assert found.dtype == np.float32
     for channel in range(channels):
@@ -188,7 +188,7 @@ def test_masks_move_with_their_images():
     masks = np.stack([synthetic.draw(index, size=32).lungs for index in range(8)])[..., None].astype(np.uint8)
     images = masks * np.uint8(200)
     moving = only(flip=True, rotation=25, shift=0.2, zoom=0.3)
-    found, moved = augment_pairs(jax.random.key(3), jnp.asarray(images), jnp.asarray(masks), moving)
+    found, moved = augment_with_masks(jax.random.key(3), jnp.asarray(images), jnp.asarray(masks), moving)
     assert moved.dtype == jnp.float32
     np.testing.assert_array_equal(moved, np.asarray(found) >= 100)
     assert 0 < np.abs(np.asarray(moved) - masks).mean() < 0.5
@@ -197,7 +197,9 @@ def test_masks_move_with_their_images():
 def test_pairs_have_the_images_that_augment_gives_and_masks_no_exposure():
     masks = (IMAGES > 90).astype(np.uint8)
     config = AugmentConfig()
-    found, _ = augment_pairs(jax.random.key(1), jnp.asarray(IMAGES), jnp.asarray(masks), config)
+    found, _ = augment_with_masks(jax.random.key(1), jnp.asarray(IMAGES), jnp.asarray(masks), config)
     np.testing.assert_array_equal(found, augmented(config, seed=1))
-    _, still = augment_pairs(jax.random.key(1), jnp.asarray(IMAGES), jnp.asarray(masks), only(brightness=1, contrast=3))
+    _, still = augment_with_masks(
+        jax.random.key(1), jnp.asarray(IMAGES), jnp.asarray(masks), only(brightness=1, contrast=3)
+    )
     np.testing.assert_array_equal(still, masks)

@@ -47,7 +47,7 @@ def trained(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_learns_masks(trained: Path):
-    history = folder.history(trained)
+    history = folder.read_log(trained)
     assert history[-1]["test"]["dice"] > 0.7
     assert history[-1]["test"]["loss"] < history[0]["test"]["loss"]
     found = json.loads((trained / "report" / "metrics.json").read_text())
@@ -61,7 +61,7 @@ def test_report_has_pictures_and_every_film(trained: Path):
     scores = [float(row["dice"]) for row in rows]
     assert len(rows) == 6
     assert scores == sorted(scores)
-    assert np.mean(scores) == pytest.approx(folder.history(trained)[-1]["test"]["dice"], abs=1e-4)
+    assert np.mean(scores) == pytest.approx(folder.read_log(trained)[-1]["test"]["dice"], abs=1e-4)
     for name in ("worst.png", "typical.png", "curves.png"):
         with Image.open(trained / "report" / name) as picture:
             assert min(picture.size) > 400

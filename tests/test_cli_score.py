@@ -257,13 +257,13 @@ def test_rows_come_before_all_files_are_read(trained: Path, films: Path, monkeyp
     from covidjax.images import stream
 
     opened = []
-    whole = stream.open_film
+    whole = stream.read_image
 
     def counted(path, preprocess, *, digest, limits):
         opened.append(path)
         return whole(path, preprocess, digest=digest, limits=limits)
 
-    monkeypatch.setattr(stream, "open_film", counted)
+    monkeypatch.setattr(stream, "read_image", counted)
     rows = covidjax.load(trained).score(paths_below(films) * 20, batch_size=4, workers=2)
     for _ in range(5):
         next(rows)

@@ -132,7 +132,7 @@ def test_devices_that_share_a_batch_drop_what_one_would():
     assert mesh.size == 2
     x = jax.random.normal(jax.random.key(1), (8, 50))
     share = P(device.AXIS)
-    shared = device.split(lambda x: dropout(x, 0.5, Mode(True, device.AXIS, key=key)), mesh, share, result=share)
+    shared = device.shard(lambda x: dropout(x, 0.5, Mode(True, device.AXIS, key=key)), mesh, share, result=share)
     np.testing.assert_array_equal(shared(x), dropout(x, 0.5, Mode(True, key=key)))
 
 
@@ -189,9 +189,9 @@ def test_together_as_one_after_another(dataset: Dataset, tmp_path: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in runtimes.CHOICES if name not in ("auto", "jax")])
+@pytest.mark.parametrize("name", [name for name in runtimes.RUNTIMES if name not in ("auto", "jax")])
 def test_every_runtime_gives_the_probabilities_of_jax(finished: Path, films: Path, name: str):
-    if not runtimes.installed(name):
+    if not runtimes.is_installed(name):
         pytest.skip(f"{name} is not installed")
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 1), np.uint8)
     loaded = load_run(finished, "cpu")

@@ -41,10 +41,10 @@ def test_reencoded_and_resized_films_look_alike_and_others_do_not(tmp_path: Path
     (tmp_path / "broken.png").write_text("no film")
     paths.append(tmp_path / "broken.png")
     told = []
-    pairs = duplicates.look_alikes(paths, progress=lambda *done: told.append(done))
+    pairs = duplicates.near_duplicates(paths, progress=lambda *done: told.append(done))
     assert pairs == [(3, 12), (7, 13)]
     assert told[-1] == (15, 15)
-    assert duplicates.look_alikes(paths[-1:]) == []
+    assert duplicates.near_duplicates(paths[-1:]) == []
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def test_measured_basis_of_the_threshold(shared_data: Path):
     examples = [
         each for name in ("ozturk", "ieee8023", "radiography") for each in readers.read(shared_data / name).examples
     ]
-    hashes = np.stack([found for each in examples if (found := duplicates.look(each.path)) is not None])
+    hashes = np.stack([found for each in examples if (found := duplicates.perceptual_hash(each.path)) is not None])
     assert len(hashes) == len(examples) == 4545
     signs = np.where(hashes, 1, -1).astype(np.float32)
     different = (256 - signs @ signs.T) / 2

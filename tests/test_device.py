@@ -50,10 +50,10 @@ def test_precision_that_was_asked_for():
 
 def test_images_fit_in_a_quarter_of_the_memory():
     card = Fake("gpu", "7.0", memory=16 * 2**30)
-    assert device.fits(4 * 2**30, card)
-    assert not device.fits(4 * 2**30 + 1, card)
-    assert device.fits(1, Fake("cpu"))
-    assert not device.fits(2**60, Fake("cpu"))
+    assert device.fits_in_memory(4 * 2**30, card)
+    assert not device.fits_in_memory(4 * 2**30 + 1, card)
+    assert device.fits_in_memory(1, Fake("cpu"))
+    assert not device.fits_in_memory(2**60, Fake("cpu"))
 
 
 def test_compiled_programs_that_were_cut_off_are_removed(tmp_path):
@@ -74,13 +74,13 @@ def test_compiled_programs_that_were_cut_off_are_removed(tmp_path):
 
 def test_arrays_that_lie_where_they_should_are_not_put_there_again():
     one, two = device.mesh(1), device.mesh(8)
-    placed = device.on_all({"a": np.ones(3, np.float32), "b": jnp.zeros(2)}, one)
-    assert device.on_all(placed, one) is placed
+    placed = device.replicate({"a": np.ones(3, np.float32), "b": jnp.zeros(2)}, one)
+    assert device.replicate(placed, one) is placed
     assert all(leaf.sharding.mesh == one for leaf in jax.tree.leaves(placed))
     if two.size > 1:
-        moved = device.on_all(placed, two)
+        moved = device.replicate(placed, two)
         assert moved is not placed
         assert {len(leaf.devices()) for leaf in jax.tree.leaves(moved)} == {two.size}
         np.testing.assert_array_equal(moved["a"], np.ones(3))
     mixed = {"a": placed["a"], "b": np.zeros(2)}
-    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(device.on_all(mixed, one)))
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(device.replicate(mixed, one)))

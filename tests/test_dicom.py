@@ -13,7 +13,7 @@ from pydicom import uid
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 
-from covidjax.errors import RadiographError
+from covidjax.errors import ImageError
 from covidjax.images import decode as images
 from covidjax.images import dicom
 from covidjax.images.find import walk
@@ -205,20 +205,20 @@ def test_data_set_without_preamble_and_a_file_of_any_name_are_read(tmp_path):
     ],
 )
 def test_what_is_no_film_is_refused_with_the_reason(dataset, reason):
-    with pytest.raises(RadiographError, match=reason):
+    with pytest.raises(ImageError, match=reason):
         images.read(written(dataset), limits=Limits(megapixels=LARGEST / 1e6))
 
 
 def test_report_without_an_image_is_refused():
     dataset = make()
     del dataset.PixelData
-    with pytest.raises(RadiographError, match="without an image"):
+    with pytest.raises(ImageError, match="without an image"):
         decode(dataset)
 
 
 def test_deflated_bomb_is_refused(monkeypatch):
     monkeypatch.setattr(dicom, "LARGEST_DEFLATED", 1000)
-    with pytest.raises(RadiographError, match="inflated"):
+    with pytest.raises(ImageError, match="inflated"):
         decode(make(syntax=uid.DeflatedExplicitVRLittleEndian))
 
 
@@ -237,7 +237,7 @@ def test_deflated_bomb_is_refused(monkeypatch):
     ],
 )
 def test_remarks(header: dict[str, Any], remark: str):
-    assert dicom.remark(written(make(**header))) == remark
+    assert dicom.warning_of(written(make(**header))) == remark
 
 
 def test_no_message_tells_the_patient(recwarn: pytest.WarningsRecorder, caplog: pytest.LogCaptureFixture):
@@ -251,9 +251,9 @@ def test_no_message_tells_the_patient(recwarn: pytest.WarningsRecorder, caplog: 
             mutated[place] = generator.integers(256)
         try:
             dicom.decode(bytes(mutated), LARGEST)
-        except RadiographError as error:
+        except ImageError as error:
             assert "ecret" not in str(error)
-        assert "ecret" not in dicom.remark(bytes(mutated))
+        assert "ecret" not in dicom.warning_of(bytes(mutated))
     assert "ecret" not in caplog.text
     assert not any("ecret" in str(warning.message) for warning in recwarn)
 

@@ -55,7 +55,7 @@ def test_recipe_stands_instead_of_the_defaults(tmp_path: Path):
         "table5": 1e-3,
     }
     assert found["table2"].settings.train.cv
-    assert experiments.described(file) == "train.learning_rate 0.5, train.weight_decay 0.25, augment.flip False"
+    assert experiments.describe_recipe(file) == "train.learning_rate 0.5, train.weight_decay 0.25, augment.flip False"
     file.write_text("[train]\nrate = 1")
     with pytest.raises(UsageError, match=r"unknown key train\.rate"):
         experiments.load(recipe=file)
@@ -85,8 +85,8 @@ def test_unknown_name():
 
 def test_rehearsals_have_smaller_images():
     found = experiments.load()
-    assert [experiments.smaller(found[name]).films.image_size for name in ("table1", "table3")] == [72, 32]
-    small, table = experiments.smaller(found["table5"]), found["table5"]
+    assert [experiments.for_rehearsal(found[name]).films.image_size for name in ("table1", "table3")] == [72, 32]
+    small, table = experiments.for_rehearsal(found["table5"]), found["table5"]
     assert (small.settings, small.study, small.films.sources) == (table.settings, table.study, table.films.sources)
 
 

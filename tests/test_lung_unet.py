@@ -10,7 +10,7 @@ import pytest
 
 from covidjax.config import ModelConfig, Preprocess
 from covidjax.data import synthetic
-from covidjax.inference.forward import normalise
+from covidjax.inference.forward import normalize
 from covidjax.models import Network, Weights, count_parameters
 from covidjax.models.kernels import from_blocks
 from covidjax.models.lung_unet import repeat, to_blocks
@@ -54,7 +54,7 @@ def test_sizes_that_do_not_halve_are_refused():
 def test_learns_the_lungs_of_a_few_films():
     net = network(32)
     films = [synthetic.draw(index, size=32) for index in range(8)]
-    images = normalise(jnp.asarray(np.stack([film.image for film in films])[..., None]))
+    images = normalize(jnp.asarray(np.stack([film.image for film in films])[..., None]))
     masks = jnp.asarray(np.stack([film.lungs for film in films]))
     weights, optimizer = net.init(0), optax.adam(1e-2)
 

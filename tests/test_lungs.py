@@ -54,7 +54,7 @@ TWO = ((10, 50, 8, 28), (12, 48, 36, 56))
 
 
 def test_box_is_that_of_both_lungs_with_the_stated_margin():
-    found = geometry.find(blank(*TWO).astype(float), 640, 320)
+    found = geometry.find_lungs(blank(*TWO).astype(float), 640, 320)
     assert found.flag == ""
     # 48 of 64 columns and 40 of 64 rows; 3 % of the width on either side, 8 % of the height at either end.
     width, height = 48 / 64 * 320, 40 / 64 * 640
@@ -64,7 +64,7 @@ def test_box_is_that_of_both_lungs_with_the_stated_margin():
 
 
 def test_box_ends_at_the_edge_of_the_film():
-    found = geometry.find(blank((0, 64, 1, 22), (4, 60, 42, 63)).astype(float), 100, 100)
+    found = geometry.find_lungs(blank((0, 64, 1, 22), (4, 60, 42, 63)).astype(float), 100, 100)
     assert found.flag == ""
     assert found.box == (0, 0, 100, 100)
 
@@ -72,7 +72,7 @@ def test_box_ends_at_the_edge_of_the_film():
 def test_only_the_two_largest_pieces_count_and_their_holes_are_filled():
     mask = blank(*TWO, (60, 63, 1, 4))
     mask[20:24, 12:16] = False
-    found = geometry.find(mask.astype(float), SIZE, SIZE)
+    found = geometry.find_lungs(mask.astype(float), SIZE, SIZE)
     np.testing.assert_array_equal(found.mask, blank(*TWO))
 
 
@@ -89,27 +89,27 @@ def test_only_the_two_largest_pieces_count_and_their_holes_are_filled():
     ],
 )
 def test_implausible_masks_are_flagged_and_leave_the_film_whole(mask, flag):
-    found = geometry.find(mask.astype(float), 50, 70)
+    found = geometry.find_lungs(mask.astype(float), 50, 70)
     assert found.flag == flag
     assert found.box == (0, 0, 70, 50)
     film = np.random.default_rng(0).integers(1, 255, (50, 70), np.uint8)
     for what in ("crop", "mask"):
-        np.testing.assert_array_equal(geometry.cut(film, found, what), film)
+        np.testing.assert_array_equal(geometry.crop_to_box(film, found, what), film)
 
 
 def test_a_mask_without_a_clear_outline_is_flagged():
     mask = blank(*TWO).astype(float)
-    assert geometry.find(np.where(mask > 0, 0.79, 0.1), SIZE, SIZE).flag == "outline unsure"
-    assert geometry.find(np.where(mask > 0, 0.81, 0.1), SIZE, SIZE).flag == ""
+    assert geometry.find_lungs(np.where(mask > 0, 0.79, 0.1), SIZE, SIZE).flag == "outline unsure"
+    assert geometry.find_lungs(np.where(mask > 0, 0.81, 0.1), SIZE, SIZE).flag == ""
 
 
 def test_lungs_that_touch_are_still_two():
-    assert geometry.find(blank(*TWO, (20, 22, 28, 36)).astype(float), SIZE, SIZE).flag == ""
+    assert geometry.find_lungs(blank(*TWO, (20, 22, 28, 36)).astype(float), SIZE, SIZE).flag == ""
 
 
 def test_every_phantom_has_plausible_lungs_inside_its_box(films):
     for film in films:
-        found = geometry.find(film.lungs.astype(np.float32), SIZE, SIZE)
+        found = geometry.find_lungs(film.lungs.astype(np.float32), SIZE, SIZE)
         assert found.flag == ""
         left, top, right, bottom = found.box
         outside = film.lungs.copy()
@@ -122,10 +122,10 @@ def test_every_phantom_has_plausible_lungs_inside_its_box(films):
 
 def test_crop_is_the_box_of_the_film_and_mask_is_black_outside_the_dilated_lungs(films):
     for film in films[:6]:
-        found = geometry.find(film.lungs.astype(np.float32), SIZE, SIZE)
+        found = geometry.find_lungs(film.lungs.astype(np.float32), SIZE, SIZE)
         left, top, right, bottom = found.box
-        np.testing.assert_array_equal(geometry.cut(film.image, found, "crop"), film.image[top:bottom, left:right])
-        masked = geometry.cut(film.image, found, "mask")
+        np.testing.assert_array_equal(geometry.crop_to_box(film.image, found, "crop"), film.image[top:bottom, left:right])
+        masked = geometry.crop_to_box(film.image, found, "mask")
         near = film.lungs.copy()  # one pixel of 64 up, down, left and right
         near[1:] |= film.lungs[:-1]
         near[:-1] |= film.lungs[1:]
@@ -136,8 +136,8 @@ def test_crop_is_the_box_of_the_film_and_mask_is_black_outside_the_dilated_lungs
 
 def test_mask_is_enlarged_to_the_films_own_scale(films):
     film = films[0]
-    found = geometry.find(film.lungs.astype(np.float32), 4 * SIZE, 4 * SIZE)
-    inside = geometry.shown(found, 4 * SIZE, 4 * SIZE)
+    found = geometry.find_lungs(film.lungs.astype(np.float32), 4 * SIZE, 4 * SIZE)
+    inside = geometry.visible_pixels(found, 4 * SIZE, 4 * SIZE)
     left, top, right, bottom = found.box
     assert inside.shape == (bottom - top, right - left)
     coarse = film.lungs.repeat(4, 0).repeat(4, 1)[top:bottom, left:right]
@@ -147,11 +147,11 @@ def test_mask_is_enlarged_to_the_films_own_scale(films):
 
 def test_square_keeps_the_aspect_between_equal_black_bars():
     film = np.full((30, 50), 7, np.uint8)
-    found = geometry.square(film)
+    found = geometry.pad_to_square(film)
     assert found.shape == (50, 50)
     np.testing.assert_array_equal(found[10:40], film)
     assert not found[:10].any() and not found[40:].any()
-    np.testing.assert_array_equal(geometry.square(film.T), found.T)
+    np.testing.assert_array_equal(geometry.pad_to_square(film.T), found.T)
 
 
 @pytest.mark.parametrize(
@@ -167,10 +167,13 @@ def test_classifier_sees_a_square_window_around_the_box(box, height, width, rows
     film = np.random.default_rng(1).integers(1, 255, (height, width), np.uint8)
     found = geometry.Lungs(box, 0.3, "", np.ones((SIZE, SIZE), bool))
     window = film[slice(*rows), slice(*columns)]
-    np.testing.assert_array_equal(geometry.framed(film, found, "crop"), geometry.square(window))
-    np.testing.assert_array_equal(geometry.framed(film, found, "mask"), geometry.square(geometry.cut(film, found, "mask")))
+    np.testing.assert_array_equal(geometry.frame_lungs(film, found, "crop"), geometry.pad_to_square(window))
     np.testing.assert_array_equal(
-        geometry.framed(film, found._replace(box=(0, 0, width, height), flag="one lung"), "crop"), geometry.square(film)
+        geometry.frame_lungs(film, found, "mask"), geometry.pad_to_square(geometry.crop_to_box(film, found, "mask"))
+    )
+    np.testing.assert_array_equal(
+        geometry.frame_lungs(film, found._replace(box=(0, 0, width, height), flag="one lung"), "crop"),
+        geometry.pad_to_square(film),
     )
 
 
@@ -184,15 +187,15 @@ def test_files_come_back_in_order_whatever_is_wrong_with_them(films, tmp_path):
     paths[3:3] = [tmp_path / "bad.png", tmp_path / "none.png"]
     paths.append(tmp_path / "down.png")
     segmenter = Perfect(films)
-    found = list(lung_stream.films(paths, Preprocess(32, "crop"), segmenter, workers=2))
+    found = list(lung_stream.read_lungs(paths, Preprocess(32, "crop"), segmenter, workers=2))
     assert [film.path for film in found] == list(map(str, paths))
-    assert set(segmenter.batches) == {lung_stream.BATCH}
+    assert set(segmenter.batches) == {lung_stream.BATCH_SIZE}
     assert [film.lungs for film in found] == ["crop"] * 3 + ["", ""] + ["crop"] * 15 + ["whole film: no lungs"]
     assert [bool(film.error) for film in found] == [False] * 3 + [True, True] + [False] * 16
     for film, path in zip(found, paths, strict=True):
         if film.lungs == "crop":
             true = films[int(path.stem)]
-            part = geometry.framed(true.image, geometry.find(true.lungs.astype(float), SIZE, SIZE), "crop")
+            part = geometry.frame_lungs(true.image, geometry.find_lungs(true.lungs.astype(float), SIZE, SIZE), "crop")
             assert film.image is not None
             np.testing.assert_array_equal(film.image[..., 0], decode.resize(part, 32))
             assert len(film.sha256) == 64
@@ -204,7 +207,7 @@ def test_files_come_back_in_order_whatever_is_wrong_with_them(films, tmp_path):
 def test_films_above_four_times_the_size_are_reduced_before_they_wait(films, tmp_path):
     film = films[0].image.repeat(8, 0).repeat(8, 1)
     Image.fromarray(film).save(tmp_path / "large.png")
-    (found,) = lung_stream.seen([tmp_path / "large.png"], Perfect(films), at_least=SIZE)
+    (found,) = lung_stream.segment_images([tmp_path / "large.png"], Perfect(films), at_least=SIZE)
     np.testing.assert_array_equal(found.gray, films[0].image)
     assert found.lungs is not None
     assert found.lungs.flag == ""
@@ -232,5 +235,5 @@ def test_prepare_writes_the_lungs_and_counts_the_films_without(films, tmp_path, 
         index = int(source.texts(row, "name")[0].removesuffix(".png").rpartition("-")[2])
         if index:
             film = films[index]
-            part = geometry.framed(film.image, geometry.find(film.lungs.astype(float), SIZE, SIZE), what)
+            part = geometry.frame_lungs(film.image, geometry.find_lungs(film.lungs.astype(float), SIZE, SIZE), what)
             np.testing.assert_array_equal(batch.images[row, ..., 0], decode.resize(part, 32))

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from covidjax.metrics import ClassMetrics, measure, spread
+from covidjax.metrics import ClassMetrics, classification_metrics, mean_and_sd
 
 CLASSES = ("COVID-19", "No-Findings", "Pneumonia")
 CONFUSION = [[8, 1, 1], [0, 15, 5], [2, 4, 14]]
@@ -19,7 +19,7 @@ def pairs(confusion):
 
 def test_three_classes_by_hand():
     labels, predictions = pairs(CONFUSION)
-    result = measure(labels, predictions, CLASSES)
+    result = classification_metrics(labels, predictions, CLASSES)
     assert result.confusion == CONFUSION
     assert result.classes == CLASSES
     assert list(result.per_class) == list(CLASSES)
@@ -37,7 +37,7 @@ def test_three_classes_by_hand():
 
 
 def test_precision_goes_by_predictions_and_recall_by_labels():
-    result = measure([0, 0, 0, 0, 1], [0, 1, 1, 1, 1], ("a", "b"))
+    result = classification_metrics([0, 0, 0, 0, 1], [0, 1, 1, 1, 1], ("a", "b"))
     assert result.confusion == [[1, 3], [0, 1]]
     assert result.per_class["a"] == ClassMetrics(1.0, 0.25, pytest.approx(0.4), 4)  # pyright: ignore[reportArgumentType]
     assert result.per_class["b"] == ClassMetrics(0.25, 1.0, pytest.approx(0.4), 1)  # pyright: ignore[reportArgumentType]
@@ -46,7 +46,7 @@ def test_precision_goes_by_predictions_and_recall_by_labels():
 
 
 def test_class_that_is_neither_there_nor_predicted_counts_zero():
-    result = measure([0, 0, 1], [0, 1, 1], CLASSES)
+    result = classification_metrics([0, 0, 1], [0, 1, 1], CLASSES)
     assert result.per_class["Pneumonia"] == ClassMetrics(0.0, 0.0, 0.0, 0)
     assert result.confusion == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
     assert result.macro.precision == pytest.approx((1 + 0.5 + 0) / 3)
@@ -63,7 +63,7 @@ def test_class_that_is_neither_there_nor_predicted_counts_zero():
     ],
 )
 def test_wilson_interval_by_hand(right, total, low, high):
-    result = measure([0] * total, [0] * right + [1] * (total - right), CLASSES)
+    result = classification_metrics([0] * total, [0] * right + [1] * (total - right), CLASSES)
     assert result.accuracy == pytest.approx(right / total)
     assert result.interval == pytest.approx((low, high), abs=1e-4)
 
@@ -73,12 +73,12 @@ def test_bootstrap_is_over_patients():
     labels, predictions = random.integers(0, 3, (2, 60))
     predictions = np.where(random.random(60) < 0.6, labels, predictions)
     patients = [f"p{number}" for number in range(60)]
-    found = measure(labels, predictions, CLASSES, patients).bootstrap
+    found = classification_metrics(labels, predictions, CLASSES, patients).bootstrap
     assert found
     assert (found.patients, found.resamples) == (60, 2000)
     # By a loop over draws of its own.
     draws = [random.integers(0, 60, 60) for _ in range(400)]
-    each = [measure(labels[draw], predictions[draw], CLASSES) for draw in draws]
+    each = [classification_metrics(labels[draw], predictions[draw], CLASSES) for draw in draws]
     for interval, figures in (
         (found.accuracy, [one.accuracy for one in each]),
         (found.macro.f1, [one.macro.f1 for one in each]),
@@ -87,27 +87,29 @@ def test_bootstrap_is_over_patients():
     ):
         assert interval == pytest.approx(np.percentile(figures, [2.5, 97.5]), abs=0.04)
     # Every film of a patient twice tells no more than once.
-    twice = measure(np.tile(labels, 2), np.tile(predictions, 2), CLASSES, patients * 2)
+    twice = classification_metrics(np.tile(labels, 2), np.tile(predictions, 2), CLASSES, patients * 2)
     assert twice.bootstrap == found
-    assert twice.interval[0] > measure(labels, predictions, CLASSES).interval[0]
-    assert measure([0, 1], [0, 1], CLASSES, ["same", "same"]).bootstrap is None
-    assert measure([0, 1], [0, 1], CLASSES).bootstrap is None
+    assert twice.interval[0] > classification_metrics(labels, predictions, CLASSES).interval[0]
+    assert classification_metrics([0, 1], [0, 1], CLASSES, ["same", "same"]).bootstrap is None
+    assert classification_metrics([0, 1], [0, 1], CLASSES).bootstrap is None
 
 
 def test_spread_of_several():
-    found = spread([measure([0, 1], [0, 1], ("a", "b")), measure([0, 1], [1, 0], ("a", "b"))])
+    found = mean_and_sd(
+        [classification_metrics([0, 1], [0, 1], ("a", "b")), classification_metrics([0, 1], [1, 0], ("a", "b"))]
+    )
     assert found["accuracy"] == pytest.approx((0.5, 0.5**0.5))
     assert set(found) == {"accuracy", "precision", "recall", "f1"}
 
 
 def test_no_examples_are_refused():
     with pytest.raises(ValueError, match="no examples"):
-        measure([], [], CLASSES)
+        classification_metrics([], [], CLASSES)
 
 
 def test_result_goes_into_json_and_holds_plain_numbers():
     labels, predictions = pairs(CONFUSION)
-    result = measure(labels, predictions, CLASSES)
+    result = classification_metrics(labels, predictions, CLASSES)
     table = json.loads(json.dumps(result.as_dict()))
     assert table["per_class"]["COVID-19"]["support"] == 10
     assert table["confusion"] == CONFUSION

@@ -68,7 +68,7 @@ def test_file_gives_the_runs_probabilities_at_its_temperature(validated: Path, f
     from covidjax.runs.load import load_run
 
     paths = sorted(films.rglob("*.png"))
-    read = [stream.open_film(path, Preprocess(image_size=32)).image for path in paths]
+    read = [stream.read_image(path, Preprocess(image_size=32)).image for path in paths]
     images = np.stack([image for image in read if image is not None])
     loaded = load_run(validated, "cpu")
     temperature = calibrate.fit(*calibrate.held_out(loaded, loaded.run.config.data.path, 1)[:2]).temperature
@@ -82,7 +82,7 @@ def test_file_gives_the_runs_probabilities_at_its_temperature(validated: Path, f
 
 
 def test_file_keeps_settings_and_what_was_seen_and_no_folder_of_its_maker(validated: Path, file: Path, prepared: Path):
-    was, found = folder.settings(validated), load.settings(file)
+    was, found = folder.read_run(validated), load.settings(file)
     assert found.config.data.path == prepared.name
     assert (found.preprocess, found.dataset, found.config.train) == (was.preprocess, was.dataset, was.config.train)
     assert str(prepared.parent).encode() not in file.read_bytes()

@@ -15,7 +15,7 @@ COVID, CLEAR, PNEUMONIA = range(3)
 
 @pytest.fixture(scope="module")
 def films():
-    return list(synthetic.sample(360, size=112))
+    return list(synthetic.draw_images(360, size=112))
 
 
 def held_out_accuracy(features, films):
@@ -70,7 +70,7 @@ def test_shapes_types_and_order():
 
 
 def test_same_bytes_whatever_the_order():
-    forwards = list(synthetic.sample(12, seed=3, size=64))
+    forwards = list(synthetic.draw_images(12, seed=3, size=64))
     backwards = [synthetic.draw(index, seed=3, size=64) for index in reversed(range(12))][::-1]
     for one, other in zip(forwards, backwards, strict=True):
         assert one.image.tobytes() == other.image.tobytes() and one.lungs.tobytes() == other.lungs.tobytes()
@@ -78,7 +78,7 @@ def test_same_bytes_whatever_the_order():
 
 
 def test_seeds_give_other_films_and_other_patients():
-    ours, theirs = (list(synthetic.sample(6, seed=seed, size=64)) for seed in (0, 1))
+    ours, theirs = (list(synthetic.draw_images(6, seed=seed, size=64)) for seed in (0, 1))
     assert not any(np.array_equal(a.image, b.image) for a, b in zip(ours, theirs, strict=True))
     assert not {film.patient for film in ours} & {film.patient for film in theirs}
 
@@ -199,7 +199,7 @@ def test_bad_arguments_are_named(index, options, name):
 
 def test_sample_checks_before_the_first_film():
     with pytest.raises(ValueError, match="count must be"):
-        synthetic.sample(-1)
+        synthetic.draw_images(-1)
     with pytest.raises(ValueError, match="size must be"):
-        synthetic.sample(6, size=16)
-    assert list(synthetic.sample(0)) == []
+        synthetic.draw_images(6, size=16)
+    assert list(synthetic.draw_images(0)) == []

@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from covidjax.config import Preprocess
 from covidjax.data import loader
 from covidjax.data.dataset import Dataset
-from covidjax.data.writer import Record, writing
+from covidjax.data.writer import Record, create_dataset
 from covidjax.errors import UserError
 from covidjax.images import decode, stream
 
@@ -61,7 +61,7 @@ def test_films_come_in_order_with_errors_in_their_place(films, tmp_path, workers
     text.write_text("no image")
     good = sorted(films.glob("*/*.png"))
     paths = [good[5], tmp_path / "missing.png", good[0], text, str(good[9]), tmp_path, good[0]]
-    found = list(stream.films(paths, SMALL, workers=workers))
+    found = list(stream.read_images(paths, SMALL, workers=workers))
     assert [film.path for film in found] == [str(path) for path in paths]
     assert [film.error for film in found] == [
         "",
@@ -82,14 +82,14 @@ def test_films_come_in_order_with_errors_in_their_place(films, tmp_path, workers
 
 def test_film_is_what_radiograph_makes_of_it(films):
     path = next(films.glob("Pneumonia/*.png"))
-    film = stream.open_film(path, Preprocess(image_size=48))
+    film = stream.read_image(path, Preprocess(image_size=48))
     assert film.image is not None
     assert film.image.shape == (48, 48, 1)
     np.testing.assert_array_equal(film.image[..., 0], decode.resize(decode.read(path), 48))
 
 
 def test_no_paths_give_no_films():
-    assert list(stream.films([], SMALL)) == []
+    assert list(stream.read_images([], SMALL)) == []
 
 
 def test_films_are_not_all_read_ahead(monkeypatch):
@@ -98,11 +98,11 @@ def test_films_are_not_all_read_ahead(monkeypatch):
     def open_film(path, preprocess, *, digest, limits):
         with lock:
             opened.append(path)
-        return stream.Film(path, None, "", "", "", 0.0)
+        return stream.LoadedImage(path, None, "", "", "", 0.0)
 
-    monkeypatch.setattr(stream, "open_film", open_film)
+    monkeypatch.setattr(stream, "read_image", open_film)
     paths = [str(number) for number in range(1000)]
-    found = stream.films(paths, SMALL, workers=2)
+    found = stream.read_images(paths, SMALL, workers=2)
     assert next(found).path == "0"
     time.sleep(0.3)  # long enough to have read them all
     assert len(opened) < 100
@@ -117,7 +117,7 @@ def test_workers_left_out_are_as_many_as_the_cores():
 
 @pytest.mark.parametrize(("count", "batch_size", "steps"), [(10, 3, 3), (12, 3, 4), (5, 32, 1), (7, 7, 1), (8, 7, 1)])
 def test_order_is_a_permutation_without_the_incomplete_batch(count, batch_size, steps):
-    rows = loader.order(count, batch_size, seed=0, epoch=0)
+    rows = loader.epoch_rows(count, batch_size, seed=0, epoch=0)
     assert rows.shape == (steps, min(batch_size, count))
     assert rows.dtype == np.int32
     assert len(set(rows.ravel().tolist())) == rows.size
@@ -125,20 +125,20 @@ def test_order_is_a_permutation_without_the_incomplete_batch(count, batch_size, 
 
 
 def test_order_differs_by_epoch_and_seed_and_is_the_same_again():
-    first = loader.order(100, 10, seed=0, epoch=0).tolist()
-    assert first == loader.order(100, 10, seed=0, epoch=0).tolist()
-    others = [loader.order(100, 10, seed=seed, epoch=epoch).tolist() for seed, epoch in ((0, 1), (1, 0), (1, 1))]
+    first = loader.epoch_rows(100, 10, seed=0, epoch=0).tolist()
+    assert first == loader.epoch_rows(100, 10, seed=0, epoch=0).tolist()
+    others = [loader.epoch_rows(100, 10, seed=seed, epoch=epoch).tolist() for seed, epoch in ((0, 1), (1, 0), (1, 1))]
     assert all(first != other for other in others)
     assert others[0] != others[1]
 
 
 def test_rows_left_out_of_an_epoch_change_with_the_epoch():
-    left_out = {tuple(set(range(10)) - set(loader.order(10, 3, seed=0, epoch=epoch).ravel())) for epoch in range(20)}
+    left_out = {tuple(set(range(10)) - set(loader.epoch_rows(10, 3, seed=0, epoch=epoch).ravel())) for epoch in range(20)}
     assert len(left_out) > 3
 
 
 def test_train_batches_are_the_rows_that_order_gave():
-    steps = loader.order(20, 6, seed=4, epoch=2)
+    steps = loader.epoch_rows(20, 6, seed=4, epoch=2)
     batches = list(loader.train_batches(Numbered(20), steps))
     assert [shown(batch) for batch in batches] == steps.tolist()
     assert [batch.labels.tolist() for batch in batches] == (steps % 3).tolist()
@@ -148,7 +148,7 @@ def test_train_batches_are_the_rows_that_order_gave():
 def test_train_batches_of_a_dataset_equal_direct_indexing(prepared):
     source = Dataset(prepared).source([0, 2])
     everything = loader.load_all(source)
-    steps = loader.order(len(source), 4, seed=0, epoch=0)
+    steps = loader.epoch_rows(len(source), 4, seed=0, epoch=0)
     batches = list(loader.train_batches(source, steps))
     assert len(batches) == len(steps)
     for batch, rows in zip(batches, steps, strict=True):
@@ -171,7 +171,7 @@ def test_records_are_what_tfds_decodes(prepared):
 
 
 def test_record_of_another_size_is_not_stretched_to_fit(tmp_path):
-    with writing(tmp_path / "out", Preprocess(image_size=32), 2) as writer:
+    with create_dataset(tmp_path / "out", Preprocess(image_size=32), 2) as writer:
         for fold in (0, 1):
             for label in SMALL.classes:
                 writer.add(fold, Record(np.zeros((32, 32, 1), np.uint8), label, "p", "s", "n", "0"))

@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 from covidjax.config import Preprocess
 from covidjax.data import loader, synthetic
 from covidjax.data.dataset import Dataset
-from covidjax.data.duplicates import identical
+from covidjax.data.duplicates import identical_files
 from covidjax.data.folds import assign_folds, patients_of
 from covidjax.data.prepare import Options, prepare
 from covidjax.data.readers.base import Example
@@ -287,7 +287,7 @@ def test_chains_of_shared_films_and_patients_are_one_patient(tmp_path):
         example(path("ffffff"), "file:q"),
         example(tmp_path / "missing", "file:r"),
     ]
-    assert identical(examples) == {}
+    assert identical_files(examples) == {}
     assert patients_of(examples, {}) == [*["ieee8023:7"] * 4, "series:z", "file:q", "file:r"]
     assert patients_of(examples, {}, [(1, 5)]) == [*["ieee8023:7"] * 4, "series:z", "ieee8023:7", "file:r"]
 
@@ -296,7 +296,7 @@ def test_copies_of_a_file_are_one_patient_and_are_counted(tmp_path):
     for name, content in {"a": b"same", "b": b"same", "c": b"same", "d": b"else", "e": b"", "f": b""}.items():
         (tmp_path / name).write_bytes(content)
     examples = [example(tmp_path / name, f"file:{name}") for name in "abcdef"]
-    contents = identical(examples)
+    contents = identical_files(examples)
     assert patients_of(examples, contents) == [
         "file:a",
         "file:a",
@@ -543,7 +543,7 @@ def test_sample_is_drawn_once_and_is_the_phantom(monkeypatch, tmp_path):
         np.testing.assert_array_equal(record["image"][..., 0], film.image)
         assert (record["label"], record["patient"].decode(), patient) == (film.label, film.patient, film.patient)
 
-    monkeypatch.setattr(synthetic, "sample", lambda *_, **__: pytest.fail("drawn again"))
+    monkeypatch.setattr(synthetic, "draw_images", lambda *_, **__: pytest.fail("drawn again"))
     assert sample_dataset(32, 60).fingerprint == dataset.fingerprint
 
 

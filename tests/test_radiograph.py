@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from covidjax.data import synthetic
-from covidjax.errors import RadiographError
+from covidjax.errors import ImageError
 from covidjax.images import decode
 
 GRAY = np.asarray(synthetic.draw(0, size=96).image[:80])  # 80 high, 96 wide: a wrong orientation shows
@@ -33,7 +33,7 @@ def png_header(width, height, *, depth=8, colour=0):
 
 
 def reason(source, **options):
-    with pytest.raises(RadiographError) as caught:
+    with pytest.raises(ImageError) as caught:
         decode.read(source, **options)
     message = str(caught.value)
     assert message
@@ -275,7 +275,7 @@ def test_mutated_files_give_pixels_or_a_reason_and_nothing_else():
             del data[start : start + int(random.integers(1, 40))]
         try:
             found = decode.read(bytes(data), at_least=32)
-        except RadiographError as error:
+        except ImageError as error:
             assert str(error)
             outcomes.add("reason")
         else:

@@ -120,7 +120,7 @@ def test_both_protocols_are_trained_and_counted(done: tuple[Path, dict[str, Any]
 
 def test_finished_work_is_kept(done: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     out, results = done
-    for name in ("train", "train_members", "prepare"):
+    for name in ("train", "train_networks", "prepare"):
         monkeypatch.setattr(reproduce, name, None)
     again = reproduce.reproduce("sample", out, loaded(tmp_path), 2, Quiet())
     assert json.loads(json.dumps(again)) == json.loads(json.dumps(results))

@@ -29,7 +29,7 @@ OTHERS = ["openvino", "onnxruntime"]
 
 
 def wanted(name: str) -> None:
-    if not runtimes.installed(name):
+    if not runtimes.is_installed(name):
         pytest.skip(f"{name} is not installed")
 
 
@@ -37,7 +37,7 @@ def wanted(name: str) -> None:
 def images(films: Path) -> np.ndarray:
     """Eight films of several classes, and noise of full contrast."""
     paths = sorted(films.rglob("*.png"))[::5][:6]
-    read = [stream.open_film(path, Preprocess(image_size=32)).image for path in paths]
+    read = [stream.read_image(path, Preprocess(image_size=32)).image for path in paths]
     noise = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 1), np.uint8)
     return np.concatenate([np.stack([image for image in read if image is not None]), noise])
 
@@ -49,21 +49,21 @@ def settled(trained: Path, films: Path, tmp_path_factory: pytest.TempPathFactory
     import jax
     import jax.numpy as jnp
 
-    from covidjax.inference.forward import normalise
+    from covidjax.inference.forward import normalize
     from covidjax.models import Weights
-    from covidjax.runs.checkpoint import Checkpoints
+    from covidjax.runs.checkpoint import CheckpointWriter
     from covidjax.runs.load import load_run
 
     run_folder = tmp_path_factory.mktemp("settled") / "run"
     shutil.copytree(trained, run_folder)
     loaded = load_run(run_folder, "cpu")
-    read = [stream.open_film(path, Preprocess(image_size=32)).image for path in sorted(films.rglob("*.png"))]
-    seen = normalise(jnp.stack([image for image in read if image is not None]))
+    read = [stream.read_image(path, Preprocess(image_size=32)).image for path in sorted(films.rglob("*.png"))]
+    seen = normalize(jnp.stack([image for image in read if image is not None]))
     apply = jax.jit(lambda stats: loaded.network.apply(Weights(loaded.weights.params, stats), seen, train=True)[2])
     stats = loaded.weights.batch_stats
     for _ in range(50):
         stats = apply(stats)
-    checkpoints = Checkpoints(run_folder, "last", keep=1)
+    checkpoints = CheckpointWriter(run_folder, "last", keep=1)
     checkpoints.save(loaded.step + 1, Weights(loaded.weights.params, stats), {"nothing": np.zeros(1)}, {})
     checkpoints.close()
     return run_folder
@@ -85,7 +85,7 @@ def test_every_layer_becomes_one_operation(settled: Path):
     import onnx
 
     covidjax.load(settled, runtime="onnxruntime")
-    newest = max(converter.cache().glob("*.onnx"), key=lambda path: path.stat().st_mtime)
+    newest = max(converter.cache_folder().glob("*.onnx"), key=lambda path: path.stat().st_mtime)
     found = Counter(node.op_type for node in onnx.load_from_string(newest.read_bytes()[32:]).graph.node)
     assert (found["Conv"], found["MaxPool"], found["LeakyRelu"]) == (17, 5, 16)
     assert found["Transpose"] <= 2
@@ -134,9 +134,9 @@ def converted(
     folder = tmp_path_factory.mktemp("cache")
     newest = max(converted_elsewhere.glob("*.onnx"), key=lambda path: path.stat().st_mtime)
     shutil.copy(newest, folder)
-    monkeypatch.setattr(converter, "cache", lambda: folder)
+    monkeypatch.setattr(converter, "cache_folder", lambda: folder)
     made: list[Path] = []
-    model = next(converter.cache().glob("*.onnx")).read_bytes()[32:]
+    model = next(converter.cache_folder().glob("*.onnx")).read_bytes()[32:]
 
     def convert(path: Path) -> bytes:
         made.append(path)
@@ -153,7 +153,7 @@ def test_the_converted_network_is_kept(settled: Path, images: np.ndarray, conver
 
 @pytest.mark.parametrize("damage", ["cut", "bit", "empty"])
 def test_a_damaged_entry_is_made_anew(settled: Path, converted: list[Path], damage: str):
-    (file,) = converter.cache().glob("*.onnx")
+    (file,) = converter.cache_folder().glob("*.onnx")
     whole = bytearray(file.read_bytes())
     if damage == "bit":
         whole[len(whole) // 2] ^= 1
@@ -162,7 +162,7 @@ def test_a_damaged_entry_is_made_anew(settled: Path, converted: list[Path], dama
     assert converted == [settled]
     covidjax.load(settled, runtime="onnxruntime")
     assert converted == [settled]
-    assert list(converter.cache().iterdir()) == [file]
+    assert list(converter.cache_folder().iterdir()) == [file]
 
 
 def test_other_weights_are_converted_of_themselves(settled: Path, tmp_path: Path, converted: list[Path]):
@@ -179,15 +179,15 @@ def test_other_weights_are_converted_of_themselves(settled: Path, tmp_path: Path
 
 
 def test_only_so_many_are_kept(settled: Path, converted: list[Path], monkeypatch: pytest.MonkeyPatch):
-    (file,) = converter.cache().glob("*.onnx")
+    (file,) = converter.cache_folder().glob("*.onnx")
     old = [file.with_name(f"{number}.onnx") for number in range(3)]
     for number, each in enumerate(old):
         each.write_bytes(b"")
         os.utime(each, (number, number))
-    monkeypatch.setattr(converter, "KEPT", 2)
+    monkeypatch.setattr(converter, "CACHED_MODELS", 2)
     file.unlink()
     covidjax.load(settled, runtime="onnxruntime")
-    left = set(converter.cache().iterdir())
+    left = set(converter.cache_folder().iterdir())
     old[2].unlink()
     assert left == {file, old[2]}
 
@@ -200,7 +200,7 @@ def test_a_cache_that_cannot_be_written_stops_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ):
     (tmp_path / "file").touch()
-    monkeypatch.setattr(converter, "cache", lambda: tmp_path / "file" / "models")
+    monkeypatch.setattr(converter, "cache_folder", lambda: tmp_path / "file" / "models")
     classifier = covidjax.load(settled, runtime="onnxruntime")
     assert classifier.probabilities(images).shape == (8, 3)
     assert converted == [settled]
@@ -217,16 +217,16 @@ def test_a_cache_that_cannot_be_written_stops_nothing(
 )
 def test_auto_takes_the_first_that_is_installed(there: tuple[str, ...], expected: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: "here" if name in there else None)
-    assert runtimes.choose("auto", "cpu", "auto") == expected
-    assert runtimes.choose("auto", "cpu", "float32") == expected
+    assert runtimes.choose_runtime("auto", "cpu", "auto") == expected
+    assert runtimes.choose_runtime("auto", "cpu", "float32") == expected
 
 
 def test_auto_is_jax_on_a_gpu_and_in_another_precision(monkeypatch: pytest.MonkeyPatch):
-    assert runtimes.choose("auto", "gpu", "auto") == "jax"
-    assert runtimes.choose("auto", "cpu", "bfloat16") == "jax"
-    assert runtimes.choose("auto", "cpu", "float32", views=10) == "jax"
+    assert runtimes.choose_runtime("auto", "gpu", "auto") == "jax"
+    assert runtimes.choose_runtime("auto", "cpu", "bfloat16") == "jax"
+    assert runtimes.choose_runtime("auto", "cpu", "float32", views=10) == "jax"
     monkeypatch.setattr(runtimes, "has_gpu", lambda: True)
-    assert runtimes.choose("auto", "auto", "auto") == "jax"
+    assert runtimes.choose_runtime("auto", "auto", "auto") == "jax"
 
 
 def test_a_runtime_that_is_not_there_is_one_sentence(trained: Path, films: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
@@ -236,7 +236,7 @@ def test_a_runtime_that_is_not_there_is_one_sentence(trained: Path, films: Path,
     message = refused("score", films, "--checkpoint", trained, "--runtime", "onnxruntime", "--device", "gpu", code=2)
     assert message == "ONNX Runtime is used on CPUs only; choose --runtime jax, or another --device."
     with pytest.raises(UsageError, match=r"OpenVINO takes one view of a film, and the run has model\.views 10; choose"):
-        runtimes.choose("openvino", "cpu", "auto", views=10)
+        runtimes.choose_runtime("openvino", "cpu", "auto", views=10)
     with pytest.raises(UsageError, match="There is no runtime 'tvm'; choose one of auto, jax, "):
         covidjax.load(trained, runtime="tvm")
 
@@ -271,8 +271,8 @@ class Ban:
 import pathlib
 from covidjax.inference import onnx, runtimes
 from covidjax_cli.main import main
-onnx.cache = lambda: pathlib.Path({str(converted_elsewhere)!r})
-runtimes.installed = lambda name: True
+onnx.cache_folder = lambda: pathlib.Path({str(converted_elsewhere)!r})
+runtimes.is_installed = lambda name: True
 sys.meta_path.insert(0, Ban())
 main(["score", {str(next(films.rglob("*.png")))!r}, "--checkpoint", {str(settled)!r}, "--device", "cpu", "--json"])
 """

@@ -21,7 +21,7 @@ from covidjax.data import synthetic
 from covidjax.errors import UserError
 from covidjax.lungs import geometry, segmenter
 from covidjax.lungs import stream as lung_stream
-from covidjax.lungs.export import names_of
+from covidjax.lungs.export import output_names
 from covidjax.models import Network
 from covidjax.runs import weights_file
 
@@ -71,7 +71,7 @@ def test_one_picture_for_every_film_and_a_row_for_every_file(perfect, folder, tm
     assert sorted(files) == sorted(str(path.relative_to(out)) for path in out.rglob("*.png"))
     for index, name in enumerate(("a.png", "a.bmp", "b.png", "deep/a.png", "deep/c.tif", "d.png")):
         film, row = perfect[index], rows[str(folder / name)]
-        expected = geometry.find(film.lungs.astype(float), SIZE, SIZE)
+        expected = geometry.find_lungs(film.lungs.astype(float), SIZE, SIZE)
         assert tuple(int(row[side]) for side in ("left", "top", "right", "bottom")) == expected.box
         assert float(row["area"]) == pytest.approx(film.lungs.mean(), abs=1e-6)
         pixels = np.asarray(Image.open(out / row["file"]))
@@ -93,11 +93,11 @@ def test_one_picture_for_every_film_and_a_row_for_every_file(perfect, folder, tm
 
 
 def test_names_never_collide(tmp_path):
-    names = names_of(["a.png", "x/a.png", "y/A.jpg", "z/a.png.png", "a.jpg"], [])
+    names = output_names(["a.png", "x/a.png", "y/A.jpg", "z/a.png.png", "a.jpg"], [])
     assert names[:3] == ["a.png", "a.png.png", "A.jpg.png"]
     assert len({name.lower() for name in names}) == 5
     (tmp_path / "one" / "deep").mkdir(parents=True)
-    found = names_of([f"{tmp_path}/one/deep/f.jpg", "g.bmp"], [tmp_path / "one"])
+    found = output_names([f"{tmp_path}/one/deep/f.jpg", "g.bmp"], [tmp_path / "one"])
     assert found == [os.path.join("deep", "f.png"), "g.png"]
 
 
@@ -185,7 +185,7 @@ def test_score_cuts_out_the_lungs_as_prepare_did(perfect, folder, tmp_path, monk
     assert told.pop("upside.png") == "whole film: no lungs"
     assert told.pop("bad.png") == ""
     assert set(told.values()) == {"mask"}
-    expected = list(lung_stream.films([row["path"] for row in rows], opened.run.preprocess, Perfect(perfect)))
+    expected = list(lung_stream.read_lungs([row["path"] for row in rows], opened.run.preprocess, Perfect(perfect)))
     images = [film.image for film in expected if film.image is not None]
     np.testing.assert_array_equal(runtime.given[: len(images)], images)
     assert "whole film: no lungs" in run("score", folder, "--checkpoint", tmp_path).stdout

@@ -13,7 +13,7 @@ from covidjax.config import AugmentConfig, Config, ModelConfig, load_config
 from covidjax.data.dataset import Dataset
 from covidjax.errors import UsageError
 from covidjax.report import tables
-from covidjax.training.predictions import Examined
+from covidjax.training.predictions import Predictions
 from covidjax.training.tasks import Classification, Segmentation, _overlap, make_task
 
 MASKED = Config(model=ModelConfig("lung-unet"), augment=AugmentConfig(contrast=0, brightness=0))
@@ -67,7 +67,7 @@ def test_only_the_films_own_kind_of_mask_counts():
 
 def test_measures_and_table_of_masks():
     found = np.array([[0.1, 0.9, 0.8], [0.2, 0.7, 0.5], [0.3, 1.0, 1.0], [0.2, 0.8, 0.6]])
-    examined = Examined(found, np.array([0, 0, 1, 0]), ["a", "a", "b", "c"])
+    examined = Predictions(found, np.array([0, 0, 1, 0]), ["a", "a", "b", "c"])
     task = Segmentation(MASKED)
     assert task.summary(found, examined.labels) == pytest.approx({"loss": 0.2, "dice": 0.85})
     assert task.merit({"loss": 0.2, "dice": 0.85}) == (0.85, -0.2)
@@ -78,17 +78,17 @@ def test_measures_and_table_of_masks():
     assert fields.interval == pytest.approx((0.8, 0.8))  # either patient's mean
     low, high = measured.overall.interval or (1, 0)
     assert 0.8 <= low < measured.overall.dice < high <= 1
-    assert metrics.figures(measured) == pytest.approx({"dice": 0.85, "iou": 0.725})
-    text = tables.plain(tables.tables_of(measured, "Masks"))
+    assert metrics.headline_metrics(measured) == pytest.approx({"dice": 0.85, "iou": 0.725})
+    text = tables.as_text(tables.result_tables(measured, "Masks"))
     for cell in ("mean Dice", "fields", "lungs", "all", "0.850", "0.725"):
         assert cell in text
 
 
 def test_kinds_without_films_are_left_out():
-    examined = Examined(np.ones((2, 3)), np.array([1, 1]), ["a", "b"])
+    examined = Predictions(np.ones((2, 3)), np.array([1, 1]), ["a", "b"])
     assert list(Segmentation(MASKED).measure(examined, ("fields", "lungs")).per_class) == ["lungs"]
     with pytest.raises(ValueError, match="no masks"):
-        Segmentation(MASKED).measure(Examined(np.ones((0, 3)), np.ones(0, int), []), ("fields",))
+        Segmentation(MASKED).measure(Predictions(np.ones((0, 3)), np.ones(0, int), []), ("fields",))
 
 
 def test_task_follows_model_and_dataset(prepared):

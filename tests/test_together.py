@@ -19,7 +19,7 @@ import covidjax
 from covidjax.config import Config, Preprocess, load_config
 from covidjax.data import loader, synthetic
 from covidjax.data.dataset import Dataset
-from covidjax.data.writer import Record, writing
+from covidjax.data.writer import Record, create_dataset
 from covidjax.inference import runtimes
 from covidjax.inference.forward import make_predict
 from covidjax.runs import checkpoint, folder
@@ -27,8 +27,8 @@ from covidjax.runs.folder import Run
 from covidjax.runs.load import load_run
 from covidjax.runs.recorder import Interrupted
 from covidjax.training import cross_validation, engine
-from covidjax.training.cross_validation import Joint, members, train_members
-from covidjax.training.predictions import Examined, averaged, pooled
+from covidjax.training.cross_validation import CrossValidation, network_configs, train_networks
+from covidjax.training.predictions import Predictions, concatenate, ensemble_mean
 from covidjax.training.tasks import Classification
 
 SIZES = (8, 12, 17)
@@ -40,8 +40,8 @@ SETTINGS = ("train.epochs=2", "train.batch_size=4", "train.learning_rate=1e-6", 
 def uneven(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """A dataset of 32 × 32 pixels whose three folds are of different sizes, of two films a patient."""
     out = tmp_path_factory.mktemp("dataset") / "uneven"
-    films = iter(synthetic.sample(sum(SIZES), size=32))
-    with writing(out, Preprocess(image_size=32), len(SIZES)) as writer:
+    films = iter(synthetic.draw_images(sum(SIZES), size=32))
+    with create_dataset(out, Preprocess(image_size=32), len(SIZES)) as writer:
         for fold, size in enumerate(SIZES):
             for number in range(size):
                 film, name = next(films), f"{fold}-{number}.png"
@@ -70,10 +70,10 @@ class Told:
 
 def trained(
     dataset: Dataset, out: Path, *settings: str, stop_after: int | None = None, resume: bool = False
-) -> tuple[Joint, Told]:
+) -> tuple[CrossValidation, Told]:
     told = Told(stop_after)
     config = load_config(None, [f"data.path={dataset.path}", *SETTINGS, *settings])
-    found = train_members(config, dataset, out, resume=resume, progress=told.of, say=told.said.append, stop=told.stop)
+    found = train_networks(config, dataset, out, resume=resume, progress=told.of, say=told.said.append, stop=told.stop)
     return found, told
 
 
@@ -82,7 +82,7 @@ JOINED = (*CV, "train.together=yes")
 
 
 @pytest.fixture(scope="module")
-def joined(uneven: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Joint, Told]:
+def joined(uneven: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, CrossValidation, Told]:
     out = tmp_path_factory.mktemp("joined") / "run"
     return out, *trained(uneven, out, *JOINED)
 
@@ -100,18 +100,18 @@ def alone(uneven: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 
 
 def test_settings_of_the_members():
-    cv = members(load_config(None, ["train.cv=true", "data.val_fold=1"]), 3)
+    cv = network_configs(load_config(None, ["train.cv=true", "data.val_fold=1"]), 3)
     assert {name: (each.data.test_fold, each.data.val_fold) for name, each in cv.items()} == {
         "fold0": (0, 1),
         "fold1": (1, 2),
         "fold2": (2, 0),
     }
     assert not any(each.train.cv for each in cv.values())
-    ensemble = members(load_config(None, ["train.ensemble=2", f"seed={2**32 - 1}"]), 3)
+    ensemble = network_configs(load_config(None, ["train.ensemble=2", f"seed={2**32 - 1}"]), 3)
     assert {name: each.seed for name, each in ensemble.items()} == {"member0": 2**32 - 1, "member1": 0}
     assert {each.train.ensemble for each in ensemble.values()} == {1}
-    assert members(Config(), 3) == {}
-    both = members(load_config(None, ["train.cv=true", "train.ensemble=2", "seed=5", "data.val_fold=2"]), 3)
+    assert network_configs(Config(), 3) == {}
+    both = network_configs(load_config(None, ["train.cv=true", "train.ensemble=2", "seed=5", "data.val_fold=2"]), 3)
     assert {name: (each.data.test_fold, each.data.val_fold, each.seed) for name, each in both.items()} == {
         "fold0-member0": (0, 2, 5),
         "fold0-member1": (0, 2, 6),
@@ -126,11 +126,11 @@ def test_settings_of_the_members():
 @pytest.mark.parametrize("settings", [("train.cv=true",), ("train.ensemble=11",), ("train.cv=true", "train.ensemble=11")])
 def test_folders_of_the_members(tmp_path: Path, settings: tuple[str, ...]):
     config = load_config(None, settings)
-    each = members(config, 12)
+    each = network_configs(config, 12)
     Run(config, Preprocess()).save(tmp_path / folder.CONFIG)
     for name in (*each, "fold1-member", "member1-fold1", "report"):
-        folder.begin(tmp_path / name, Run(config, Preprocess()))
-    assert [folder.name for folder in folder.members(tmp_path)] == list(each)
+        folder.create_run(tmp_path / name, Run(config, Preprocess()))
+    assert [folder.name for folder in folder.member_folders(tmp_path)] == list(each)
 
 
 def _moved(one: checkpoint.Saved) -> list[np.ndarray]:
@@ -140,13 +140,13 @@ def _moved(one: checkpoint.Saved) -> list[np.ndarray]:
 
 @pytest.mark.slow
 def test_together_comes_to_what_one_after_another_comes_to(
-    joined: tuple[Path, Joint, Told], alone: tuple[Path, dict[str, Any]]
+    joined: tuple[Path, CrossValidation, Told], alone: tuple[Path, dict[str, Any]]
 ):
     """Also where one fold's epoch is longer than another's, and which weights were the best."""
     at, joint, told = joined
     assert told.said == []
     assert [network.epoch_steps for network in told.networks.values()] == [4, 2, 3]
-    for name, result in joint.members.items():
+    for name, result in joint.networks.items():
         found, expected = (without_times(each / name / folder.LOG) for each in (at, alone[0]))
         for a, b in zip(found, expected, strict=True):
             assert (a["epoch"], a["step"], a["learning_rate"]) == (b["epoch"], b["step"], b["learning_rate"])
@@ -183,12 +183,12 @@ def test_result_of_a_cross_validation(alone: tuple[Path, dict[str, Any]], uneven
 
 @pytest.mark.slow
 def test_finished_networks_are_not_trained_again(alone: tuple[Path, dict[str, Any]]):
-    before = [load_run(member).step for member in folder.members(alone[0])]
+    before = [load_run(member).step for member in folder.member_folders(alone[0])]
     result = run("train", "--resume", "--run", alone[0], "--json")
     assert result.exit_code == 0, result.output
     assert "epoch" not in result.stderr.replace("steps an epoch", "")
     assert json.loads(result.stdout)["metrics"] == alone[1]["metrics"]
-    assert [load_run(member).step for member in folder.members(alone[0])] == before
+    assert [load_run(member).step for member in folder.member_folders(alone[0])] == before
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +210,7 @@ def ensemble(alone: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPa
     "name", ["jax", *(pytest.param(name, marks=pytest.mark.slow) for name in ("openvino", "onnxruntime"))]
 )
 def test_probabilities_are_the_means_of_all_networks(ensemble: Path, uneven: Dataset, name: str):
-    if not runtimes.installed(name) and name != "jax":
+    if not runtimes.is_installed(name) and name != "jax":
         pytest.skip(f"{name} is not installed")
     images = loader.load_all(uneven.source([0])).images[:4]
     loaded = load_run(ensemble)
@@ -253,23 +253,23 @@ def test_a_network_that_is_not_trained_yet_is_missed(alone: tuple[Path, dict[str
 def test_mean_of_probabilities_by_hand():
     films = [["a", "b"], np.array([0, 1], np.int32)]
     logits = [np.log(np.array(p, np.float32)) for p in ([[0.8, 0.2], [0.6, 0.4]], [[0.4, 0.6], [0.0001, 0.9999]])]
-    found = averaged([Examined(each + 3, films[1], films[0]) for each in logits])
+    found = ensemble_mean([Predictions(each + 3, films[1], films[0]) for each in logits])
     np.testing.assert_allclose(np.exp(found.found), [[0.6, 0.4], [0.30005, 0.69995]], rtol=1e-5)
     assert Classification(Config()).measure(found, ("x", "y")).accuracy == 1
-    both = pooled([found, found])
+    both = concatenate([found, found])
     assert (len(both.found), both.labels.tolist(), both.patients) == (4, [0, 1, 0, 1], ["a", "b", "a", "b"])
 
 
 def test_networks_of_a_fold_count_by_their_mean_probabilities():
     """Their mean calls the second film otherwise than either fold's first network."""
-    configs = list(members(load_config(None, ["train.cv=true", "train.ensemble=2"]), 2).values())
+    configs = list(network_configs(load_config(None, ["train.cv=true", "train.ensemble=2"]), 2).values())
     chances = [[[0.8, 0.2], [0.6, 0.4]], [[0.7, 0.3], [0.1, 0.9]], [[0.3, 0.7], [0.4, 0.6]], [[0.1, 0.9], [0.9, 0.1]]]
-    each = [Examined(np.log(np.array(one, np.float32)), np.array([0, 1], np.int32), ["a", "b"]) for one in chances]
-    found = cross_validation.by_fold(configs, each)
+    each = [Predictions(np.log(np.array(one, np.float32)), np.array([0, 1], np.int32), ["a", "b"]) for one in chances]
+    found = cross_validation.predictions_by_fold(configs, each)
     assert list(found) == ["fold0", "fold1"]
     np.testing.assert_allclose(np.exp(found["fold0"].found), [[0.75, 0.25], [0.35, 0.65]], rtol=1e-5)
     np.testing.assert_allclose(np.exp(found["fold1"].found), [[0.2, 0.8], [0.65, 0.35]], rtol=1e-5)
-    alone = cross_validation.by_fold(configs[::2], each[::2])
+    alone = cross_validation.predictions_by_fold(configs[::2], each[::2])
     assert alone["fold0"] is each[0] and alone["fold1"] is each[2]
 
 
@@ -318,7 +318,7 @@ def test_what_keeps_networks_from_being_trained_together(tmp_path: Path):
 
 @pytest.mark.slow
 def test_too_little_memory_for_all_is_enough_for_each(
-    joined: tuple[Path, Joint, Told], uneven: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    joined: tuple[Path, CrossValidation, Told], uneven: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def full(*_: object) -> None:
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1 bytes.")
@@ -327,7 +327,7 @@ def test_too_little_memory_for_all_is_enough_for_each(
 
     def fit(member: Any, *_: object) -> Any:
         one_by_one.append(member.run.name)
-        return joined[1].members[member.run.name]
+        return joined[1].networks[member.run.name]
 
     monkeypatch.setattr(cross_validation, "_fit_together", full)
     monkeypatch.setattr(cross_validation, "fit", fit)
@@ -346,7 +346,7 @@ def test_networks_are_trained_one_after_another_unless_asked_otherwise(
     def fit(*_: object) -> None:
         raise Alone
 
-    monkeypatch.setattr(engine.Program, "accelerated", True)
+    monkeypatch.setattr(engine.Engine, "accelerated", True)
     monkeypatch.setattr(cross_validation, "_fit_together", lambda *_: pytest.fail("trained as one program"))
     monkeypatch.setattr(cross_validation, "fit", fit)
     with pytest.raises(Alone):
@@ -356,25 +356,27 @@ def test_networks_are_trained_one_after_another_unless_asked_otherwise(
 @pytest.mark.slow
 def test_the_way_of_accelerators_comes_to_the_same(uneven: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Taken on the CPU: images on the device, several steps a scan."""
-    monkeypatch.setattr(engine.Program, "accelerated", True)
+    monkeypatch.setattr(engine.Engine, "accelerated", True)
     monkeypatch.setattr(cross_validation, "SCAN_STEPS", 3)
     joint, told = trained(uneven, tmp_path / "run", *JOINED, "train.epochs=1", "train.schedule=constant")
     assert (told.said, joint.timing.images["train"]) == ([], 4 * sum((4, 2, 3)))
     monkeypatch.undo()
     first, _ = trained(uneven, tmp_path / "other", *JOINED, "train.epochs=1", "train.schedule=constant")
-    for name, result in joint.members.items():
+    for name, result in joint.networks.items():
         for fold in ("train", "val", "test"):
-            expected = first.members[name].history[0][fold]["loss"]
+            expected = first.networks[name].history[0][fold]["loss"]
             assert result.history[0][fold]["loss"] == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.slow
-def test_stopped_together_resumes_to_the_same_bits(joined: tuple[Path, Joint, Told], uneven: Dataset, tmp_path: Path):
+def test_stopped_together_resumes_to_the_same_bits(
+    joined: tuple[Path, CrossValidation, Told], uneven: Dataset, tmp_path: Path
+):
     out = tmp_path / "run"
     with pytest.raises(Interrupted, match=r"saved at epoch 1; go on with `covidjax train --resume --run \S+run`"):
         trained(uneven, out, *JOINED, stop_after=3)
     trained(uneven, out, *JOINED, resume=True)
-    for name in joined[1].members:
+    for name in joined[1].networks:
         assert_same_bits(saved(joined[0] / name), saved(out / name))
         assert without_times(joined[0] / name / folder.LOG) == without_times(out / name / folder.LOG)
 
@@ -388,7 +390,7 @@ def test_stopped_one_after_another_resumes_to_the_same_bits(
         trained(uneven, out, *CV, stop_after=3)
     assert not checkpoint.steps(out / "fold2", "last")
     trained(uneven, out, *CV, resume=True)
-    for member in folder.members(out):
+    for member in folder.member_folders(out):
         assert_same_bits(saved(alone[0] / member.name), saved(member))
 
 
@@ -399,8 +401,8 @@ def test_ensemble_by_the_command(uneven: Dataset, tmp_path: Path):
     assert result.exit_code == 0, result.output
     assert "member 2/2, epoch 2/2" in result.stderr
     assert "mean probabilities of the networks" in result.stdout
-    members = folder.members(tmp_path / "run")
-    assert [folder.settings(member).config.seed for member in members] == [7, 8]
+    members = folder.member_folders(tmp_path / "run")
+    assert [folder.read_run(member).config.seed for member in members] == [7, 8]
     kernels = [load_run(member).weights.params["dense"]["kernel"] for member in members]
     assert not np.array_equal(*kernels)
 
@@ -415,7 +417,7 @@ def test_ensembles_of_a_cross_validation(uneven: Dataset, tmp_path: Path):
     assert "network 6/6, epoch 2/2" in result.stderr
     found = json.loads(result.stdout)
     names = [f"fold{fold}-member{member}" for fold in range(3) for member in range(2)]
-    assert [member.name for member in folder.members(out)] == names == list(found["members"])
+    assert [member.name for member in folder.member_folders(out)] == names == list(found["members"])
     assert [found["folds"][f"fold{fold}"]["macro"]["support"] for fold in range(3)] == list(SIZES)
     assert found["metrics"]["confusion"] == np.sum([fold["confusion"] for fold in found["folds"].values()], 0).tolist()
     accuracies = [fold["accuracy"] for fold in found["folds"].values()]

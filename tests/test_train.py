@@ -18,17 +18,17 @@ from covidjax.config import Config, ModelConfig, Preprocess, TrainConfig, load_c
 from covidjax.data import loader
 from covidjax.data.dataset import Dataset
 from covidjax.errors import UserError
-from covidjax.inference.forward import make_predict, normalise, ten_views
+from covidjax.inference.forward import make_predict, normalize, ten_crop
 from covidjax.labels import CLASSES
-from covidjax.metrics import figures
+from covidjax.metrics import headline_metrics
 from covidjax.models import Network, Weights
 from covidjax.runs import checkpoint, folder
 from covidjax.runs.folder import Run
 from covidjax.runs.load import load_run
 from covidjax.runs.recorder import Interrupted, without_weights
 from covidjax.training import engine, loop
-from covidjax.training.predictions import examined
-from covidjax.training.step import Given, State, class_weights, initial_state, learning_rate, make_step
+from covidjax.training.predictions import predict
+from covidjax.training.step import State, StepInputs, class_weights, initial_state, learning_rate, make_step
 from covidjax.training.tasks import Classification
 
 
@@ -124,8 +124,8 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 1), np.uint8)
 LABELS = np.array([0, 0, 0, 0, 0, 1, 1, 2], np.int32)
 
 
-def given(importance: tuple[float, ...]) -> Given:
-    return Given(np.uint32(0), np.full(8, 0.1, np.float32), np.asarray(importance, np.float32))
+def given(importance: tuple[float, ...]) -> StepInputs:
+    return StepInputs(np.uint32(0), np.full(8, 0.1, np.float32), np.asarray(importance, np.float32))
 
 
 class OneStep:
@@ -158,7 +158,7 @@ def test_two_devices_come_to_the_state_of_one(model: tuple[str, ...]):
     alone = jax.jit(make_step(network, task, optax.sgd, False))(before, *arguments)
     step = make_step(network, task, optax.sgd, False, device.AXIS)
     share = P(device.AXIS)
-    shared = jax.jit(device.split(step, mesh, P(), P(), share, share, result=P()))(before, *arguments)
+    shared = jax.jit(device.shard(step, mesh, P(), P(), share, share, result=P()))(before, *arguments)
     assert float(shared.totals.loss) == pytest.approx(float(alone.totals.loss), rel=1e-5)
     assert int(shared.totals.score) == int(alone.totals.score)
     assert int(shared.totals.images) == len(IMAGES)
@@ -249,7 +249,7 @@ def test_streaming_gives_the_same_bits(dataset: Dataset, finished: Path, tmp_pat
 @pytest.mark.slow
 def test_scan_over_steps_gives_the_same_result(dataset: Dataset, finished: Path, tmp_path: Path, monkeypatch):
     # The accelerators' way, taken on the CPU: the same sums in another program, so equal within rounding.
-    monkeypatch.setattr(engine.Program, "accelerated", True)
+    monkeypatch.setattr(engine.Engine, "accelerated", True)
     monkeypatch.setattr(engine, "SCAN_STEPS", 3)
     _, progress = run_training(
         dataset, tmp_path / "run", "train.epochs=1", "train.schedule=constant", "train.learning_rate=1e-4"
@@ -282,7 +282,7 @@ def test_views_count_when_training_has_ended(dataset: Dataset, tmp_path: Path):
     loaded = load_run(tmp_path / "run")
     data = loader.load_all(dataset.source([0]))
     predict = make_predict(loaded.network, ModelConfig())
-    views = np.asarray(ten_views(jnp.asarray(data.images))).reshape(10, *data.images.shape)
+    views = np.asarray(ten_crop(jnp.asarray(data.images))).reshape(10, *data.images.shape)
     logits = [np.asarray(predict(loaded.weights, view)) for view in views]
     assert np.std(logits, 0).max() > 1e-2
     np.testing.assert_allclose(result.examined.found, np.mean(logits, 0), rtol=1e-4, atol=1e-4)
@@ -298,16 +298,16 @@ def test_refreshed_statistics_are_of_images_without_augmentation(dataset: Datase
     refreshed, before = saved(run), saved(plain)
     jax.tree.map(np.testing.assert_array_equal, refreshed.weights.params, before.weights.params)
     images = loader.load_all(dataset.source(dataset.split(0)[0])).images
-    rows = loader.order(len(images), 4, seed=0, epoch=0)
+    rows = loader.epoch_rows(len(images), 4, seed=0, epoch=0)
     network = Network(ModelConfig(), Preprocess(image_size=32))
-    inputs = [normalise(jnp.asarray(images[row])) for row in rows]
+    inputs = [normalize(jnp.asarray(images[row])) for row in rows]
     moved = [network.apply(before.weights, each, train=True)[2]["stem1"]["norm"]["mean"] for each in inputs]
     old = np.asarray(before.weights.batch_stats["stem1"]["norm"]["mean"])
     expected = np.mean([(np.asarray(new) - 0.9 * old) / 0.1 for new in moved], 0)
     found = refreshed.weights.batch_stats["stem1"]["norm"]["mean"]
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
     assert np.abs(found - old).max() > 1e-3
-    tested, _ = examined(
+    tested, _ = predict(
         Classification(Config()).examine(network), load_run(run).weights, loader.eval_batches(dataset.source([0]), 4)
     )
     np.testing.assert_allclose(result.examined.found, tested, rtol=1e-4, atol=1e-5)
@@ -322,7 +322,7 @@ def test_running_mean_is_resumed_tested_and_used(dataset: Dataset, tmp_path: Pat
     run_training(dataset, stopped, "train.averaging=0.9", resume=True)
     assert_same_bits(saved(whole), saved(stopped))
     assert without_times(whole / "metrics.jsonl") == without_times(stopped / "metrics.jsonl")
-    assert figures(result.metrics)["accuracy"] == pytest.approx(progress.records[-1]["test"]["accuracy"])
+    assert headline_metrics(result.metrics)["accuracy"] == pytest.approx(progress.records[-1]["test"]["accuracy"])
     kernels = [each["dense"]["kernel"] for each in (saved(whole).weights.params, saved(whole).training["newest"].params)]
     assert not np.array_equal(*kernels)
     np.testing.assert_array_equal(load_run(whole).weights.params["dense"]["kernel"], kernels[0])
@@ -356,7 +356,7 @@ def test_validation_fold_chooses_the_best(dataset: Dataset, tmp_path: Path):
     best = progress.records[merits.index(max(merits))]
     assert saved(run, "best").step == best["step"]
     assert result.checkpoint == "best"
-    assert figures(result.metrics)["accuracy"] == pytest.approx(best["test"]["accuracy"])
+    assert headline_metrics(result.metrics)["accuracy"] == pytest.approx(best["test"]["accuracy"])
     resumed, _ = run_training(dataset, run, *settings, resume=True)
     assert resumed.metrics == result.metrics
 
@@ -397,7 +397,7 @@ def test_folder_of_something_else_is_left_alone(dataset: Dataset, tmp_path: Path
 def test_log_with_broken_and_missing_lines(tmp_path: Path):
     log = tmp_path / "metrics.jsonl"
     log.write_text('{"epoch": 3}\n{"epo\n{"epoch": 4}\n{"epoch": 5}\n')
-    folder.keep_epochs(tmp_path, 4)
+    folder.truncate_log(tmp_path, 4)
     assert log.read_text() == '{"epoch": 3}\n{"epoch": 4}\n'
 
 
@@ -418,8 +418,8 @@ def test_predictions_ignore_padding(dataset: Dataset, finished: Path):
     examine = Classification(loaded.run.config).examine(loaded.network)
     source = dataset.source([0])
     weights = Weights(*loaded.weights)
-    whole, labels = examined(examine, weights, loader.eval_batches(source, len(source)))
-    parts, same = examined(examine, weights, loader.eval_batches(source, 4))
+    whole, labels = predict(examine, weights, loader.eval_batches(source, len(source)))
+    parts, same = predict(examine, weights, loader.eval_batches(source, 4))
     assert labels.tolist() == same.tolist()
     assert len(whole) == len(source)
     np.testing.assert_allclose(whole, parts, rtol=1e-4, atol=1e-5)

@@ -19,7 +19,7 @@ PREPROCESS = Preprocess()
 
 def decoded(path: str) -> bool:
     """Whether a file could be decoded; a process's work."""
-    return stream.open_film(path, PREPROCESS).image is not None
+    return stream.read_image(path, PREPROCESS).image is not None
 
 
 def decode(folder: Path, how: str, size: int) -> dict[str, float]:
@@ -29,7 +29,7 @@ def decode(folder: Path, how: str, size: int) -> dict[str, float]:
     paths = sorted(map(os.fspath, folder.iterdir()))
     start = time.perf_counter()
     if how == "loader":
-        done = sum(film.image is not None for film in stream.films(paths, PREPROCESS))
+        done = sum(film.image is not None for film in stream.read_images(paths, PREPROCESS))
     else:
         with multiprocessing.get_context("fork").Pool(cores()) as pool:
             done = sum(pool.imap(decoded, paths, chunksize=8))

@@ -20,7 +20,7 @@ from covidjax.inference.forward import make_predict
 from covidjax.models import Network
 from covidjax.runs.load import load_run
 from covidjax.scoring.classifier import Classifier
-from covidjax.training.step import Given, State, initial_state, make_optimizer, make_step
+from covidjax.training.step import State, StepInputs, initial_state, make_optimizer, make_step
 from covidjax.training.tasks import Classification
 
 ACCELERATED_STEPS = 32
@@ -78,7 +78,7 @@ class Train:
         step = make_step(network, Classification(config), optimizer, scaled, axis)
         state = initial_state(loaded.weights, optimizer(optax.constant_schedule(0.0)), scaled)
         given = constant_given(1e-3, len(loaded.run.preprocess.classes))
-        self._state, given = device.on_all((state, given), mesh)
+        self._state, given = device.replicate((state, given), mesh)
         self._call, steps = compiled(step, given, images, labels, where.platform)
         self._first = max(1, first // steps)
         self.images = steps * len(images)
@@ -95,12 +95,12 @@ class Train:
         return [float(self._state.totals.loss) / int(self._state.totals.images)]
 
 
-def constant_given(rate: float, classes: int) -> Given:
+def constant_given(rate: float, classes: int) -> StepInputs:
     """What a step is given: seed 0, a constant learning rate, equal weights of the classes."""
-    return Given(np.uint32(0), np.full(1024, rate, np.float32), np.ones(classes, np.float32))
+    return StepInputs(np.uint32(0), np.full(1024, rate, np.float32), np.ones(classes, np.float32))
 
 
-def compiled(step: Any, given: Given, images: np.ndarray, labels: np.ndarray, platform: str) -> tuple[Any, int]:
+def compiled(step: Any, given: StepInputs, images: np.ndarray, labels: np.ndarray, platform: str) -> tuple[Any, int]:
     """The way from a step to the program that ``covidjax.train`` runs, and how many steps one call of it takes.
 
     The one place to follow a change there.
@@ -108,12 +108,12 @@ def compiled(step: Any, given: Given, images: np.ndarray, labels: np.ndarray, pl
     if platform == "cpu":
         share, mesh = P(device.AXIS), device.mesh(len(images))
         images_there, labels_there = jax.device_put((images, labels), NamedSharding(mesh, share))
-        jitted = jax.jit(device.split(step, mesh, P(), P(), share, share, result=P()), donate_argnums=0)
+        jitted = jax.jit(device.shard(step, mesh, P(), P(), share, share, result=P()), donate_argnums=0)
         return lambda state: jitted(state, given, images_there, labels_there), 1
     kept_images, kept_labels = jax.device_put((images, labels))
     rows = np.tile(np.arange(len(images), dtype=np.int32), (ACCELERATED_STEPS, 1))
 
-    def scan(state: State, given: Given, images: jax.Array, labels: jax.Array, rows: jax.Array) -> State:
+    def scan(state: State, given: StepInputs, images: jax.Array, labels: jax.Array, rows: jax.Array) -> State:
         return jax.lax.scan(lambda s, row: (step(s, given, images[row], labels[row]), None), state, rows)[0]
 
     jitted = jax.jit(scan, donate_argnums=0)

@@ -53,11 +53,11 @@ def given_paths(paths: Sequence[Path]) -> list[Path]:
     Raises:
       UsageError: none of them exists.
     """
-    from covidjax.images.find import listed
+    from covidjax.images.find import paths_from_list
 
     found: list[Path] = []
     for path in paths:
-        found += listed(sys.stdin.buffer.read()) if str(path) == "-" else [path]
+        found += paths_from_list(sys.stdin.buffer.read()) if str(path) == "-" else [path]
     if not found:
         raise UsageError("There is no path on standard input; list files or folders of films, one a line.")
     missing = next((path for path in found if not path.exists()), None)

@@ -190,7 +190,7 @@ def doctor(as_json: bool) -> None:
     if as_json:
         common.show_json([finding._asdict() for finding in findings])
     else:
-        common.show([tables.rows_table(("state", "what", "found", "remedy"), findings)])
+        common.show([tables.text_table(("state", "what", "found", "remedy"), findings)])
     wrong = sum(finding.state == "wrong" for finding in findings)
     if wrong:
         raise UserError(f"{wrong} of {len(findings)} things are wrong; the last column says what mends them.")

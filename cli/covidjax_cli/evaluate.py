@@ -43,4 +43,4 @@ def evaluate(run: Path | None, data: str | None, as_json: bool) -> None:
         common.show_json({**about, "metrics": found.metrics.as_dict()})
         return
     title = f"{chosen}" + f"\n{note}" * bool(note)
-    common.show(tables.tables_of(found.metrics, title))
+    common.show(tables.result_tables(found.metrics, title))

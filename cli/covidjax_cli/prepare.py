@@ -137,21 +137,21 @@ def _tables(manifest: dict[str, Any]) -> list[RenderableType]:
     named = [*manifest["per_source"].items(), *manifest["per_fold"].items(), ("all", manifest["per_class"])]
     counts = [(name, *(row.get(label, 0) for label in classes), sum(row.values())) for name, row in named]
     columns = ("source or fold", *classes, "all")
-    parts: list[RenderableType] = [tables.titled("Images", tables.rows_table(columns, counts, right=columns[1:]))]
+    parts: list[RenderableType] = [tables.titled("Images", tables.text_table(columns, counts, right=columns[1:]))]
     reasons = [(source, *item) for source, found in manifest["left_out"].items() for item in found.items()]
     if reasons:
-        table = tables.rows_table(("source", "reason", "files"), reasons, right=("files",))
+        table = tables.text_table(("source", "reason", "files"), reasons, right=("files",))
         parts.append(tables.titled("Left out", table))
     if manifest["skipped"]:
         shown = [(entry["path"], entry["reason"]) for entry in manifest["skipped"][:20]]
         more = len(manifest["skipped"]) - len(shown)
         below = f"and {more} more, in manifest.json" if more else ""
-        parts.append(tables.titled("Could not be read", tables.rows_table(("file", "reason"), shown), below))
+        parts.append(tables.titled("Could not be read", tables.text_table(("file", "reason"), shown), below))
     if remarks := Counter(entry["remark"] for entry in manifest["remarks"]):
-        table = tables.rows_table(("remark", "films"), remarks.most_common(), right=("films",))
+        table = tables.text_table(("remark", "films"), remarks.most_common(), right=("films",))
         parts.append(tables.titled("Remarks", table, "the films are named in manifest.json"))
     if manifest.get("whole_films"):
         counted = Counter((entry["source"], entry["reason"]) for entry in manifest["whole_films"])
         rows = [(*key, count) for key, count in counted.items()]
-        parts.append(tables.titled("Kept whole", tables.rows_table(("source", "reason", "films"), rows, right=("films",))))
+        parts.append(tables.titled("Kept whole", tables.text_table(("source", "reason", "films"), rows, right=("films",))))
     return parts

@@ -52,7 +52,7 @@ def reproduce(
     if data == "sample":
         common.say("The built-in synthetic films; no figure from them says anything about patients.")
     with common.stopping() as stop:
-        recipe = experiments.described(config) if config else ""
+        recipe = experiments.describe_recipe(config) if config else ""
         results = study.reproduce(data, out, chosen, epochs, _Show(stop), recipe)
     common.say("Drawing the figures.")
     report.write(out, out / study.COLLECTIONS if data == "sample" else Path(data), results, films=not no_films)
@@ -93,4 +93,4 @@ def _tables(results: dict[str, Any]) -> list[Any]:
             figures = f"{metrics['accuracy']:.3f}", f"{metrics['macro']['f1']:.3f}", study, f"{minutes:.1f}"
             rows.append((f"{each['number']}, {each['title']}", split, found["dataset"]["images"], *figures))
     numbers = ("films", "accuracy", "macro F1", "study's macro F1", "minutes")
-    return [tables.titled("Reproduction", tables.rows_table(("table", "split", *numbers), rows, right=numbers))]
+    return [tables.titled("Reproduction", tables.text_table(("table", "split", *numbers), rows, right=numbers))]

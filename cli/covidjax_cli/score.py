@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from covidjax.images.archives import Source
     from covidjax.metrics import Metrics
     from covidjax.scoring.classifier import Row
-    from covidjax.scoring.output import Earlier, RowWriter
+    from covidjax.scoring.output import PreviousRow, RowWriter
 
 SHOWN = 50
 """Rows that are printed where no output file is named."""
@@ -86,18 +86,18 @@ def score(
     if resume and not output:
         raise UsageError("--resume goes on with the rows of a file; name it with --output.")
 
-    from covidjax.images.find import find_films
+    from covidjax.images.find import find_images
     from covidjax.images.stream import workers_or_default
     from covidjax.images.workers import start
     from covidjax.runs import load
     from covidjax.scoring.classifier import Classifier, Timing
-    from covidjax.scoring.ground_truth import truth_from_csv, truth_from_folders
-    from covidjax.scoring.output import check_ending, open_output
+    from covidjax.scoring.ground_truth import labels_from_csv, labels_from_folders
+    from covidjax.scoring.output import check_suffix, open_output
 
     if output:
-        check_ending(output)  # before the time that loading takes
+        check_suffix(output)  # before the time that loading takes
     run = load.find(checkpoint)
-    found = find_films(given)
+    found = find_images(given)
     start(min(workers_or_default(workers), len(found.paths)))  # while the model is loaded
     classifier = Classifier.load(run, device=device, runtime=runtime)
     bundled = "the bundled one" if checkpoint else "no trained classifier under runs/, so the bundled one"
@@ -111,7 +111,7 @@ def score(
         common.say(f"Lungs: {wanted}, as in training, by {classifier.segmenter.title}.")
         if classifier.segmenter.digest != classifier.run.segmenter:
             common.say("These are other lung masks than the run was trained with: its weights came with another version.")
-    truth = truth_from_csv(labels, classes) if labels else truth_from_folders(found.roots)
+    truth = labels_from_csv(labels, classes) if labels else labels_from_folders(found.roots)
     synthetic = classifier.run.config.data.path == "sample"
 
     timing = Timing()
@@ -120,7 +120,7 @@ def score(
     known: list[tuple[int, int]] = []
     good = labelled = warned = whole = 0
 
-    def count(row: Row | Earlier) -> None:
+    def count(row: Row | PreviousRow) -> None:
         nonlocal good, labelled, warned, whole
         good += row.status == "ok"
         warned += bool(row.warning)
@@ -172,7 +172,7 @@ def score(
         from covidjax import metrics
 
         true, predicted = zip(*known, strict=True)
-        measured = metrics.measure(true, predicted, classes)
+        measured = metrics.classification_metrics(true, predicted, classes)
     note = tables.TRAINED_ON_SYNTHETIC if synthetic else ""
     if as_json:
         result = {
@@ -264,5 +264,5 @@ def _rows_table(title: str, rows: list[Row], below: str) -> RenderableType:
         for row in rows
     ]
     columns = ("path", "prediction", "confidence", *(["lungs"] if lungs else []), "error or warning")
-    table = tables.rows_table(columns, cells, right=("confidence",))
+    table = tables.text_table(columns, cells, right=("confidence",))
     return tables.titled(title + f" in {base}" * bool(base), table, below)

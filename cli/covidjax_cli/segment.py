@@ -63,15 +63,15 @@ def segment(
         if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
             raise UsageError(f"{out} lies in {path}, whose films are read; name a folder elsewhere.")
 
-    from covidjax.images.find import find_films
-    from covidjax.inference.memory import Sparing
-    from covidjax.lungs.export import COLUMNS, GOOD, names_of
-    from covidjax.lungs.export import segment as run
+    from covidjax.images.find import find_images
+    from covidjax.inference.memory import MicroBatcher
+    from covidjax.lungs.export import COLUMNS, GOOD, output_names
+    from covidjax.lungs.export import export_images as run
     from covidjax.lungs.segmenter import open_segmenter
     from covidjax.report import tables
     from covidjax.scoring.output import open_table
 
-    found = find_films(given)
+    found = find_images(given)
     segmenter = open_segmenter(device, runtime, checkpoint)
     common.say(f"Segmenter: {segmenter.title}.")
     if found.passed_over:
@@ -88,8 +88,8 @@ def segment(
         table = stack.enter_context(open_table(out / "lungs.csv", COLUMNS))
         stop = stack.enter_context(common.stopping())
         progress = stack.enter_context(common.counting("Segmenting"))
-        names = names_of(found.paths, found.roots)
-        sparing = Sparing(segmenter, segmenter.size, segmenter.title, segmenter.digest)
+        names = output_names(found.paths, found.roots)
+        sparing = MicroBatcher(segmenter, segmenter.size, segmenter.title, segmenter.digest)
         rows = run(found.paths, names, out, what, sparing, workers=workers, limits=limits)
         for done, row in enumerate(rows, 1):
             table.write(row.cells())
@@ -114,9 +114,9 @@ def segment(
         }
         common.show_json(result | {"output": str(out)})
     else:
-        parts = [tables.titled("Lungs", tables.rows_table(("quality", "films"), quality.most_common(), right=("films",)))]
+        parts = [tables.titled("Lungs", tables.text_table(("quality", "films"), quality.most_common(), right=("films",)))]
         if errors:
-            reasons = tables.rows_table(("reason", "files"), errors.most_common(), right=("files",))
+            reasons = tables.text_table(("reason", "files"), errors.most_common(), right=("files",))
             parts.append(tables.titled("Could not be read", reasons))
         parts.append(tables.timing_table(stages, "decode, write: all threads added up"))
         common.show(parts)

@@ -130,34 +130,34 @@ def _train_one(settings: Config, dataset: Dataset, run: Path, resume: bool, note
 
 def _train_members(settings: Config, dataset: Dataset, run: Path, resume: bool, note: str) -> Shown:
     """Train the networks of a cross-validation or an ensemble and write their reports; tables and JSON to show."""
-    from covidjax.metrics import spread
+    from covidjax.metrics import mean_and_sd
     from covidjax.report import run_report, tables
-    from covidjax.training.cross_validation import members, train_members
+    from covidjax.training.cross_validation import network_configs, train_networks
 
     with common.stopping() as stop, progress_of(settings.train.epochs) as progress:
-        joint = train_members(settings, dataset, run, resume=resume, progress=progress, say=common.say, stop=stop)
-    configs = members(settings, dataset.folds)
-    for name, result in joint.members.items():
+        joint = train_networks(settings, dataset, run, resume=resume, progress=progress, say=common.say, stop=stop)
+    configs = network_configs(settings, dataset.folds)
+    for name, result in joint.networks.items():
         _write(run / name, dataset, configs[name], result, _tables(result, configs[name], note), note)
-    each = {name: result.metrics for name, result in joint.members.items()}
+    each = {name: result.metrics for name, result in joint.networks.items()}
     below = f"\n{note}" * bool(note)
     several = settings.train.ensemble > 1
     shown = []
     if settings.train.cv:
         title = f"All folds, every film by the network{'s' * several} that it was held out from"
-        shown.append(tables.members_table(joint.folds, "Folds" + ", mean probabilities" * several + below))
+        shown.append(tables.networks_table(joint.folds, "Folds" + ", mean probabilities" * several + below))
     else:
         title = f"Test fold {settings.data.test_fold}, mean probabilities of the networks"
     if several:
-        shown.append(tables.members_table(each, "Networks, each alone" + below))
-    shown += [*tables.tables_of(joint.metrics, title + below), _timing(joint.timing)]
+        shown.append(tables.networks_table(each, "Networks, each alone" + below))
+    shown += [*tables.result_tables(joint.metrics, title + below), _timing(joint.timing)]
     parts = joint.folds if settings.train.cv else each
     over_all = {
-        "spread": {name: figure._asdict() for name, figure in spread(list(parts.values())).items()},
+        "spread": {name: figure._asdict() for name, figure in mean_and_sd(list(parts.values())).items()},
         "folds": {name: metrics.as_dict() for name, metrics in joint.folds.items()},
-        "members": {name: _summary(run / name, result, note) for name, result in joint.members.items()},
+        "members": {name: _summary(run / name, result, note) for name, result in joint.networks.items()},
     }
-    history = tables.mean_history([result.history for result in joint.members.values()])
+    history = tables.mean_history([result.history for result in joint.networks.values()])
     run_report.write(run / "report", joint.metrics, history, shown, note, over_all)
     timing = {"seconds": joint.timing.seconds, "images": joint.timing.images}
     return shown, {"run": str(run), "note": note, "metrics": joint.metrics.as_dict(), **over_all, **timing}
@@ -277,7 +277,7 @@ def _tables(result: Result, settings: Config, note: str) -> list[Any]:
     from covidjax.report import tables
 
     title = f"Test fold {settings.data.test_fold}, {result.checkpoint} checkpoint" + f"\n{note}" * bool(note)
-    return tables.tables_of(result.metrics, title)
+    return tables.result_tables(result.metrics, title)
 
 
 def _timing(timing: Timing) -> Any:

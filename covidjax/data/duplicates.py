@@ -20,7 +20,7 @@ from covidjax.data.folds import _components
 from covidjax.data.readers.base import Example
 from covidjax.images import stream
 from covidjax.images.formats import Limits
-from covidjax.images.workers import Job
+from covidjax.images.workers import DecodeJob
 
 SIDE = 16
 """Of the square of frequencies that a hash is made of."""
@@ -37,7 +37,7 @@ AT_LEAST = 256
 _CHUNK = 1024
 
 
-def look_alikes(
+def near_duplicates(
     paths: Sequence[Path],
     *,
     workers: int | None = None,
@@ -55,8 +55,8 @@ def look_alikes(
       limits: what one file may take.
     """
     hashes = []
-    jobs = (partial(look, path, limits) for path in paths)
-    for done, found in enumerate(stream.in_order(jobs, workers=workers), 1):
+    jobs = (partial(perceptual_hash, path, limits) for path in paths)
+    for done, found in enumerate(stream.map_in_order(jobs, workers=workers), 1):
         hashes.append(found)
         if progress:
             progress(done, len(paths))
@@ -73,15 +73,15 @@ def look_alikes(
     return [(int(readable[row]), int(readable[copy])) for row, copy in pairs]
 
 
-def look(path: Path, limits: Limits = Limits()) -> np.ndarray | None:
+def perceptual_hash(path: Path, limits: Limits = Limits()) -> np.ndarray | None:
     """The hash of a film, bool ``[256]``, or None where it cannot be read."""
     import imagehash  # here: it takes half a second to import, and only merging needs it
 
-    found = stream.decoded(path, Job(at_least=AT_LEAST, limits=limits))
+    found = stream.decode_source(path, DecodeJob(at_least=AT_LEAST, limits=limits))
     return np.ravel(imagehash.phash(Image.fromarray(found.arrays[0]), hash_size=SIDE).hash) if found.arrays else None
 
 
-def identical(examples: Sequence[Example]) -> dict[int, str]:
+def identical_files(examples: Sequence[Example]) -> dict[int, str]:
     """Row → digest of the file's bytes, for files that share both size and digest; no other file is read."""
     by_size = defaultdict(list)
     for row, example in enumerate(examples):
@@ -101,7 +101,7 @@ def identical(examples: Sequence[Example]) -> dict[int, str]:
     return {row: digest for row, digest in digests.items() if digest in repeated}
 
 
-def first_sources(
+def copies_of_earlier_sources(
     examples: Sequence[Example], rows: Sequence[int], contents: Mapping[int, str], alike: Sequence[tuple[int, int]]
 ) -> dict[int, str]:
     """Each of those rows that is a film of an earlier source too → its first source; copies within one source stay."""

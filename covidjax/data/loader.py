@@ -57,7 +57,7 @@ class Source(Protocol):
         ...
 
 
-def order(count: int, batch_size: int, *, seed: int, epoch: int) -> np.ndarray:
+def epoch_rows(count: int, batch_size: int, *, seed: int, epoch: int) -> np.ndarray:
     """The rows of each step of an epoch, int32 ``[steps, batch]``: shuffled, the incomplete last batch left out."""
     batch = min(batch_size, count)
     shuffled = np.random.default_rng([seed, epoch]).permutation(count).astype(np.int32)
@@ -94,7 +94,7 @@ def _batches(source: Source, batches: Sequence[np.ndarray], size: int | None = N
 
 
 def train_batches(source: Source, steps: np.ndarray) -> Iterator[Batch]:
-    """The batches whose rows ``order`` gave, read ahead of the training step."""
+    """The batches whose rows ``epoch_rows`` gave, read ahead of the training step."""
     return _batches(source, list(steps))
 
 
@@ -120,7 +120,7 @@ def eval_batches(source: Source, batch_size: int, rows: np.ndarray | None = None
     return _batches(source, batches, batch_size)
 
 
-def kept_batches(
+def cached_batches(
     data: Batch, batch_size: int, rows: np.ndarray, take: Callable[[Any, np.ndarray], Any] = operator.getitem
 ) -> Iterator[Batch]:
     """The batches of ``eval_batches`` from images that lie in memory, of which ``take`` gives some rows."""

@@ -15,11 +15,11 @@ import numpy as np
 from covidjax.config import Preprocess
 from covidjax.data import duplicates, folds, readers
 from covidjax.data.readers.base import Collection, Example
-from covidjax.data.writer import Record, writing
+from covidjax.data.writer import Record, create_dataset
 from covidjax.errors import UsageError, UserError
 from covidjax.images import stream
 from covidjax.images.formats import Limits
-from covidjax.labels import MASKS
+from covidjax.labels import MASK_KINDS
 from covidjax.lungs import stream as lung_stream
 from covidjax.lungs.segmenter import open_segmenter
 
@@ -88,7 +88,7 @@ def prepare(
     ]
     if options.masks:
         found = {example.label for collection in read for example in collection.examples}
-        kinds = tuple(kind for kind in MASKS if kind in found)
+        kinds = tuple(kind for kind in MASK_KINDS if kind in found)
         options = dataclasses.replace(options, preprocess=dataclasses.replace(options.preprocess, classes=kinds))
     classes = options.preprocess.classes
     everything = [example for collection in read for example in collection.examples]
@@ -96,10 +96,10 @@ def prepare(
     alike = []
     if len(read) > 1:
         paths, total = [example.path for example in everything], 2 * len(everything)
-        alike = duplicates.look_alikes(
+        alike = duplicates.near_duplicates(
             paths, workers=workers, progress=lambda done, _: counted(done, total), limits=options.limits
         )
-    contents = duplicates.identical(everything)
+    contents = duplicates.identical_files(everything)
     whose = folds.patients_of(everything, contents, alike)
     rows = _chosen(read, everything, options, contents, alike)
     examples, patients = [everything[row] for row in rows], [whose[row] for row in rows]
@@ -115,7 +115,7 @@ def prepare(
     fold_of = folds.assign_folds(strata, patients if grouped else None, named, folds=options.folds, seed=options.seed)
     skipped, remarks, whole = [], [], []
     digest = segmenter.digest if segmenter else ""
-    with writing(out, options.preprocess, options.folds, masks=options.masks, segmenter=digest) as writer:
+    with create_dataset(out, options.preprocess, options.folds, masks=options.masks, segmenter=digest) as writer:
         images = _films(examples, options, workers, segmenter)
         for done, (example, patient, fold, film) in enumerate(zip(examples, patients, fold_of, images, strict=True), 1):
             if film.image is None:
@@ -148,15 +148,15 @@ def prepare(
 
 def _films(
     examples: Sequence[Example], options: Options, workers: int | None, segmenter: lung_stream.Segmenter | None
-) -> Iterator[stream.Film]:
+) -> Iterator[stream.LoadedImage]:
     preprocess, limits = options.preprocess, options.limits
     pairs = [(example.path, example.mask) for example in examples if example.mask]
     if pairs:
-        return stream.pairs(pairs, preprocess, workers=workers, limits=limits)
+        return stream.read_pairs(pairs, preprocess, workers=workers, limits=limits)
     paths = [example.path for example in examples]
     if segmenter:
-        return lung_stream.films(paths, preprocess, segmenter, workers=workers, limits=limits)
-    return stream.films(paths, preprocess, workers=workers, limits=limits)
+        return lung_stream.read_lungs(paths, preprocess, segmenter, workers=workers, limits=limits)
+    return stream.read_images(paths, preprocess, workers=workers, limits=limits)
 
 
 def _source_names(sources: Sequence[Path]) -> list[str]:
@@ -185,7 +185,7 @@ def _chosen(
             left_out[example.source][f"class {example.label}, not asked for"] += 1
     # In a dataset of masks the same film may stand with both kinds of mask.
     dropping = options.copies == "drop" and not options.masks
-    first = duplicates.first_sources(examples, taken, contents, alike) if dropping else {}
+    first = duplicates.copies_of_earlier_sources(examples, taken, contents, alike) if dropping else {}
     by_class = defaultdict(list)
     for row in taken:
         example = examples[row]

@@ -15,9 +15,9 @@ from covidjax.data import dataset, synthetic
 from covidjax.data.dataset import Dataset
 from covidjax.data.folds import assign_folds
 from covidjax.data.prepare import Options, Progress
-from covidjax.data.writer import Record, writing
+from covidjax.data.writer import Record, create_dataset
 from covidjax.errors import UserError
-from covidjax.labels import CLASSES, MASKS
+from covidjax.labels import CLASSES, MASK_KINDS
 
 SAMPLE_IMAGES = 324
 """Size of the built-in sample: training on it with all defaults takes about ten minutes on two CPU cores."""
@@ -52,11 +52,11 @@ def sample_dataset(
 
 
 def _draw_sample(out: Path, options: Options, images: int, progress: Progress | None) -> None:
-    films = list(synthetic.sample(images, seed=options.seed, size=options.preprocess.image_size))
+    films = list(synthetic.draw_images(images, seed=options.seed, size=options.preprocess.image_size))
     labels = np.asarray([film.label for film in films])
     named = [f"Class {name}" for name in CLASSES]
     folds = assign_folds(labels, [film.patient for film in films], named, folds=options.folds, seed=options.seed)
-    with writing(out, options.preprocess, options.folds, masks=options.masks, wait=True) as writer:
+    with create_dataset(out, options.preprocess, options.folds, masks=options.masks, wait=True) as writer:
         for index, (film, fold) in enumerate(zip(films, folds, strict=True)):
             digest = hashlib.sha256(film.image.tobytes()).hexdigest()
             label = "fields" if options.masks else CLASSES[film.label]
@@ -90,6 +90,6 @@ def open_dataset(path: str | Path, preprocess: Preprocess | None = None, *, mask
 
 
 def _options(preprocess: Preprocess) -> str:
-    masks = set(preprocess.classes) <= set(MASKS)
+    masks = set(preprocess.classes) <= set(MASK_KINDS)
     what = f"--masks ({', '.join(preprocess.classes)})" if masks else f"--classes {len(preprocess.classes)}"
     return f"--image-size {preprocess.image_size} --lungs {preprocess.lungs} {what} --invert {preprocess.invert}"

@@ -34,7 +34,7 @@ _GLYPHS = {
 }
 
 
-class Phantom(NamedTuple):
+class SyntheticImage(NamedTuple):
     """One synthetic film.
 
     image: uint8 [S, S], grey values; dense tissue is bright and air is dark, as on a usual film.
@@ -49,7 +49,7 @@ class Phantom(NamedTuple):
     patient: str
 
 
-def draw(index: int, *, seed: int = 0, size: int = 224) -> Phantom:
+def draw(index: int, *, seed: int = 0, size: int = 224) -> SyntheticImage:
     """Draw film number `index`; it depends on (index, seed, size) and on nothing else.
 
     The class is ``index % 3``. Films ``index`` and ``index + 3`` show the same patient when ``index % 6 < 3``.
@@ -61,10 +61,10 @@ def draw(index: int, *, seed: int = 0, size: int = 224) -> Phantom:
     label = index % classes
     number = index // (classes * _FILMS_PER_PATIENT) * classes + label
     image, lungs = _film(number, index, label, seed, size)
-    return Phantom(image, lungs, label, f"phantom-{seed}-{number:05d}")
+    return SyntheticImage(image, lungs, label, f"phantom-{seed}-{number:05d}")
 
 
-def sample(count: int = 600, *, seed: int = 0, size: int = 224) -> Iterator[Phantom]:
+def draw_images(count: int = 600, *, seed: int = 0, size: int = 224) -> Iterator[SyntheticImage]:
     """Iterate over films 0 to count - 1; a multiple of 6 gives equal classes and two films of every patient.
 
     Raises ValueError, before the first film, unless count >= 0, seed >= 0 and size >= 32 are integers.
@@ -286,7 +286,7 @@ def _command(out: Path, images: int, seed: int, size: int) -> None:
     """Write synthetic chest films to OUT/<class>/phantom-<seed>-<patient>-<index>.png."""
     for name in CLASSES:
         (out / name).mkdir(parents=True, exist_ok=True)
-    for index, film in enumerate(sample(images, seed=seed, size=size)):
+    for index, film in enumerate(draw_images(images, seed=seed, size=size)):
         Image.fromarray(film.image).save(out / CLASSES[film.label] / f"{film.patient}-{index:05d}.png")
     click.echo(f"Wrote {images} synthetic films to {out}: no result on them says anything about patients.", err=True)
 

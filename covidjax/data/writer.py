@@ -20,7 +20,7 @@ import covidjax
 from covidjax.config import Preprocess
 from covidjax.data.dataset import FORMAT, MANIFEST, NAME, TEXTS
 from covidjax.errors import UsageError, UserError
-from covidjax.files import _held, _sync
+from covidjax.files import fsync, lock_folder
 
 
 class Record(NamedTuple):
@@ -163,7 +163,7 @@ class Writer:
 
 
 @contextlib.contextmanager
-def writing(
+def create_dataset(
     out: Path, preprocess: Preprocess, folds: int, *, masks: bool = False, segmenter: str = "", wait: bool = False
 ) -> Iterator[Writer]:
     """A writer whose dataset appears at ``out`` whole, when the block ends well, or not at all. Whenever it is begun, the
@@ -190,7 +190,7 @@ def writing(
     try:
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
-            held = _held(partial, wait)
+            held = lock_folder(partial, wait)
             if out.exists() and not (out.is_dir() and not any(out.iterdir())):
                 raise UserError(f"{out} exists already; remove it or name another folder.")
             for left in partial.iterdir():  # by a process that was killed
@@ -202,7 +202,7 @@ def writing(
         try:
             yield Writer(partial, preprocess, folds, masks, segmenter)
             for file in partial.iterdir():
-                _sync(file)
+                fsync(file)
             partial.rename(out)
         except OSError as error:
             reason = error.strerror or error

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from tarfile import HeaderError
 from typing import IO, Any, NamedTuple, Protocol
 
-from covidjax.errors import RadiographError
+from covidjax.errors import ImageError
 from covidjax.images.formats import SUFFIXES, Limits, too_long
 
 ZIP = (".zip",)
@@ -42,7 +42,7 @@ def is_archive(path: Path) -> bool:
     return path.name.lower().endswith((*ZIP, *TAR, *TAR_COMPRESSED))
 
 
-class Loaded(NamedTuple):
+class LoadedMember(NamedTuple):
     """A member that was read already."""
 
     name: str
@@ -86,18 +86,18 @@ class Member:
         """
         try:
             return _opened(self._archive, self._changed).read(self._index, limits)
-        except RadiographError:
+        except ImageError:
             raise
         # The standard library's readers answer damage with nearly any error.
         except Exception as error:
-            raise RadiographError(f"cannot be read from its archive: {_reason(error)}") from error
+            raise ImageError(f"cannot be read from its archive: {_reason(error)}") from error
 
-    def load(self, limits: Limits) -> Loaded:
+    def load(self, limits: Limits) -> LoadedMember:
         """The member, read now. Never raises for its faults."""
         try:
-            return Loaded(self._path, self.read(limits))
-        except RadiographError as error:
-            return Loaded(self._path, None, str(error))
+            return LoadedMember(self._path, self.read(limits))
+        except ImageError as error:
+            return LoadedMember(self._path, None, str(error))
 
 
 class Members(NamedTuple):

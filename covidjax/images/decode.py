@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from covidjax.errors import RadiographError
+from covidjax.errors import ImageError
 from covidjax.images import dicom, polarity
 from covidjax.images.formats import FORMATS, Limits, too_long
 
@@ -30,7 +30,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 Image.MAX_IMAGE_PIXELS = Limits().pixels // 2
 
 
-class Radiograph(NamedTuple):
+class DecodedImage(NamedTuple):
     """A film as it was read."""
 
     pixels: np.ndarray
@@ -72,7 +72,7 @@ def read(
 
 def read_resized(
     source: str | os.PathLike[str] | bytes, size: int, *, invert: Invert = "auto", limits: Limits = Limits()
-) -> Radiograph:
+) -> DecodedImage:
     """``resize(read(source, at_least=2 * size), size)`` without the copies between, as uint8 ``[size, size]``, and remarks.
 
     Twice the size, since a JPEG decoded smaller than that would lose detail to the two resizings in a row.
@@ -86,26 +86,26 @@ def read_reduced(
     *,
     invert: Invert = "auto",
     limits: Limits = Limits(),
-) -> Radiograph:
+) -> DecodedImage:
     """``read`` and remarks; of a film that is still more than twice as large as ``at_least`` blocks of pixels are averaged,
     so that its shorter side has at least so many pixels, if the film's own has."""
     pixels, remark = _read(source, at_least, None, invert, limits)
     factor = min(pixels.shape) // at_least if at_least else 1
-    return Radiograph(np.asarray(Image.fromarray(pixels).reduce(factor)) if factor > 1 else pixels, remark)
+    return DecodedImage(np.asarray(Image.fromarray(pixels).reduce(factor)) if factor > 1 else pixels, remark)
 
 
 def _read(
     source: str | os.PathLike[str] | bytes, at_least: int | None, size: int | None, invert: Invert, limits: Limits
-) -> Radiograph:
+) -> DecodedImage:
     if not isinstance(source, bytes):
         source = read_bytes(source, limits)
     if not source:
-        raise RadiographError("the file is empty (0 bytes)")
+        raise ImageError("the file is empty (0 bytes)")
     remarks = []
     try:
         if dicom.is_dicom(source):
             gray = _large_enough(Image.fromarray(dicom.decode(source, limits.pixels)))
-            remarks.append(dicom.remark(source))
+            remarks.append(dicom.warning_of(source))
         else:
             with Image.open(io.BytesIO(source), formats=FORMATS) as image:
                 if image.width * image.height > limits.pixels:
@@ -117,20 +117,18 @@ def _read(
             whole = ImageOps.invert(whole)
             gray = _resized(whole, size) if size else whole
             remarks.append("a negative, turned into a positive")
-        return Radiograph(np.asarray(gray), "; ".join(filter(None, remarks)))
+        return DecodedImage(np.asarray(gray), "; ".join(filter(None, remarks)))
     except Image.DecompressionBombError:
-        raise RadiographError(f"more than {limits.megapixels:g} megapixels, which no film has") from None
+        raise ImageError(f"more than {limits.megapixels:g} megapixels, which no film has") from None
     except Image.UnidentifiedImageError:
-        raise RadiographError(
-            "not an image in a known format (DICOM, PNG, JPEG, JPEG 2000, BMP, TIFF, WebP, GIF)"
-        ) from None
-    except RadiographError:
+        raise ImageError("not an image in a known format (DICOM, PNG, JPEG, JPEG 2000, BMP, TIFF, WebP, GIF)") from None
+    except ImageError:
         raise
     except MemoryError:
-        raise RadiographError("not enough memory to decode it") from None
+        raise ImageError("not enough memory to decode it") from None
     # A damaged file can raise nearly anything from a decoder; whatever it is, it is this file's own fault.
     except Exception as error:
-        raise RadiographError(f"damaged: {' '.join(str(error).split()) or type(error).__name__}") from error
+        raise ImageError(f"damaged: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
 def read_bytes(path: str | os.PathLike[str], limits: Limits = Limits()) -> bytes:
@@ -144,22 +142,22 @@ def read_bytes(path: str | os.PathLike[str], limits: Limits = Limits()) -> bytes
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise RadiographError("not a regular file")
+                raise ImageError("not a regular file")
             if status.st_size > limits.bytes:
                 raise too_long(limits)
             return file.read(limits.bytes + 1)
     except IsADirectoryError:
-        raise RadiographError("this is a folder, not a film") from None
+        raise ImageError("this is a folder, not a film") from None
     except FileNotFoundError:
-        raise RadiographError("no such file") from None
+        raise ImageError("no such file") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error  # ValueError: a NUL in the name
-        raise RadiographError(f"cannot be opened: {reason}") from error
+        raise ImageError(f"cannot be opened: {reason}") from error
 
 
 def _large_enough(image: Image.Image) -> Image.Image:
     if min(image.size) < SMALLEST:
-        raise RadiographError(f"{image.width}×{image.height} pixels; a film has at least {SMALLEST}×{SMALLEST}")
+        raise ImageError(f"{image.width}×{image.height} pixels; a film has at least {SMALLEST}×{SMALLEST}")
     return image
 
 
@@ -183,7 +181,7 @@ def _gray(image: Image.Image, at_least: int | None) -> Image.Image:
 def _stretch(pixels: np.ndarray) -> np.ndarray:
     low, high = float(pixels.min()), float(pixels.max())
     if not np.isfinite([low, high]).all():
-        raise RadiographError("has pixels that are no numbers")
+        raise ImageError("has pixels that are no numbers")
     scale = 255 / (high - low) if high > low else 0.0
     return np.rint((pixels.astype(np.float32) - low) * scale).astype(np.uint8)
 
@@ -214,10 +212,10 @@ def read_mask(
     mask = read(source, invert="never", limits=limits)
     (height, width), (film_height, film_width) = mask.shape, film
     if abs(height * film_width / (width * film_height) - 1) > 0.02:
-        raise RadiographError(f"the mask has {width}×{height} pixels, the film {film_width}×{film_height}")
+        raise ImageError(f"the mask has {width}×{height} pixels, the film {film_width}×{film_height}")
     inside = mask > int(mask.max()) / 2
     if not inside.any():
-        raise RadiographError("the mask is empty")
+        raise ImageError("the mask is empty")
     return (resize(inside.astype(np.uint8) * 255, size) >= 128).astype(np.uint8)
 
 

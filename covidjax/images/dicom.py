@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from covidjax.errors import RadiographError
+from covidjax.errors import ImageError
 from covidjax.images.formats import Limits
 
 if TYPE_CHECKING:
@@ -74,25 +74,25 @@ def decode(data: bytes, most_pixels: int) -> np.ndarray:
     """
     dataset = _read(data, (*_HEADER, *_PIXELS))
     if "PixelData" not in dataset:
-        raise RadiographError("a DICOM file without an image")
+        raise ImageError("a DICOM file without an image")
     frames = dataset.get("NumberOfFrames") or 1
     if frames != 1:
-        raise RadiographError(f"a DICOM file of {frames} frames; a film has one")
+        raise ImageError(f"a DICOM file of {frames} frames; a film has one")
     rows, columns = dataset.get("Rows") or 0, dataset.get("Columns") or 0
     if not rows or not columns:
-        raise RadiographError("damaged DICOM: no size in the header")
+        raise ImageError("damaged DICOM: no size in the header")
     if rows * columns > most_pixels:
-        raise RadiographError(f"more than {most_pixels / 1e6:g} megapixels, which no film has")
+        raise ImageError(f"more than {most_pixels / 1e6:g} megapixels, which no film has")
     try:
         return _shown(dataset)
-    except (RadiographError, MemoryError):
+    except (ImageError, MemoryError):
         raise
     # Of a damaged file pydicom and its decoders raise nearly anything, and their messages may quote the header.
     except Exception as error:
-        raise RadiographError(f"damaged DICOM: {_fault(dataset, error)}") from error
+        raise ImageError(f"damaged DICOM: {_fault(dataset, error)}") from error
 
 
-def remark(data: bytes) -> str:
+def warning_of(data: bytes) -> str:
     """What speaks against taking a DICOM file for a frontal film of the chest; empty if nothing does."""
     try:
         names = ("Modality", "ViewPosition", "BodyPartExamined")
@@ -134,10 +134,10 @@ def _read(data: bytes, names: tuple[str, ...]) -> Dataset:
         _refuse_bomb(data)
         wanted: list[Any] = [*names, "SpecificCharacterSet"]
         return pydicom.dcmread(io.BytesIO(data), stop_before_pixels=not pixels, force=True, specific_tags=wanted)
-    except RadiographError:
+    except ImageError:
         raise
     except Exception as error:
-        raise RadiographError("damaged DICOM: the header cannot be read") from error
+        raise ImageError("damaged DICOM: the header cannot be read") from error
 
 
 def _refuse_bomb(data: bytes) -> None:
@@ -152,7 +152,7 @@ def _refuse_bomb(data: bytes) -> None:
         inflated += len(body.decompress(rest, 2**24))
         rest = body.unconsumed_tail
     if inflated > LARGEST_DEFLATED:
-        raise RadiographError(f"longer than {LARGEST_DEFLATED / 1e6:g} MB when inflated, which no film is")
+        raise ImageError(f"longer than {LARGEST_DEFLATED / 1e6:g} MB when inflated, which no film is")
 
 
 def _fault(dataset: Dataset, error: Exception) -> str:
@@ -185,7 +185,7 @@ def _shown(dataset: Dataset) -> np.ndarray:
     elif pixels.ndim == 2:
         gray = _brightness(dataset, pixels)
     else:
-        raise RadiographError(f"a DICOM image of {pixels.ndim} dimensions; a film has two")
+        raise ImageError(f"a DICOM image of {pixels.ndim} dimensions; a film has two")
     return np.ascontiguousarray(_upright(gray, dataset.get("PatientOrientation")))
 
 
@@ -196,7 +196,7 @@ def _brightness(dataset: Dataset, pixels: np.ndarray) -> np.ndarray:
     pydicom = _pydicom()
     low, high = int(pixels.min()), int(pixels.max())
     if high - low >= 2**24:
-        raise RadiographError("a DICOM image of more than 24 bits a pixel")
+        raise ImageError("a DICOM image of more than 24 bits a pixel")
     stored = np.arange(low, high + 1, dtype=np.int64)
     padding = _padding(dataset, stored)
     values = apply_modality_lut(stored.astype(pixels.dtype), dataset).astype(np.float64)

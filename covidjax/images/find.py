@@ -10,7 +10,7 @@ from typing import NamedTuple
 from covidjax.errors import UserError
 from covidjax.images import archives
 from covidjax.images.archives import Source, is_archive
-from covidjax.images.formats import SUFFIXES, may_be_film
+from covidjax.images.formats import SUFFIXES, may_be_image
 
 
 class Walked(NamedTuple):
@@ -47,14 +47,14 @@ def walk(folder: Path, *, archives: bool = False) -> Walked:
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         visible = sorted(name for name in names if not name.startswith("."))
         paths = (Path(directory, name) for name in visible)
-        mine = [path for path in paths if (archives and is_archive(path)) or may_be_film(path)]
+        mine = [path for path in paths if (archives and is_archive(path)) or may_be_image(path)]
         found += mine
         others += len(visible) - len(mine)
     return Walked(found, others, unreadable)
 
 
-class Found(NamedTuple):
-    """What ``find_films`` found."""
+class FoundImages(NamedTuple):
+    """What ``find_images`` found."""
 
     paths: list[Source]
     passed_over: int
@@ -63,7 +63,7 @@ class Found(NamedTuple):
     """The given paths that are folders or archives."""
 
 
-def find_films(paths: Sequence[Path]) -> Found:
+def find_images(paths: Sequence[Path]) -> FoundImages:
     """All films below the given folders, sorted by name, those in archives, given or below the folders, in their own order,
     and every other given path as it is, in the order given. A folder or an archive that cannot be read stands for itself.
 
@@ -89,17 +89,17 @@ def find_films(paths: Sequence[Path]) -> Found:
             found += members.films
             passed_over += members.others
             if members.fault:
-                found.append(archives.Loaded(os.fspath(file), None, members.fault))
+                found.append(archives.LoadedMember(os.fspath(file), None, members.fault))
         for folder, reason in unreadable:
-            found.append(archives.Loaded(os.fspath(folder), None, f"a folder that cannot be read: {reason}"))
+            found.append(archives.LoadedMember(os.fspath(folder), None, f"a folder that cannot be read: {reason}"))
     if not found:
         endings = ", ".join(sorted(SUFFIXES))
         named = ", ".join(map(str, paths[:5])) + ", …" * (len(paths) > 5)
         raise UserError(f"There is no film in {named}; files ending in {endings} are looked for.")
-    return Found(found, passed_over, roots)
+    return FoundImages(found, passed_over, roots)
 
 
-def listed(text: bytes) -> list[Path]:
+def paths_from_list(text: bytes) -> list[Path]:
     """The paths of a list, one a line, or ended by NUL bytes where there is any: as ``find`` prints them."""
     end = b"\0" if b"\0" in text else b"\n"
     return [Path(os.fsdecode(name)) for name in text.split(end) if name]

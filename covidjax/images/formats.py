@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from covidjax.errors import RadiographError
+from covidjax.errors import ImageError
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,14 @@ SUFFIXES = frozenset(
         ".gif",
     }
 )
-"""File endings that are taken for films when a folder is read (``may_be_film``); one that is named itself may have any."""
+"""File endings that are taken for films when a folder is read (``may_be_image``); one that is named itself may have any."""
 
 FORMATS = ("PNG", "JPEG", "JPEG2000", "BMP", "TIFF", "WEBP", "GIF")
 """What is decoded besides DICOM, whatever a file is called: not every format that Pillow knows, some of which call other
 programs."""
 
 
-def may_be_film(path: Path) -> bool:
+def may_be_image(path: Path) -> bool:
     """Whether a file in a folder is taken for a film: by its ending, or because it begins as a DICOM file does, which
     archives name by number. The index that such archives have beside them, DICOMDIR, is none."""
     if path.suffix.lower() in SUFFIXES:
@@ -68,6 +68,6 @@ def may_be_film(path: Path) -> bool:
         return False
 
 
-def too_long(limits: Limits) -> RadiographError:
+def too_long(limits: Limits) -> ImageError:
     """The error of a file that has more bytes than it may."""
-    return RadiographError(f"longer than {limits.megabytes:g} MB, which no film is")
+    return ImageError(f"longer than {limits.megabytes:g} MB, which no film is")

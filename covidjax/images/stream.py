@@ -17,19 +17,19 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from covidjax.config import Preprocess
-from covidjax.errors import RadiographError
+from covidjax.errors import ImageError
 from covidjax.images import archives, workers
 from covidjax.images.archives import Source
 from covidjax.images.formats import Limits
-from covidjax.images.workers import Decoded, Job
+from covidjax.images.workers import Decoded, DecodeJob
 
 T = TypeVar("T")
 
-AHEAD = 32
+PREFETCH = 32
 """Films that are decoded ahead of the reader, besides those that the threads are at."""
 
 
-class Film(NamedTuple):
+class LoadedImage(NamedTuple):
     """What became of one file."""
 
     path: str
@@ -57,54 +57,57 @@ def workers_or_default(workers: int | None) -> int:
     return workers or len(os.sched_getaffinity(0)) + 1
 
 
-def decoded(source: Source | archives.Loaded, job: Job) -> Decoded:
+def decode_source(source: Source | archives.LoadedMember, job: DecodeJob) -> Decoded:
     """Decode a file, or a member of an archive. Never raises for its faults."""
     try:
-        if isinstance(source, archives.Loaded):
+        if isinstance(source, archives.LoadedMember):
             return workers.decode(source.data, job) if source.data is not None else Decoded([], source.error)
         if isinstance(source, archives.Member):
             return workers.decode(source.read(job.limits), job)
-    except RadiographError as fault:
+    except ImageError as fault:
         return Decoded([], str(fault))
     return workers.decode(source, job)
 
 
-def loaded(source: Source, limits: Limits) -> Source | archives.Loaded:
+def load_source(source: Source, limits: Limits) -> Source | archives.LoadedMember:
     """A source that may be read at any time and by any thread: members that can only be read one after another are read
     here and now."""
     return source.load(limits) if isinstance(source, archives.Member) and source.in_turn else source
 
 
-def open_film(
-    source: Source | archives.Loaded, preprocess: Preprocess, *, digest: bool = True, limits: Limits = Limits()
-) -> Film:
+def read_image(
+    source: Source | archives.LoadedMember, preprocess: Preprocess, *, digest: bool = True, limits: Limits = Limits()
+) -> LoadedImage:
     """Read a file as a model is to see it. Never raises for the file's faults: they are in ``error``."""
     return _film(
-        source, decoded(source, Job(preprocess.image_size, invert=preprocess.invert, digest=digest, limits=limits))
+        source,
+        decode_source(source, DecodeJob(preprocess.image_size, invert=preprocess.invert, digest=digest, limits=limits)),
     )
 
 
-def open_pair(path: Path, mask: Path, preprocess: Preprocess, *, limits: Limits = Limits()) -> Film:
+def read_pair(path: Path, mask: Path, preprocess: Preprocess, *, limits: Limits = Limits()) -> LoadedImage:
     """Read a film and its lung mask as a segmenter is to see them, with the digest of the film's file. Never raises for the
     files' faults."""
     size, invert = preprocess.image_size, preprocess.invert
-    return _film(path, decoded(path, Job(size, mask=str(mask.absolute()), invert=invert, digest=True, limits=limits)))
+    return _film(
+        path, decode_source(path, DecodeJob(size, mask=str(mask.absolute()), invert=invert, digest=True, limits=limits))
+    )
 
 
-def _film(source: Source | archives.Loaded, found: Decoded) -> Film:
+def _film(source: Source | archives.LoadedMember, found: Decoded) -> LoadedImage:
     image, mask = (*(array[..., None] for array in found.arrays), None, None)[:2]
-    return Film(os.fspath(source), image, found.error, found.remark, found.sha256, found.seconds, mask)
+    return LoadedImage(os.fspath(source), image, found.error, found.remark, found.sha256, found.seconds, mask)
 
 
-def films(
+def read_images(
     paths: Sequence[Source],
     preprocess: Preprocess,
     *,
     workers: int | None = None,
-    ahead: int = AHEAD,
+    ahead: int = PREFETCH,
     digest: bool = True,
     limits: Limits = Limits(),
-) -> Iterator[Film]:
+) -> Iterator[LoadedImage]:
     """Every file in order.
 
     Args:
@@ -115,24 +118,24 @@ def films(
       digest: whether the files' digests are wanted.
       limits: what one file may take.
     """
-    jobs = (partial(open_film, loaded(path, limits), preprocess, digest=digest, limits=limits) for path in paths)
-    return in_order(jobs, workers=workers, ahead=ahead)
+    jobs = (partial(read_image, load_source(path, limits), preprocess, digest=digest, limits=limits) for path in paths)
+    return map_in_order(jobs, workers=workers, ahead=ahead)
 
 
-def pairs(
+def read_pairs(
     paths: Sequence[tuple[Path, Path]],
     preprocess: Preprocess,
     *,
     workers: int | None = None,
-    ahead: int = AHEAD,
+    ahead: int = PREFETCH,
     limits: Limits = Limits(),
-) -> Iterator[Film]:
-    """``films`` for pairs of a film and its lung mask."""
-    jobs = (partial(open_pair, *pair, preprocess, limits=limits) for pair in paths)
-    return in_order(jobs, workers=workers, ahead=ahead)
+) -> Iterator[LoadedImage]:
+    """``read_images`` for pairs of a film and its lung mask."""
+    jobs = (partial(read_pair, *pair, preprocess, limits=limits) for pair in paths)
+    return map_in_order(jobs, workers=workers, ahead=ahead)
 
 
-def in_order(jobs: Iterable[Callable[[], T]], *, workers: int | None = None, ahead: int = AHEAD) -> Iterator[T]:
+def map_in_order(jobs: Iterable[Callable[[], T]], *, workers: int | None = None, ahead: int = PREFETCH) -> Iterator[T]:
     """The results of jobs in order, each computed on one of the threads, ahead of the reader."""
     threads = workers_or_default(workers)
     waiting: deque[Future[T]] = deque()

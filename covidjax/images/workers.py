@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from covidjax.errors import RadiographError, UserError
+from covidjax.errors import ImageError, UserError
 from covidjax.images import decode as decoder
 from covidjax.images.decode import Invert
 from covidjax.images.formats import Limits
@@ -53,7 +53,7 @@ _ROOM = 2**30
 
 
 @dataclass(frozen=True)
-class Job:
+class DecodeJob:
     """What is wanted of a file: gray pixels, whole, reduced or resized, see ``covidjax.radiograph``."""
 
     size: int | None = None
@@ -81,7 +81,7 @@ class Decoded(NamedTuple):
     """Reading, decoding and resizing."""
 
 
-def decode(source: str | os.PathLike[str] | bytes, job: Job) -> Decoded:
+def decode(source: str | os.PathLike[str] | bytes, job: DecodeJob) -> Decoded:
     """Decode a file, or its bytes, in a decoder process, and wait for it. Never raises for the file's faults.
 
     Raises:
@@ -170,7 +170,7 @@ class _Decoder:
                 self._link.close()
                 raise
 
-    def decode(self, source: str | os.PathLike[str] | bytes, job: Job) -> tuple[Decoded | None, int | None]:
+    def decode(self, source: str | os.PathLike[str] | bytes, job: DecodeJob) -> tuple[Decoded | None, int | None]:
         """What became of a file; or nothing, and the signal that the process died of, or None where it took too long."""
         data = source if isinstance(source, bytes) else b""
         # Whole, since the process may have been started in another folder.
@@ -232,11 +232,11 @@ def serve(descriptor: int) -> None:
         link.send({}, [])  # ready
         while True:
             asked, data = link.receive()
-            job = Job(**asked["job"] | {"limits": Limits(**asked["job"]["limits"])})
+            job = DecodeJob(**asked["job"] | {"limits": Limits(**asked["job"]["limits"])})
             # By the alarm, whose signal ends a process whatever it does, it ends also where nobody waits for it.
             signal.setitimer(signal.ITIMER_REAL, job.limits.seconds + GRACE)
             _bound_memory(job.limits)
-            done = work(asked["path"] if asked["path"] is not None else bytes(data), job)
+            done = decode_here(asked["path"] if asked["path"] is not None else bytes(data), job)
             signal.setitimer(signal.ITIMER_REAL, 0)
             facts = done._asdict() | {"shapes": [array.shape for array in done.arrays]}
             del facts["arrays"]
@@ -244,7 +244,7 @@ def serve(descriptor: int) -> None:
     os._exit(0)  # nothing is left to be tidied up
 
 
-def work(source: str | bytes, job: Job) -> Decoded:
+def decode_here(source: str | bytes, job: DecodeJob) -> Decoded:
     """``decode`` in this process."""
     begun = time.perf_counter()
     arrays, error, remark, sha256 = [], "", "", ""
@@ -262,7 +262,7 @@ def work(source: str | bytes, job: Job) -> Decoded:
         else:
             gray, remark = decoder.read_reduced(data, job.at_least, invert=job.invert, limits=job.limits)
             arrays = [gray, decoder.resize(gray, job.thumbnail)] if job.thumbnail else [gray]
-    except RadiographError as fault:
+    except ImageError as fault:
         arrays, error, remark = [], str(fault), ""
     except MemoryError:
         arrays, error, remark = [], "not enough memory to decode it", ""

@@ -16,17 +16,17 @@ from covidjax import device
 from covidjax.config import ModelConfig
 from covidjax.models import Network, Weights
 
-MEAN, SPREAD = 0.5, 0.25
+MEAN, STD = 0.5, 0.25
 """Of a typical film's gray, as a share of white: what normalisation takes off and divides by."""
 
 
-def normalise(images: Array, channels: int = 1) -> Array:
+def normalize(images: Array, channels: int = 1) -> Array:
     """Pixels from 0 to 255, ``[B, S, S, 1]`` → float32 ``[B, S, S, channels]`` of about zero mean and unit variance."""
-    scaled = (images.astype(jnp.float32) / 255 - MEAN) / SPREAD
+    scaled = (images.astype(jnp.float32) / 255 - MEAN) / STD
     return jnp.broadcast_to(scaled, (*images.shape[:3], channels))
 
 
-def ten_views(images: Array) -> Array:
+def ten_crop(images: Array) -> Array:
     """Each image as it is and shifted towards its four corners by a thirty-second of its side, and the same of its mirror
     image: ``[B, S, S, 1]`` → ``[10 · B, S, S, 1]``, first all images in their first view. What comes from outside repeats
     the nearest edge.
@@ -53,8 +53,8 @@ def make_forward(network: Network, model: ModelConfig) -> Callable[[Weights, Arr
     image their means; not jitted."""
 
     def forward(weights: Weights, images: Array) -> Array:
-        seen = images if model.views == 1 else ten_views(images)
-        logits, *_ = network.apply(weights, normalise(seen, model.channels))
+        seen = images if model.views == 1 else ten_crop(images)
+        logits, *_ = network.apply(weights, normalize(seen, model.channels))
         return logits if model.views == 1 else logits.reshape(model.views, images.shape[0], logits.shape[-1]).mean(0)
 
     return forward
@@ -63,7 +63,7 @@ def make_forward(network: Network, model: ModelConfig) -> Callable[[Weights, Arr
 def make_predict(network: Network, model: ModelConfig) -> Predict:
     """The jitted forward pass from pixels to logits; the devices share the batch."""
 
-    call = shared(make_forward(network, model))
+    call = data_parallel(make_forward(network, model))
 
     @jax.jit
     def mean(logits: list[Array]) -> Array:
@@ -79,17 +79,17 @@ def make_predict(network: Network, model: ModelConfig) -> Predict:
     return predict
 
 
-def shared(forward: Callable[..., Array], arrays: int = 1) -> Callable[..., Array]:
+def data_parallel(forward: Callable[..., Array], arrays: int = 1) -> Callable[..., Array]:
     """The jitted function of weights and of so many arrays whose first axis is a batch, which the devices share."""
     share = P(device.AXIS)
 
     @functools.cache
     def program(mesh: Mesh) -> Callable[..., Array]:
-        return jax.jit(device.split(forward, mesh, P(), *[share] * arrays, result=share))
+        return jax.jit(device.shard(forward, mesh, P(), *[share] * arrays, result=share))
 
     def call(weights: Weights, *batch: Any) -> Array:
         mesh = device.mesh(len(batch[0]))
         batch = jax.device_put(batch, NamedSharding(mesh, share))
-        return program(mesh)(device.on_all(weights, mesh), *batch)
+        return program(mesh)(device.replicate(weights, mesh), *batch)
 
     return call

@@ -14,7 +14,7 @@ from covidjax.errors import UserError
 LOG = logging.getLogger(__name__)
 
 
-class Sparing:
+class MicroBatcher:
     """Computes batches of images, and in smaller ones where the device has not enough memory, from then on.
 
     Args:
@@ -62,7 +62,7 @@ class Sparing:
 class _Result:
     """A batch that is being computed."""
 
-    def __init__(self, sparing: Sparing, images: np.ndarray, result: Any):
+    def __init__(self, sparing: MicroBatcher, images: np.ndarray, result: Any):
         self._sparing, self._images, self._result = sparing, images, result
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:

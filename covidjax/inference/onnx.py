@@ -17,15 +17,15 @@ import platformdirs
 
 from covidjax.errors import UserError
 
-KEPT = 16
+CACHED_MODELS = 16
 """Converted networks that are kept in the cache folder; the longest unused ones go."""
 
 _OPSET = 21
 
 
-def kept(key: str, make: Callable[[], bytes]) -> bytes:
+def cached_model(key: str, make: Callable[[], bytes]) -> bytes:
     """A converted network from the cache, or made anew and put there."""
-    file = cache() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.onnx"
+    file = cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.onnx"
     with contextlib.suppress(OSError):
         kept = file.read_bytes()
         if hashlib.sha256(kept[32:]).digest() == kept[:32]:
@@ -38,12 +38,12 @@ def kept(key: str, make: Callable[[], bytes]) -> bytes:
         partial = file.with_suffix(f".partial-{os.getpid()}")
         partial.write_bytes(hashlib.sha256(model).digest() + model)
         partial.replace(file)
-        for old in sorted(file.parent.glob("*.onnx"), key=lambda each: each.stat().st_mtime)[:-KEPT]:
+        for old in sorted(file.parent.glob("*.onnx"), key=lambda each: each.stat().st_mtime)[:-CACHED_MODELS]:
             old.unlink()
     return model
 
 
-def cache() -> Path:
+def cache_folder() -> Path:
     """The folder of the converted networks."""
     return platformdirs.user_cache_path("covidjax") / "models"
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from covidjax.errors import UsageError, UserError
 
-CHOICES = ("auto", "jax", "openvino", "onnxruntime")
+RUNTIMES = ("auto", "jax", "openvino", "onnxruntime")
 
 TITLES = {"jax": "JAX", "openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
 
@@ -40,21 +40,21 @@ class Runtime(Protocol):
         ...
 
 
-def installed(name: str) -> bool:
+def is_installed(name: str) -> bool:
     """Whether a runtime and what it needs are there; nothing is imported."""
     return all(importlib.util.find_spec(package) for package in _NEEDED.get(name, ()))
 
 
-def choose(name: str, device: str, precision: str, views: int = 1) -> str:
-    """The runtime that is meant by one of ``CHOICES`` on a device, for a run of the given ``train.precision`` and
+def choose_runtime(name: str, device: str, precision: str, views: int = 1) -> str:
+    """The runtime that is meant by one of ``RUNTIMES`` on a device, for a run of the given ``train.precision`` and
     ``model.views``."""
-    if name not in CHOICES:
-        raise UsageError(f"There is no runtime {name!r}; choose one of {', '.join(CHOICES)}.")
+    if name not in RUNTIMES:
+        raise UsageError(f"There is no runtime {name!r}; choose one of {', '.join(RUNTIMES)}.")
     if name == "auto":
         # Another precision was asked for in training: only jax computes with the very same rounding.
         if device == "gpu" or precision not in ("auto", "float32") or views > 1 or (device == "auto" and has_gpu()):
             return "jax"
-        return next((each for each in _FASTEST_ON_CPU if installed(each)), "jax")
+        return next((each for each in _FASTEST_ON_CPU if is_installed(each)), "jax")
     if name != "jax" and device == "gpu":
         raise UsageError(f"{TITLES[name]} is used on CPUs only; choose --runtime jax, or another --device.")
     if name != "jax" and views > 1:
@@ -62,7 +62,7 @@ def choose(name: str, device: str, precision: str, views: int = 1) -> str:
         raise UsageError(
             f"{TITLES[name]} takes one view of a film, and the run has model.views {views}; choose --runtime jax."
         )
-    if not installed(name):
+    if not is_installed(name):
         raise UserError(f"{TITLES[name]} is not installed; run `pip install 'covidjax[{name}]'`, or choose --runtime auto.")
     return name
 
@@ -93,7 +93,7 @@ class Jax:
         from covidjax import device
 
         # They move with the first batch, and where one of another size is shared by other devices.
-        self._weights = device.on_all(self._weights, device.mesh(len(images)))
+        self._weights = device.replicate(self._weights, device.mesh(len(images)))
         return self._softmax(self._predict(self._weights, images))
 
 

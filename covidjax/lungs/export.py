@@ -14,7 +14,7 @@ from covidjax.errors import UserError
 from covidjax.images import archives, stream
 from covidjax.images.formats import Limits
 from covidjax.lungs import stream as lung_stream
-from covidjax.lungs.overlay import What, picture
+from covidjax.lungs.overlay import OutputType, render
 
 GOOD = "good"
 """The quality of plausible lungs; of others it is the reason."""
@@ -22,7 +22,7 @@ GOOD = "good"
 COLUMNS = ("path", "status", "file", "left", "top", "right", "bottom", "area", "quality", "error", "warning")
 
 
-class Row(NamedTuple):
+class SegmentationRow(NamedTuple):
     """What became of one file."""
 
     path: str
@@ -50,21 +50,21 @@ class Row(NamedTuple):
         return dict(zip(COLUMNS, (*self[:3], *box, self.area, self.quality, self.error, self.warning), strict=True))
 
 
-def segment(
+def export_images(
     paths: Sequence[archives.Source],
     names: Sequence[str],
     out: Path,
-    what: What,
+    what: OutputType,
     segmenter: lung_stream.Segmenter,
     *,
     workers: int | None = None,
     limits: Limits = Limits(),
-) -> Iterator[Row]:
+) -> Iterator[SegmentationRow]:
     """Write a PNG for every readable file, and give a row for every file, in order.
 
     Args:
       paths: files.
-      names: of their PNGs, relative to ``out``; see ``names_of``.
+      names: of their PNGs, relative to ``out``; see ``output_names``.
       out: folder of the results.
       what: ``mask``, white lungs on black at the film's size; ``crop``, the film within the box; ``overlay``, the whole
         film with the lungs tinted and the box drawn.
@@ -75,14 +75,14 @@ def segment(
     Raises:
       UserError: a PNG that cannot be written.
     """
-    found = lung_stream.seen(paths, segmenter, workers=workers, limits=limits)
+    found = lung_stream.segment_images(paths, segmenter, workers=workers, limits=limits)
     jobs = (partial(_written, film, name, out, what) for film, name in zip(found, names, strict=True))
-    return stream.in_order(jobs, workers=workers, ahead=lung_stream.BATCH)
+    return stream.map_in_order(jobs, workers=workers, ahead=lung_stream.BATCH_SIZE)
 
 
-def _written(film: lung_stream.Seen, name: str, out: Path, what: What) -> Row:
+def _written(film: lung_stream.SegmentedImage, name: str, out: Path, what: OutputType) -> SegmentationRow:
     if film.gray is None or film.lungs is None:
-        return Row(film.path, "error", "", None, None, "", film.error, film.remark, film.decode_seconds)
+        return SegmentationRow(film.path, "error", "", None, None, "", film.error, film.remark, film.decode_seconds)
     start = time.perf_counter()
     file = out / name
     try:
@@ -91,7 +91,7 @@ def _written(film: lung_stream.Seen, name: str, out: Path, what: What) -> Row:
         with contextlib.ExitStack() as stack:
             stack.callback(partial_file.unlink, missing_ok=True)
             # Little compression: the usual level takes several times longer than everything else.
-            picture(film.gray, film.lungs, what).save(partial_file, "PNG", compress_level=1)
+            render(film.gray, film.lungs, what).save(partial_file, "PNG", compress_level=1)
             partial_file.replace(file)
     except OSError as error:
         reason = error.strerror or error
@@ -99,10 +99,10 @@ def _written(film: lung_stream.Seen, name: str, out: Path, what: What) -> Row:
     found, seconds = film.lungs, time.perf_counter() - start
     quality = found.flag or GOOD
     times = film.decode_seconds, film.lungs_seconds, seconds
-    return Row(film.path, "ok", name, found.box, found.share, quality, "", film.remark, *times)
+    return SegmentationRow(film.path, "ok", name, found.box, found.share, quality, "", film.remark, *times)
 
 
-def names_of(paths: Sequence[archives.Source], roots: Sequence[Path]) -> list[str]:
+def output_names(paths: Sequence[archives.Source], roots: Sequence[Path]) -> list[str]:
     """A name for every file's PNG: its path below the first root that holds it, or its own name, ending in ``.png``. Where
     two would have the same, the later one keeps its own ending before that, or gets a number."""
     taken: set[str] = set()

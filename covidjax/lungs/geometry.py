@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-What = Literal["crop", "mask"]
+Framing = Literal["crop", "mask"]
 
 SIDEWAYS, ENDS = 0.03, 0.08
 """The margin around the box of both masks, as shares of its width, left and right, and of its height, above and below. What
@@ -51,7 +51,7 @@ class Lungs(NamedTuple):
     """bool ``[N, N]``: the two largest pieces, their holes filled."""
 
 
-def find(probabilities: np.ndarray, height: int, width: int) -> Lungs:
+def find_lungs(probabilities: np.ndarray, height: int, width: int) -> Lungs:
     """Box and plausibility of a mask.
 
     Args:
@@ -124,30 +124,30 @@ def _ends(profile: np.ndarray) -> tuple[float, float]:
     return float(found[0]) / len(profile), float(found[-1] + 1) / len(profile)
 
 
-def cut(gray: np.ndarray, lungs: Lungs, what: What) -> np.ndarray:
+def crop_to_box(gray: np.ndarray, lungs: Lungs, what: Framing) -> np.ndarray:
     """The box of a film at the film's own scale; with ``mask`` black outside the lungs, which are dilated. A film whose
     mask is implausible stays whole.
 
     Args:
       gray: uint8 ``[H, W]``, of which ``lungs`` were found.
-      lungs: see ``find``.
+      lungs: see ``find_lungs``.
       what: ``crop`` or ``mask``.
     """
     left, top, right, bottom = lungs.box
     part = gray[top:bottom, left:right]
     if what == "crop" or lungs.flag:
         return part
-    return np.where(shown(lungs, *gray.shape), part, np.uint8(0))
+    return np.where(visible_pixels(lungs, *gray.shape), part, np.uint8(0))
 
 
-def shown(lungs: Lungs, height: int, width: int) -> np.ndarray:
+def visible_pixels(lungs: Lungs, height: int, width: int) -> np.ndarray:
     """Which pixels of the box a blanked film of the given size shows, bool ``[bottom - top, right - left]``."""
     steps = round(len(lungs.mask) * DILATION)
     mask = _ndimage().binary_dilation(lungs.mask, iterations=steps) if steps else lungs.mask
-    return enlarged(np.asarray(mask), height, width, lungs.box)
+    return resize_mask(np.asarray(mask), height, width, lungs.box)
 
 
-def enlarged(mask: np.ndarray, height: int, width: int, box: tuple[int, int, int, int] | None = None) -> np.ndarray:
+def resize_mask(mask: np.ndarray, height: int, width: int, box: tuple[int, int, int, int] | None = None) -> np.ndarray:
     """A mask ``[N, N]`` at the scale of a film, bilinear: bool ``[height, width]``, or the part in a box of the film."""
     left, top, right, bottom = box or (0, 0, width, height)
     side = len(mask)
@@ -156,7 +156,7 @@ def enlarged(mask: np.ndarray, height: int, width: int, box: tuple[int, int, int
     return np.asarray(white.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=region)) >= 128
 
 
-def square(gray: np.ndarray) -> np.ndarray:
+def pad_to_square(gray: np.ndarray) -> np.ndarray:
     """Black beside a film or above and below it, so that a square keeps its aspect: uint8 ``[H, W]`` → ``[S, S]``."""
     height, width = gray.shape
     side = max(height, width)
@@ -164,19 +164,19 @@ def square(gray: np.ndarray) -> np.ndarray:
     return np.pad(gray, ((top, side - height - top), (left, side - width - left)))
 
 
-def framed(gray: np.ndarray, lungs: Lungs, what: What) -> np.ndarray:
+def frame_lungs(gray: np.ndarray, lungs: Lungs, what: Framing) -> np.ndarray:
     """The square that a classifier sees, at the film's own scale: uint8 ``[H, W]`` → ``[S, S]``.
 
     ``crop``: the box in the middle of a square window of the film, ``CONTEXT`` wider on every side, moved into the film
     where it reaches out of it, with black only where the film is smaller than the window. ``mask``: the box, black outside
-    the lungs. A film whose mask is implausible: the whole of it. For the arguments see ``cut``.
+    the lungs. A film whose mask is implausible: the whole of it. For the arguments see ``crop_to_box``.
     """
     if what == "mask" or lungs.flag:
-        return square(cut(gray, lungs, what))
+        return pad_to_square(crop_to_box(gray, lungs, what))
     left, top, right, bottom = lungs.box
     side = round(max(bottom - top, right - left) * (1 + 2 * CONTEXT))
     height, width = gray.shape
-    return square(gray[_stretch(top, bottom, side, height), _stretch(left, right, side, width)])
+    return pad_to_square(gray[_stretch(top, bottom, side, height), _stretch(left, right, side, width)])
 
 
 def _stretch(first: int, last: int, side: int, length: int) -> slice:

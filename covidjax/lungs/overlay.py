@@ -9,14 +9,14 @@ from PIL import Image
 
 from covidjax.lungs import geometry
 
-What = Literal["mask", "crop", "overlay"]
+OutputType = Literal["mask", "crop", "overlay"]
 
 
-def picture(gray: np.ndarray, found: geometry.Lungs, what: What) -> Image.Image:
+def render(gray: np.ndarray, found: geometry.Lungs, what: OutputType) -> Image.Image:
     """What ``segment`` writes of a film uint8 ``[H, W]`` and its lungs."""
     if what == "crop":
-        return Image.fromarray(geometry.cut(gray, found, "crop"))
-    mask = geometry.enlarged(found.mask, *gray.shape)
+        return Image.fromarray(geometry.crop_to_box(gray, found, "crop"))
+    mask = geometry.resize_mask(found.mask, *gray.shape)
     if what == "mask":
         return Image.fromarray(mask)
     # A third of the way to red; the film's structure stays to be seen.
@@ -30,6 +30,6 @@ def picture(gray: np.ndarray, found: geometry.Lungs, what: What) -> Image.Image:
     return Image.fromarray(film)
 
 
-def _tinted(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def tint(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     colour = np.where(mask[..., None], np.asarray([70, 160, 255]), image[..., None])
     return (0.6 * image[..., None] + 0.4 * colour).astype(np.uint8)

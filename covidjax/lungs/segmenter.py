@@ -14,8 +14,8 @@ import numpy as np
 
 from covidjax.config import ModelConfig, Preprocess
 from covidjax.errors import UserError
-from covidjax.inference.onnx import kept, to_onnx
-from covidjax.inference.runtimes import OnnxRuntime, OpenVino, choose
+from covidjax.inference.onnx import cached_model, to_onnx
+from covidjax.inference.runtimes import OnnxRuntime, OpenVino, choose_runtime
 from covidjax.runs import folder, weights_file
 
 BUNDLED = weights_file.FOLDER / "lung_unet.safetensors"
@@ -23,7 +23,7 @@ BUNDLED = weights_file.FOLDER / "lung_unet.safetensors"
 MODEL = ModelConfig("lung-unet")
 
 
-class Opened:
+class LoadedSegmenter:
     """A segmenter, ready to compute; what ``covidjax.lungs`` takes.
 
     Attributes:
@@ -40,7 +40,7 @@ class Opened:
         return self._compute(images)
 
 
-def open_segmenter(device: str = "auto", runtime: str = "auto", weights: Path | None = None) -> Opened:
+def open_segmenter(device: str = "auto", runtime: str = "auto", weights: Path | None = None) -> LoadedSegmenter:
     """Make the bundled segmenter ready.
 
     Args:
@@ -54,16 +54,16 @@ def open_segmenter(device: str = "auto", runtime: str = "auto", weights: Path | 
     path = weights or BUNDLED
     data, preprocess = _of_run(path) if weights and not path.is_file() else read(path)
     digest = hashlib.sha256(data).hexdigest()
-    name = choose(runtime, device, "float32")
+    name = choose_runtime(runtime, device, "float32")
     if name == "jax":
         compute, version = _with_jax(path, data, preprocess, device), f"JAX {sys.modules['jax'].__version__}"
     else:
         versions = [importlib.metadata.version(package) for package in ("covidjax", "jax2onnx", "onnxruntime")]
         key = json.dumps(["segmenter", digest, versions])
-        model = kept(key, lambda: _convert(path, data, preprocess))
+        model = cached_model(key, lambda: _convert(path, data, preprocess))
         compute = OpenVino(model) if name == "openvino" else OnnxRuntime(model)
         version = compute.title
-    return Opened(preprocess.image_size, f"{path.stem} at {preprocess.image_size}² on {version}", digest, compute)
+    return LoadedSegmenter(preprocess.image_size, f"{path.stem} at {preprocess.image_size}² on {version}", digest, compute)
 
 
 def save(path: Path, weights: Any, preprocess: Preprocess, patients: Sequence[str] = ()) -> None:
@@ -91,16 +91,16 @@ def _of_run(path: Path) -> tuple[bytes, Preprocess]:
 
 
 def _trained(path: Path) -> tuple[Any, Preprocess]:
-    run = folder.settings(path)
+    run = folder.read_run(path)
     if run.config.model.name != "lung-unet":
         raise UserError(f"{path} finds classes, not lungs; name a run of `covidjax train --model lung-unet`.")
-    if members := folder.members(path):
+    if members := folder.member_folders(path):
         raise UserError(f"{path} holds {len(members)} segmenters; name one of them, such as {members[0]}.")
     from covidjax.models import Network
     from covidjax.runs import checkpoint
 
     network = Network(run.config.model, run.preprocess)
-    return checkpoint.restore(path, checkpoint.chosen(path), network.abstract()).weights, run.preprocess
+    return checkpoint.restore(path, checkpoint.selected_kind(path), network.abstract()).weights, run.preprocess
 
 
 def patients(path: Path = BUNDLED) -> frozenset[str]:
@@ -138,11 +138,11 @@ def _probabilities(preprocess: Preprocess, *, plain: bool) -> Callable[[Any, Any
     """The forward pass from weights and pixels to the widest mask, to be jitted or converted."""
     import jax
 
-    from covidjax.inference.forward import normalise
+    from covidjax.inference.forward import normalize
     from covidjax.models import Network
 
     network = Network(MODEL, preprocess, plain=plain)
-    return lambda weights, images: jax.nn.sigmoid(network.apply(weights, normalise(images))[0][..., -1])
+    return lambda weights, images: jax.nn.sigmoid(network.apply(weights, normalize(images))[0][..., -1])
 
 
 def _with_jax(path: Path, data: bytes, preprocess: Preprocess, name: str) -> Callable[[np.ndarray], Any]:
@@ -161,8 +161,8 @@ def _with_jax(path: Path, data: bytes, preprocess: Preprocess, name: str) -> Cal
     def compute(images: np.ndarray) -> Any:
         if len(images) not in programs:
             mesh = device.mesh(len(images))
-            program = jax.jit(device.split(forward, mesh, P(), share, result=share))
-            programs[len(images)] = program, device.on_all(weights, mesh), NamedSharding(mesh, share)
+            program = jax.jit(device.shard(forward, mesh, P(), share, result=share))
+            programs[len(images)] = program, device.replicate(weights, mesh), NamedSharding(mesh, share)
         program, placed, sharding = programs[len(images)]
         return program(placed, jax.device_put(images, sharding))
 

@@ -14,11 +14,11 @@ from covidjax.config import Preprocess
 from covidjax.images import archives, decode, stream
 from covidjax.images.archives import Source
 from covidjax.images.formats import Limits
-from covidjax.images.stream import Film
-from covidjax.images.workers import Job
-from covidjax.lungs.geometry import Lungs, find, framed
+from covidjax.images.stream import LoadedImage
+from covidjax.images.workers import DecodeJob
+from covidjax.lungs.geometry import Lungs, find_lungs, frame_lungs
 
-BATCH = 16
+BATCH_SIZE = 16
 """Films of one call of the segmenter. Whole films wait meanwhile, so it is less than a classifier's."""
 
 WHOLE = "whole film: "
@@ -40,7 +40,7 @@ class Segmenter(Protocol):
         ...
 
 
-class Seen(NamedTuple):
+class SegmentedImage(NamedTuple):
     """One file and the lungs on it."""
 
     path: str
@@ -57,12 +57,12 @@ class Seen(NamedTuple):
 
 
 class _Decoded(NamedTuple):
-    seen: Seen
+    image: SegmentedImage
     small: np.ndarray | None
     """uint8 ``[N, N, 1]``, for the segmenter."""
 
 
-def seen(
+def segment_images(
     paths: Sequence[Source],
     segmenter: Segmenter,
     *,
@@ -71,7 +71,7 @@ def seen(
     workers: int | None = None,
     digest: bool = False,
     limits: Limits = Limits(),
-) -> Iterator[Seen]:
+) -> Iterator[SegmentedImage]:
     """Every file in order, decoded ahead of the segmenter, which takes them in batches of one size.
 
     Args:
@@ -83,11 +83,11 @@ def seen(
       digest: whether the files' digests are wanted.
       limits: what one file may take.
     """
-    job = Job(None, at_least, segmenter.size, invert=invert, digest=digest, limits=limits)
-    jobs = (partial(_decode, stream.loaded(path, limits), job) for path in paths)
-    batch_size = min(BATCH, max(len(paths), 1))
+    job = DecodeJob(None, at_least, segmenter.size, invert=invert, digest=digest, limits=limits)
+    jobs = (partial(_decode, stream.load_source(path, limits), job) for path in paths)
+    batch_size = min(BATCH_SIZE, max(len(paths), 1))
     group: list[_Decoded] = []
-    for decoded in stream.in_order(jobs, workers=workers, ahead=BATCH):
+    for decoded in stream.map_in_order(jobs, workers=workers, ahead=BATCH_SIZE):
         group.append(decoded)
         if len(group) == batch_size:
             yield from _segment(group, segmenter, batch_size)
@@ -95,14 +95,14 @@ def seen(
     yield from _segment(group, segmenter, batch_size)
 
 
-def _decode(source: Source | archives.Loaded, job: Job) -> _Decoded:
-    found = stream.decoded(source, job)
+def _decode(source: Source | archives.LoadedMember, job: DecodeJob) -> _Decoded:
+    found = stream.decode_source(source, job)
     gray, small = found.arrays or (None, None)
-    film = Seen(os.fspath(source), gray, None, found.error, found.remark, found.sha256, found.seconds, 0.0)
+    film = SegmentedImage(os.fspath(source), gray, None, found.error, found.remark, found.sha256, found.seconds, 0.0)
     return _Decoded(film, None if small is None else small[..., None])
 
 
-def _segment(group: list[_Decoded], segmenter: Segmenter, batch_size: int) -> Iterator[Seen]:
+def _segment(group: list[_Decoded], segmenter: Segmenter, batch_size: int) -> Iterator[SegmentedImage]:
     start = time.perf_counter()
     readable = [decoded.small for decoded in group if decoded.small is not None]
     masks: Iterator[np.ndarray] = iter(())
@@ -116,11 +116,11 @@ def _segment(group: list[_Decoded], segmenter: Segmenter, batch_size: int) -> It
             yield film
             continue
         start = time.perf_counter()
-        lungs = find(next(masks), *film.gray.shape)
+        lungs = find_lungs(next(masks), *film.gray.shape)
         yield film._replace(lungs=lungs, lungs_seconds=each + time.perf_counter() - start)
 
 
-def films(
+def read_lungs(
     paths: Sequence[Source],
     preprocess: Preprocess,
     segmenter: Segmenter,
@@ -128,20 +128,22 @@ def films(
     workers: int | None = None,
     digest: bool = True,
     limits: Limits = Limits(),
-) -> Iterator[Film]:
+) -> Iterator[LoadedImage]:
     """``reading.films`` for ``preprocess.lungs`` other than ``none``: the lungs as ``framed`` shows them, resized."""
     # A box has at least a third of the film's sides or so: four times the size leaves more than is wanted.
     side, invert = 4 * preprocess.image_size, preprocess.invert
-    found = seen(paths, segmenter, at_least=side, invert=invert, workers=workers, digest=digest, limits=limits)
+    found = segment_images(paths, segmenter, at_least=side, invert=invert, workers=workers, digest=digest, limits=limits)
     jobs = (partial(_finished, film, preprocess) for film in found)
-    return stream.in_order(jobs, workers=workers, ahead=BATCH)
+    return stream.map_in_order(jobs, workers=workers, ahead=BATCH_SIZE)
 
 
-def _finished(film: Seen, preprocess: Preprocess) -> Film:
+def _finished(film: SegmentedImage, preprocess: Preprocess) -> LoadedImage:
     if film.gray is None or film.lungs is None or preprocess.lungs == "none":
-        return Film(film.path, None, film.error, film.remark, film.sha256, film.decode_seconds)
+        return LoadedImage(film.path, None, film.error, film.remark, film.sha256, film.decode_seconds)
     start = time.perf_counter()
-    image = decode.resize(framed(film.gray, film.lungs, preprocess.lungs), preprocess.image_size)[..., None]
+    image = decode.resize(frame_lungs(film.gray, film.lungs, preprocess.lungs), preprocess.image_size)[..., None]
     seconds = film.lungs_seconds + time.perf_counter() - start
     done = WHOLE + film.lungs.flag if film.lungs.flag else preprocess.lungs
-    return Film(film.path, image, "", film.remark, film.sha256, film.decode_seconds, lungs=done, lungs_seconds=seconds)
+    return LoadedImage(
+        film.path, image, "", film.remark, film.sha256, film.decode_seconds, lungs=done, lungs_seconds=seconds
+    )

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from rich.console import RenderableType
 
-from covidjax.metrics import Measured, Metrics
-from covidjax.report.tables import plain
+from covidjax.metrics import AnyMetrics, Metrics
+from covidjax.report.tables import as_text
 
 
 def write(
     folder: Path,
-    found: Measured,
+    found: AnyMetrics,
     history: Sequence[dict[str, Any]],
     tables: Iterable[RenderableType],
     note: str,
@@ -34,7 +34,7 @@ def write(
       more: goes into the JSON beside the metrics.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tables.txt").write_text(f"{note}\n\n" * bool(note) + plain(tables))
+    (folder / "tables.txt").write_text(f"{note}\n\n" * bool(note) + as_text(tables))
     (folder / "metrics.json").write_text(json.dumps({"note": note, **found.as_dict(), **more}, indent=2))
     _curves(folder / "curves.png", history, note)
     if isinstance(found, Metrics):

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from covidjax.errors import printable
-from covidjax.metrics import MaskMetrics, Measured, Metrics, figures, spread
+from covidjax.metrics import AnyMetrics, MaskMetrics, Metrics, headline_metrics, mean_and_sd
 
 SYNTHETIC = "Synthetic sample: these figures say nothing about patients."
 
@@ -22,7 +22,7 @@ WIDE = 1000
 TRAINED_ON_SYNTHETIC = "Trained on the synthetic sample: these figures say nothing about patients."
 
 
-def tables_of(found: Measured, title: str) -> list[Group]:
+def result_tables(found: AnyMetrics, title: str) -> list[Group]:
     """All tables of a result."""
     if isinstance(found, MaskMetrics):
         return [masks_table(found, title)]
@@ -43,7 +43,7 @@ def masks_table(found: MaskMetrics, title: str) -> Group:
         )
         for name, row in (*found.per_class.items(), *((("all", found.overall),) if len(found.per_class) > 1 else ()))
     ]
-    return titled(title, rows_table(("mask", *numbers), rows, right=numbers))
+    return titled(title, text_table(("mask", *numbers), rows, right=numbers))
 
 
 def metrics_table(found: Metrics, title: str) -> Group:
@@ -56,7 +56,7 @@ def metrics_table(found: Metrics, title: str) -> Group:
         intervals = over and (over.macro if row is found.macro else over.per_class[name])
         of_f1 = (_interval(intervals.f1),) if intervals else ()
         rows.append((name, f"{row.precision:.3f}", f"{row.recall:.3f}", f"{row.f1:.3f}", *of_f1, row.support))
-    table = rows_table(("class", *numbers), rows, right=numbers)
+    table = text_table(("class", *numbers), rows, right=numbers)
     interval = _interval(over.accuracy if over else found.interval)
     whose = f"{found.macro.support} images" + (f" of {over.patients} patients" if over else "")
     return titled(title, table, f"accuracy {found.accuracy:.3f} (95 % interval {interval}, {whose})")
@@ -67,7 +67,7 @@ def _interval(interval: tuple[float, float]) -> str:
     return f"{low:.3f}–{high:.3f}"
 
 
-def members_table(found: Mapping[str, Measured], title: str) -> Group:
+def networks_table(found: Mapping[str, AnyMetrics], title: str) -> Group:
     """Accuracy and macro means, or Dice and IoU, of each network of a run, and their mean ± standard deviation."""
     names = {"accuracy": "accuracy", "precision": "macro precision", "recall": "macro recall", "f1": "macro F1"}
     if any(isinstance(each, MaskMetrics) for each in found.values()):
@@ -75,15 +75,15 @@ def members_table(found: Mapping[str, Measured], title: str) -> Group:
     rows: list[tuple[object, ...]] = [
         (
             name,
-            *(f"{figures(each)[figure]:.3f}" for figure in names),
+            *(f"{headline_metrics(each)[figure]:.3f}" for figure in names),
             each.overall.films if isinstance(each, MaskMetrics) else each.macro.support,
         )
         for name, each in found.items()
     ]
-    over_all = spread(list(found.values()))
+    over_all = mean_and_sd(list(found.values()))
     rows.append(("mean ± sd", *(f"{over_all[figure].mean:.3f} ± {over_all[figure].sd:.3f}" for figure in names), ""))
     columns = (*names.values(), "images")
-    return titled(title, rows_table(("network", *columns), rows, right=columns))
+    return titled(title, text_table(("network", *columns), rows, right=columns))
 
 
 def mean_history(histories: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -102,7 +102,7 @@ def mean_history(histories: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str
 def confusion_table(found: Metrics) -> Group:
     """Rows are true classes, columns predicted ones."""
     rows = [(name, *row) for name, row in zip(found.classes, found.confusion, strict=True)]
-    table = rows_table(("true ╲ predicted", *found.classes), rows, right=found.classes)
+    table = text_table(("true ╲ predicted", *found.classes), rows, right=found.classes)
     return titled("Confusion matrix", table)
 
 
@@ -113,10 +113,10 @@ def timing_table(stages: Iterable[tuple[str, float, int]], below: str = "") -> G
         for name, seconds, images in stages
     ]
     numbers = ("seconds", "images/s")
-    return titled("Timing", rows_table(("stage", *numbers), rows, right=numbers), below)
+    return titled("Timing", text_table(("stage", *numbers), rows, right=numbers), below)
 
 
-def rows_table(columns: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str] = ()) -> Table:
+def text_table(columns: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str] = ()) -> Table:
     """A table of plain text: nothing in a cell is taken for markup, and bytes of a name that are no UTF-8 are escaped.
 
     Args:
@@ -138,7 +138,7 @@ def titled(title: str, table: Table, below: str = "") -> Group:
     return Group(lines[0], table, *lines[1:], "")
 
 
-def plain(parts: Iterable[RenderableType]) -> str:
+def as_text(parts: Iterable[RenderableType]) -> str:
     """Tables as text, for a file."""
     text = io.StringIO()
     console = Console(width=WIDE, file=text)

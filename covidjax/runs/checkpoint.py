@@ -39,7 +39,7 @@ class Saved(NamedTuple):
     facts: dict[str, Any]
 
 
-class Checkpoints:
+class CheckpointWriter:
     """Writes the checkpoints of one kind (``last`` or ``best``) of a run, in the background.
 
     Args:
@@ -119,7 +119,7 @@ def steps(run: Path, kind: str) -> list[int]:
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
 
 
-def chosen(run: Path) -> str:
+def selected_kind(run: Path) -> str:
     """The kind of checkpoint that a finished run is used by: ``best`` where a validation fold chose one, else ``last``."""
     return "best" if steps(run, "best") else "last"
 
@@ -130,8 +130,8 @@ def newest_run(root: Path = Path("runs"), *, classifier: bool = False) -> Path |
 
     def newest(run: Path) -> float | None:
         try:
-            folders = folder.members(run) or [run]
-            if classifier and folder.settings(run).config.model.name == "lung-unet":
+            folders = folder.member_folders(run) or [run]
+            if classifier and folder.read_run(run).config.model.name == "lung-unet":
                 return None
         except UserError:  # its settings are damaged, which is told when it is used
             folders = [run]
@@ -151,13 +151,13 @@ def drop(run: Path, kind: str, step: int) -> None:
 
 def described(run: Path) -> str:
     """What a run is used by, in words, such as ``last checkpoint, step 120``."""
-    folders = folder.members(run)
+    folders = folder.member_folders(run)
     if folders:
-        train = folder.settings(run).config.train
+        train = folder.read_run(run).config.train
         whole = "a cross-validation" if train.cv else "an ensemble"
         kind = f"{'networks' if train.ensemble > 1 else 'folds'} of {whole}"
         return f"mean probabilities of the {len(folders)} {kind}"
-    kind = chosen(run)
+    kind = selected_kind(run)
     return f"{kind} checkpoint, step {verify(run, kind)[0]}"
 
 

@@ -16,7 +16,7 @@ import tomli_w
 
 from covidjax.config import Config, Preprocess
 from covidjax.errors import UsageError, UserError
-from covidjax.toml import build, read_toml
+from covidjax.toml import from_table, read_toml
 
 if TYPE_CHECKING:
     from covidjax.data.loader import Source
@@ -47,7 +47,7 @@ class Run:
     def parse(cls, text: str, where: str) -> Run:
         """What ``text`` gave. Raises UserError where it is damaged; ``where`` names its file."""
         try:
-            return build(cls, tomllib.loads(text), where=where)
+            return from_table(cls, tomllib.loads(text), where=where)
         except tomllib.TOMLDecodeError as error:
             raise UserError(f"{where} is damaged ({error}); put back the file as it was written.") from error
 
@@ -56,7 +56,7 @@ class Run:
         """Read what ``save`` wrote. Raises UserError where the file is missing or damaged."""
         if not path.is_file():
             raise UserError(f"{path.parent} is not a run: it has no {path.name}; name a folder that `covidjax train` made.")
-        return build(cls, read_toml(path), where=str(path))
+        return from_table(cls, read_toml(path), where=str(path))
 
 
 def _without_none(table: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,10 +67,10 @@ def _without_none(table: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-CONFIG, LOG, SEEN, LOCK = "config.toml", "metrics.jsonl", "seen.txt", ".lock"
+CONFIG, LOG, TRAINED_ON, LOCK = "config.toml", "metrics.jsonl", "seen.txt", ".lock"
 
 
-def make(run: Path) -> None:
+def make_folder(run: Path) -> None:
     """Make a run's folder. One that holds anything else is refused: nothing of somebody else's is overwritten."""
     try:
         str(run).encode()
@@ -86,7 +86,7 @@ def make(run: Path) -> None:
         raise UserError(f"{run} holds other files, such as {min(inside)}; name a new or an empty folder with --run.")
 
 
-def settings(run: Path) -> Run:
+def read_run(run: Path) -> Run:
     """Settings and preprocessing of a run.
 
     Raises:
@@ -97,13 +97,13 @@ def settings(run: Path) -> Run:
     return Run.load(run / CONFIG)
 
 
-def begin(run: Path, settings: Run) -> None:
+def create_run(run: Path, settings: Run) -> None:
     """Make a run's folder and write its settings; from here on --resume goes on, whatever happens."""
-    make(run)
+    make_folder(run)
     settings.save(run / CONFIG)
 
 
-def members(run: Path) -> list[Path]:
+def member_folders(run: Path) -> list[Path]:
     """The folders of the networks of a cross-validation or an ensemble, each a run; empty for a single run."""
     train = Run.load(run / CONFIG).config.train
     parts = ["fold"] * train.cv + ["member"] * (train.ensemble > 1)
@@ -115,7 +115,7 @@ def members(run: Path) -> list[Path]:
     return [found[numbers] for numbers in sorted(found)]
 
 
-def append(run: Path, record: dict[str, Any]) -> None:
+def append_log(run: Path, record: dict[str, Any]) -> None:
     """Add a line to the log, on disk before this returns."""
     with (run / LOG).open("a") as file:
         file.write(json.dumps(record, allow_nan=False) + "\n")
@@ -123,7 +123,7 @@ def append(run: Path, record: dict[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def history(run: Path) -> list[dict[str, Any]]:
+def read_log(run: Path) -> list[dict[str, Any]]:
     """The whole lines of the log; one that was half written when the process ended is left out."""
     log = run / LOG
     records = []
@@ -135,26 +135,26 @@ def history(run: Path) -> list[dict[str, Any]]:
     return records
 
 
-def keep_epochs(run: Path, epochs: int) -> None:
+def truncate_log(run: Path, epochs: int) -> None:
     """Drop the lines that were written after the checkpoint: those epochs come again."""
-    kept = [record for record in history(run) if record["epoch"] <= epochs]
+    kept = [record for record in read_log(run) if record["epoch"] <= epochs]
     log = run / LOG
     partial = log.with_suffix(".partial")
     partial.write_text("".join(f"{json.dumps(record)}\n" for record in kept))
     partial.replace(log)
 
 
-def write_seen(run: Path, source: Source) -> None:
+def write_trained_on(run: Path, source: Source) -> None:
     """Note in a run what its films can be known by again: ``seen.txt``, one key a line."""
     from covidjax.data import loader  # here: grain is slow to import, and scoring does without
 
     keys = sorted({key for keys in loader.identities(source) for key in keys})
-    (run / SEEN).write_text("".join(f"{key}\n" for key in keys), errors="surrogateescape")
+    (run / TRAINED_ON).write_text("".join(f"{key}\n" for key in keys), errors="surrogateescape")
 
 
-def read_seen(run: Path) -> set[str]:
-    """What ``write_seen`` noted."""
-    file = run / SEEN
+def read_trained_on(run: Path) -> set[str]:
+    """What ``write_trained_on`` noted."""
+    file = run / TRAINED_ON
     if not file.is_file():
-        raise UserError(f"{run} has no {SEEN}, which tells what it was trained on; evaluate it on its own test fold.")
+        raise UserError(f"{run} has no {TRAINED_ON}, which tells what it was trained on; evaluate it on its own test fold.")
     return set(file.read_text(errors="surrogateescape").splitlines())

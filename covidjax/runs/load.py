@@ -81,7 +81,7 @@ def settings(path: Path) -> Run:
     Raises:
       UserError: no run and no such file, or damaged ones.
     """
-    return _read(path).run if is_file(path) else folder.settings(path)
+    return _read(path).run if is_file(path) else folder.read_run(path)
 
 
 def described(path: Path) -> str:
@@ -93,14 +93,14 @@ def digests(path: Path) -> list[str]:
     """By which the networks are known again."""
     if is_file(path):
         return [hashlib.sha256(_read(path).data).hexdigest()]
-    return [checkpoint.verify(folder, checkpoint.chosen(folder))[1] for folder in _folders(path)]
+    return [checkpoint.verify(folder, checkpoint.selected_kind(folder))[1] for folder in _folders(path)]
 
 
 def seen(path: Path) -> set[str]:
     """What the films of training can be known by, see ``rundir.write_seen``."""
     if is_file(path):
         return set(_read(path).seen)
-    return set().union(*map(folder.read_seen, _folders(path)))
+    return set().union(*map(folder.read_trained_on, _folders(path)))
 
 
 def restore(path: Path, wanted: Any) -> Saved:
@@ -118,8 +118,8 @@ def restore(path: Path, wanted: Any) -> Saved:
         members = weights_file.unpack(path, file.data, {str(number): wanted for number in range(file.members)})
         return Saved("file", 0, list(members.values()))
     folders = _folders(path)
-    saved = [checkpoint.restore(folder, checkpoint.chosen(folder), wanted) for folder in folders]
-    return Saved(checkpoint.chosen(folders[0]), saved[0].step, [each.weights for each in saved])
+    saved = [checkpoint.restore(folder, checkpoint.selected_kind(folder), wanted) for folder in folders]
+    return Saved(checkpoint.selected_kind(folders[0]), saved[0].step, [each.weights for each in saved])
 
 
 def save(path: Path, run: Run, members: Sequence[Any], described: str, seen: Iterable[str]) -> None:
@@ -140,7 +140,7 @@ def save(path: Path, run: Run, members: Sequence[Any], described: str, seen: Ite
 
 
 def _folders(path: Path) -> list[Path]:
-    return folder.members(path) or [path]
+    return folder.member_folders(path) or [path]
 
 
 class _File(NamedTuple):

@@ -19,9 +19,9 @@ from covidjax.models import Weights, count_parameters
 from covidjax.runs import checkpoint, folder
 from covidjax.runs.folder import Run
 from covidjax.timing import Timing
-from covidjax.training.engine import Program
-from covidjax.training.predictions import Examined
-from covidjax.training.step import Given, State, class_weights, learning_rate, rates
+from covidjax.training.engine import Engine
+from covidjax.training.predictions import Predictions
+from covidjax.training.step import State, StepInputs, class_weights, learning_rate, learning_rate_table
 
 
 class Interrupted(UserError):
@@ -45,7 +45,7 @@ class Progress(Protocol):
 class Result(NamedTuple):
     """What a finished run amounts to."""
 
-    metrics: metrics.Measured
+    metrics: metrics.AnyMetrics
     """On the test fold."""
     checkpoint: str
     """Which checkpoint was tested: ``last``, or ``best`` by the validation fold."""
@@ -54,11 +54,11 @@ class Result(NamedTuple):
     timing: Timing
     """Of this call: what came before a resumption is not in it. Members of one run share it."""
     parameters: int
-    examined: Examined
+    examined: Predictions
     """Of the films of the test fold."""
 
 
-class Member:
+class Recorder:
     """One network in training; holds its folder for this process alone until the block ends.
 
     Args:
@@ -92,7 +92,7 @@ class Member:
         self._lock = files.lock(run)
         self._last = self._chosen = None
 
-    def __enter__(self) -> Member:
+    def __enter__(self) -> Recorder:
         return self
 
     def __exit__(self, *reason: object) -> None:
@@ -105,26 +105,28 @@ class Member:
         if self._last:
             self._program.timing.add("checkpoint", start)
 
-    def start(self, program: Program) -> tuple[State, Given]:
+    def start(self, program: Engine) -> tuple[State, StepInputs]:
         """The state to go on from, fresh or of the last checkpoint, and what every step is given."""
         self._program = program
         settings = self.config.train
-        table = rates(learning_rate(settings, self.epoch_steps * settings.epochs), self.epoch_steps * settings.epochs)
-        self._given = Given(np.uint32(self.config.seed), table, self._class_weights)
+        table = learning_rate_table(
+            learning_rate(settings, self.epoch_steps * settings.epochs), self.epoch_steps * settings.epochs
+        )
+        self._given = StepInputs(np.uint32(self.config.seed), table, self._class_weights)
         if checkpoint.steps(self.run, "last"):
             template = jax.eval_shape(lambda: program.fresh(0))
             saved = checkpoint.restore(self.run, "last", template.weights, without_weights(template))
             state = State(weights=saved.weights, **saved.training)
             self._best = saved.facts["best"]
-            folder.keep_epochs(self.run, saved.facts["epoch"])
-            before = folder.history(self.run)
+            folder.truncate_log(self.run, saved.facts["epoch"])
+            before = folder.read_log(self.run)
             self._began -= before[-1]["seconds"] if before else 0.0  # the clock goes on where it stopped
         else:
             state = program.fresh(self.config.seed)
-            folder.keep_epochs(self.run, 0)
-            folder.write_seen(self.run, self._seen)
-        self._last = checkpoint.Checkpoints(self.run, "last", keep=2)
-        self._chosen = checkpoint.Checkpoints(self.run, "best", keep=1) if "val" in self.held_out else None
+            folder.truncate_log(self.run, 0)
+            folder.write_trained_on(self.run, self._seen)
+        self._last = checkpoint.CheckpointWriter(self.run, "last", keep=2)
+        self._chosen = checkpoint.CheckpointWriter(self.run, "best", keep=1) if "val" in self.held_out else None
         done = int(state.step)
         parameters = f"{count_parameters(state.weights):,} parameters"
         what = f"{len(self._rows)} training images, {self.epoch_steps} steps an epoch, {parameters}"
@@ -135,7 +137,7 @@ class Member:
 
     def order(self, epoch: int) -> np.ndarray:
         """The rows of the dataset that each step of an epoch takes, int32 ``[steps, batch]``."""
-        return self._rows[loader.order(len(self._rows), self.batch, seed=self.config.seed, epoch=epoch)]
+        return self._rows[loader.epoch_rows(len(self._rows), self.batch, seed=self.config.seed, epoch=epoch)]
 
     def means(self, totals: Any, bad_step: Any) -> tuple[float, float]:
         """Loss and score of the epoch so far.
@@ -158,7 +160,7 @@ class Member:
         record |= found
         record["seconds"] = round(time.perf_counter() - self._began, 3)
         record["images_per_second"] = round(speed, 1)
-        folder.append(self.run, record)
+        folder.append_log(self.run, record)
         self.progress.epoch(record)
 
     def better(self, found: dict[str, Any]) -> bool:
@@ -201,16 +203,16 @@ class Member:
         """The weights that ``score`` will use, when training has ended."""
         for checkpoints in filter(None, (self._last, self._chosen)):
             checkpoints.wait()
-        self._used = checkpoint.chosen(self.run)
+        self._used = checkpoint.selected_kind(self.run)
         return checkpoint.restore(self.run, self._used, self._program.network.abstract()).weights
 
     def result(self, found: np.ndarray, labels: np.ndarray) -> Result:
         """What was found of the test fold by these weights, as the task's ``examine`` gives it, comes to."""
         program = self._program
-        examined = Examined(found, labels, loader.patients(program.source, self.held_out["test"]))
+        examined = Predictions(found, labels, loader.patients(program.source, self.held_out["test"]))
         measured = program.task.measure(examined, self._classes)
         parameters = count_parameters(program.network.abstract())
-        return Result(measured, self._used, folder.history(self.run), program.timing, parameters, examined)
+        return Result(measured, self._used, folder.read_log(self.run), program.timing, parameters, examined)
 
     def interrupted(self, at: str) -> Interrupted:
         """To be raised when everything is saved, at a step or an epoch."""
@@ -225,7 +227,7 @@ class Member:
         )
 
     def _rate(self, step: int) -> float:
-        return float(self._given.rates[step])
+        return float(self._given.learning_rates[step])
 
 
 def without_weights(state: State) -> dict[str, Any]:

@@ -23,9 +23,9 @@ from covidjax.images import stream
 from covidjax.images.archives import Source
 from covidjax.images.decode import Invert
 from covidjax.images.formats import Limits
-from covidjax.inference.memory import Sparing
-from covidjax.inference.onnx import _OPSET, kept, to_onnx
-from covidjax.inference.runtimes import Jax, OnnxRuntime, OpenVino, Runtime, choose
+from covidjax.inference.memory import MicroBatcher
+from covidjax.inference.onnx import _OPSET, cached_model, to_onnx
+from covidjax.inference.runtimes import Jax, OnnxRuntime, OpenVino, Runtime, choose_runtime
 from covidjax.lungs import stream as lung_stream
 from covidjax.lungs.segmenter import open_segmenter
 from covidjax.runs import load
@@ -57,7 +57,7 @@ def open_run(path: Path, device: str = "auto", name: str = "auto") -> Opened:
     run = load.settings(path)
     if run.config.model.name == "lung-unet":
         raise UserError(f"{path} finds lungs, not classes; use it with `covidjax segment --checkpoint {path}`.")
-    name = choose(name, device, run.config.train.precision, run.config.model.views)
+    name = choose_runtime(name, device, run.config.train.precision, run.config.model.views)
     if name == "jax":
         from covidjax.runs.load import load_run
 
@@ -72,7 +72,7 @@ def _converted(path: Path, run: Run) -> bytes:
     weights = load.digests(path)
     versions = [importlib.metadata.version(package) for package in ("covidjax", "jax2onnx", "onnxruntime")]
     key = json.dumps([weights, asdict(run.config.model), asdict(run.preprocess), _OPSET, versions])
-    return kept(key, lambda: convert(path))
+    return cached_model(key, lambda: convert(path))
 
 
 def convert(path: Path) -> bytes:
@@ -240,14 +240,14 @@ class Classifier:
         preprocess = dataclasses.replace(self.preprocess, invert=invert or self.preprocess.invert)
         size = preprocess.image_size
         # While the model is at a batch, the threads fill the next.
-        ahead = max(stream.AHEAD, batch_size)
+        ahead = max(stream.PREFETCH, batch_size)
         if self.segmenter:
-            segmenter = Sparing(self.segmenter, self.segmenter.size, self.segmenter.title, self.segmenter.digest)
-            found = lung_stream.films(paths, preprocess, segmenter, workers=workers, digest=False, limits=limits)
+            segmenter = MicroBatcher(self.segmenter, self.segmenter.size, self.segmenter.title, self.segmenter.digest)
+            found = lung_stream.read_lungs(paths, preprocess, segmenter, workers=workers, digest=False, limits=limits)
         else:
-            found = stream.films(paths, preprocess, workers=workers, ahead=ahead, digest=False, limits=limits)
-        runtime = Sparing(self._runtime, size, self.runtime)
-        waiting: list[tuple[list[stream.Film], Any]] = []
+            found = stream.read_images(paths, preprocess, workers=workers, ahead=ahead, digest=False, limits=limits)
+        runtime = MicroBatcher(self._runtime, size, self.runtime)
+        waiting: list[tuple[list[stream.LoadedImage], Any]] = []
         for films in _grouped(found, batch_size):
             timing.files += len(films)
             timing.decode += sum(film.decode_seconds for film in films)
@@ -268,7 +268,7 @@ class Classifier:
         for films, result in waiting:
             yield from self._rows(films, result, timing)
 
-    def _rows(self, films: list[stream.Film], result: Any, timing: Timing) -> Iterator[Row]:
+    def _rows(self, films: list[stream.LoadedImage], result: Any, timing: Timing) -> Iterator[Row]:
         start = time.perf_counter()
         values = iter(()) if result is None else iter(np.asarray(result).tolist())
         timing.model += time.perf_counter() - start
@@ -285,9 +285,9 @@ class Classifier:
             yield Row(film.path, "ok", best, probabilities[best], probabilities, "", film.remark, film.lungs)
 
 
-def _grouped(films: Iterator[stream.Film], size: int) -> Iterator[list[stream.Film]]:
+def _grouped(films: Iterator[stream.LoadedImage], size: int) -> Iterator[list[stream.LoadedImage]]:
     """Groups of up to ``size`` readable films; the unreadable ones between them travel along, so order is kept."""
-    group: list[stream.Film] = []
+    group: list[stream.LoadedImage] = []
     readable = 0
     for film in films:
         group.append(film)

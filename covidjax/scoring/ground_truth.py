@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from covidjax.errors import UserError
-from covidjax.files import read_table
+from covidjax.files import read_csv
 from covidjax.labels import class_of
 
-Truth = Callable[[str], str | None]
+LabelLookup = Callable[[str], str | None]
 """Path → class name, or None where it is not known."""
 
 
-def truth_from_folders(roots: Sequence[Path]) -> Truth:
+def labels_from_folders(roots: Sequence[Path]) -> LabelLookup:
     """The class that the nearest folder above a film is named after (``Covid-19``, ``NORMAL``, …), if any is, among those
     below a given root: what the root lies in, a project called covid perhaps, says nothing of its films."""
 
@@ -28,14 +28,14 @@ def truth_from_folders(roots: Sequence[Path]) -> Truth:
     return look_up
 
 
-def truth_from_csv(file: Path, classes: Sequence[str]) -> Truth:
+def labels_from_csv(file: Path, classes: Sequence[str]) -> LabelLookup:
     """Looks a film's class up in a table with the columns ``path`` and ``label``, by its path or by its file name alone.
 
     Raises:
       UserError: no such file or columns, a label that is none of the model's classes, one name with two labels.
     """
     labels: dict[str, str] = {}
-    for number, row in enumerate(read_table(file, "path", "label"), 2):
+    for number, row in enumerate(read_csv(file, "path", "label"), 2):
         label = class_of(row["label"])
         if label is None or label not in classes:
             known = ", ".join(classes)

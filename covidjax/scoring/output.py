@@ -23,17 +23,17 @@ from typing import Any, NamedTuple, Protocol
 from covidjax.errors import UsageError, UserError, printable
 from covidjax.scoring.classifier import Row
 
-ENDINGS = (".csv", ".jsonl", ".parquet")
+SUFFIXES = (".csv", ".jsonl", ".parquet")
 
 SYNC_SECONDS = 5.0
 """Most time that rows wait until they are on disk for good, and that Parquet's wait to be written."""
 
-DONE = ("path", "status", "prediction", "warning", "lungs")
+RESUMED_COLUMNS = ("path", "status", "prediction", "warning", "lungs")
 """What is read again of the rows of an earlier command."""
 
 
-class Earlier(NamedTuple):
-    """A row that an earlier command wrote; ``DONE`` of it, empty where the table has no such column."""
+class PreviousRow(NamedTuple):
+    """A row that an earlier command wrote; ``RESUMED_COLUMNS`` of it, empty where the table has no such column."""
 
     path: str
     status: str
@@ -45,7 +45,7 @@ class Earlier(NamedTuple):
 class RowWriter(Protocol):
     """Takes rows one by one; what was written is kept even when the work breaks off."""
 
-    earlier: list[Earlier]
+    earlier: list[PreviousRow]
     """The rows of the job that goes on."""
     finished: bool
     """Whether that job came to its end."""
@@ -57,16 +57,16 @@ class RowWriter(Protocol):
     def write(self, row: Row) -> None: ...
 
 
-def check_ending(path: Path) -> None:
+def check_suffix(path: Path) -> None:
     """Raises UsageError where a file's ending names no format."""
-    if path.suffix.lower() not in ENDINGS:
-        raise UsageError(f"{path} has none of the endings {', '.join(ENDINGS)}, which choose the format; name it so.")
+    if path.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"{path} has none of the endings {', '.join(SUFFIXES)}, which choose the format; name it so.")
 
 
 class TableWriter(Protocol):
     """Takes the cells of a row, by column."""
 
-    earlier: list[Earlier]
+    earlier: list[PreviousRow]
     finished: bool
 
     def key(self, path: str) -> str: ...
@@ -108,7 +108,7 @@ def open_table(
 ) -> Iterator[TableWriter]:
     """The same for any columns, the first of which are ``path`` and ``status``."""
     kinds = {".csv": _Csv, ".jsonl": _JsonLines, ".parquet": _Parquet}
-    check_ending(path)
+    check_suffix(path)
     kind = kinds[path.suffix.lower()]
     with contextlib.ExitStack() as stack:
         with _telling(path):
@@ -227,7 +227,7 @@ class _Lines:
 
     def __init__(self, path: Path, columns: Sequence[str], resume: bool):
         self._path, self._columns = path, columns
-        self.earlier: list[Earlier] = []
+        self.earlier: list[PreviousRow] = []
         self.finished = False
         self._size = self._read() if resume else 0
         self._file = path.open("r+b" if resume else "wb", buffering=0)
@@ -375,7 +375,7 @@ class _Parquet:
         self._table, self._parquet = pyarrow.Table.from_pylist, pyarrow.parquet
         self._path, self._columns, self._parts = path, columns, self._folder(path)
         self._rows: list[dict[str, Any]] = []
-        self.earlier: list[Earlier] = []
+        self.earlier: list[PreviousRow] = []
         self.finished = False
         if not resume or path.exists():  # the file was made of the parts, if these are there too
             shutil.rmtree(self._parts, ignore_errors=True)
@@ -414,7 +414,7 @@ class _Parquet:
             raise UserError(f"{part} is damaged; remove it to score its films again.") from error
         if not table.schema.equals(self._schema):
             raise UserError(f"{self._path} has other columns than the rows of this job; name another --output.")
-        self.earlier += map(_earlier, table.select([name for name in DONE if name in self._columns]).to_pylist())
+        self.earlier += map(_earlier, table.select([name for name in RESUMED_COLUMNS if name in self._columns]).to_pylist())
 
     def write(self, cells: dict[str, Any]) -> None:
         # Parquet's text is UTF-8: a name that is not stands with escapes.
@@ -453,8 +453,8 @@ class _Parquet:
         shutil.rmtree(self._parts, ignore_errors=True)
 
 
-def _earlier(cells: Mapping[str, Any]) -> Earlier:
-    return Earlier(*(cells.get(name) or "" for name in DONE))
+def _earlier(cells: Mapping[str, Any]) -> PreviousRow:
+    return PreviousRow(*(cells.get(name) or "" for name in RESUMED_COLUMNS))
 
 
 def _rounded(value: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from covidjax.config import Config, load_config
 from covidjax.errors import UsageError
-from covidjax.toml import build, read_toml
+from covidjax.toml import from_table, read_toml
 
 PROTOCOLS = {"random": "none", "patient": "patient"}
 """How films are held out, and what ``prepare --group-by`` calls it: by a random split of the images, as in the study, or of
@@ -18,7 +18,7 @@ the patients."""
 
 
 @dataclass(frozen=True)
-class Films:
+class ImageSelection:
     """What a dataset is prepared from; the names are those of ``covidjax.prepare.Options``."""
 
     sources: tuple[str, ...] = ()
@@ -30,7 +30,7 @@ class Films:
 
 
 @dataclass(frozen=True)
-class Study:
+class Reported:
     """What the study reports of an experiment; what it does not report is 0 or empty."""
 
     images: int = 0
@@ -53,9 +53,9 @@ class Experiment:
     """Of its file: ``table1`` …"""
     title: str
     about: str
-    films: Films
+    films: ImageSelection
     settings: Config
-    study: Study
+    study: Reported
     times_of: tuple[str, ...] = ()
     """Of a table of times: the experiments that are timed. It has no films of its own."""
 
@@ -69,8 +69,8 @@ class Experiment:
 class _File:
     title: str
     about: str
-    films: Films = field(default_factory=Films)
-    study: Study = field(default_factory=Study)
+    films: ImageSelection = field(default_factory=ImageSelection)
+    study: Reported = field(default_factory=Reported)
     times_of: tuple[str, ...] = ()
 
 
@@ -111,13 +111,13 @@ def _read(name: str, path: Path, epochs: int | None, recipe: Path | None) -> Exp
     if epochs is not None:
         values["train.epochs"] = epochs
     settings = load_config(recipe, (), values)
-    file: _File = build(_File, table, where=str(path))
+    file: _File = from_table(_File, table, where=str(path))
     if bool(file.times_of) == bool(file.films.sources):
         raise UsageError(f"{path}: an experiment has either films.sources or times_of; give it one of them.")
     return Experiment(name, file.title, file.about, file.films, settings, file.study, file.times_of)
 
 
-def described(recipe: Path) -> str:
+def describe_recipe(recipe: Path) -> str:
     """The settings of a recipe, in words."""
     return ", ".join(f"{key} {value}" for key, value in _flat(read_toml(recipe)).items())
 
@@ -129,7 +129,7 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def smaller(experiment: Experiment) -> Experiment:
+def for_rehearsal(experiment: Experiment) -> Experiment:
     """The experiment with images of half the side, for a quick rehearsal."""
     films = experiment.films
     return dataclasses.replace(experiment, films=dataclasses.replace(films, image_size=max(films.image_size // 2, 32)))

@@ -52,13 +52,13 @@ def segmented(path: Path, roots: Sequence[Path], classes: Sequence[str], segment
         mine = [example for example in examples if example.label == label]
         chosen += [mine[row] for row in random.permutation(len(mine))[:EACH].tolist()]
     figure, axes = _figure(7.2, 4.2, 3, len(chosen))
-    films = lung_stream.seen([str(example.path) for example in chosen], segmenter)
+    films = lung_stream.segment_images([str(example.path) for example in chosen], segmenter)
     for column, (example, film) in enumerate(zip(chosen, films, strict=True)):
         if film.gray is None or film.lungs is None:
             continue
         axes[0, column].imshow(film.gray, cmap="gray", vmin=0, vmax=255)
-        axes[1, column].imshow(np.asarray(overlay.picture(film.gray, film.lungs, "overlay")))
-        axes[2, column].imshow(geometry.framed(film.gray, film.lungs, "crop"), cmap="gray", vmin=0, vmax=255)
+        axes[1, column].imshow(np.asarray(overlay.render(film.gray, film.lungs, "overlay")))
+        axes[2, column].imshow(geometry.frame_lungs(film.gray, film.lungs, "crop"), cmap="gray", vmin=0, vmax=255)
         axes[0, column].set_title(example.label, fontsize=8)
     for row, name in zip(axes, ("original", "lungs found", "cut out"), strict=True):
         row[0].set_ylabel(name, fontsize=8)

@@ -23,14 +23,14 @@ from covidjax.data.dataset import MANIFEST, Dataset
 from covidjax.data.prepare import Options, prepare
 from covidjax.device import device_name
 from covidjax.errors import UsageError, UserError
-from covidjax.metrics import Measured, spread
+from covidjax.metrics import AnyMetrics, mean_and_sd
 from covidjax.report import tables
 from covidjax.runs import folder
 from covidjax.runs.folder import Run
 from covidjax.runs.recorder import Interrupted, Progress, Result
-from covidjax.study.experiments import PROTOCOLS, Experiment, smaller
+from covidjax.study.experiments import PROTOCOLS, Experiment, for_rehearsal
 from covidjax.study.rehearsal import _draw
-from covidjax.training.cross_validation import train_members
+from covidjax.training.cross_validation import train_networks
 from covidjax.training.loop import train
 
 SETTINGS, RESULTS, OUTCOME, PYTORCH = "settings.json", "results.json", "outcome.json", "pytorch.json"
@@ -84,7 +84,7 @@ def reproduce(
     if sample:
         root = out / COLLECTIONS
         _draw(root)
-        experiments = {name: smaller(experiment) for name, experiment in experiments.items()}
+        experiments = {name: for_rehearsal(experiment) for name, experiment in experiments.items()}
     for experiment in experiments.values():
         for source in experiment.films.sources:
             if not (root / source).is_dir():
@@ -193,8 +193,8 @@ def _several(
     settings: Config, dataset: Dataset, run: Path, resume: bool, title: str, progress: Callable[[str], Progress], show: Show
 ) -> dict[str, Any]:
     named = lambda name: progress(f"{title}, {name}")  # noqa: E731
-    joint = train_members(settings, dataset, run, resume=resume, progress=named, say=show.say, stop=show.stop)
-    each = {name: result.metrics for name, result in joint.members.items()}
+    joint = train_networks(settings, dataset, run, resume=resume, progress=named, say=show.say, stop=show.stop)
+    each = {name: result.metrics for name, result in joint.networks.items()}
     parts = joint.folds if settings.train.cv else each
     found = {
         "metrics": joint.metrics.as_dict(),
@@ -203,11 +203,11 @@ def _several(
     }
     if settings.train.ensemble > 1:
         found["alone"] = {"networks": len(each), "spread": _spread(each)}
-    return found | _trained(joint.members, together=joint.together)
+    return found | _trained(joint.networks, together=joint.together)
 
 
-def _spread(found: Mapping[str, Measured]) -> dict[str, Any]:
-    return {name: figure._asdict() for name, figure in spread(list(found.values())).items()}
+def _spread(found: Mapping[str, AnyMetrics]) -> dict[str, Any]:
+    return {name: figure._asdict() for name, figure in mean_and_sd(list(found.values())).items()}
 
 
 def _trained(members: Mapping[str, Result], *, together: bool = False) -> dict[str, Any]:

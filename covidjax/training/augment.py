@@ -26,7 +26,7 @@ def augment(key: Array, images: Array, config: AugmentConfig, axis: str | None =
     return draws.exposed(draws.moved(images))
 
 
-def augment_pairs(
+def augment_with_masks(
     key: Array, images: Array, masks: Array, config: AugmentConfig, axis: str | None = None
 ) -> tuple[Array, Array]:
     """``augment`` for images and their masks, uint8 ``[B, S, S, 1]`` of 0 and 1, which move with the images.

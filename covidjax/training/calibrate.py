@@ -17,11 +17,11 @@ import scipy.special
 from covidjax.data import loader
 from covidjax.data.sample import open_dataset
 from covidjax.errors import UserError
-from covidjax.metrics import Metrics, measure
+from covidjax.metrics import Metrics, classification_metrics
 from covidjax.models import Weights
 from covidjax.runs import load
 from covidjax.runs.load import Loaded, load_run
-from covidjax.training.predictions import examined
+from covidjax.training.predictions import predict
 from covidjax.training.tasks import make_task
 
 COLDEST, HOTTEST = 0.1, 10.0
@@ -85,7 +85,7 @@ def held_out(loaded: Loaded, data: str, fold: int) -> tuple[np.ndarray, np.ndarr
         raise UserError(f"{data} is not the dataset that the run was trained on; prepare that again.")
     source = dataset.source([fold])
     examine = make_task(run.config, dataset).examine(loaded.network)
-    found: list[Any] = [examined(examine, weights, loader.eval_batches(source, 32)) for weights in loaded.members]
+    found: list[Any] = [predict(examine, weights, loader.eval_batches(source, 32)) for weights in loaded.members]
     return np.stack([logits for logits, _ in found]), found[0][1], source
 
 
@@ -123,6 +123,6 @@ def figures(path: Path, data: str) -> dict[str, Metrics]:
     parts = {"all sources": rows} | {name: rows[origins == name] for name in np.unique(origins).tolist()}
     classes = loaded.run.preprocess.classes
     return {
-        name: measure(labels[part], chosen[part], classes, patients=loader.patients(source, part))
+        name: classification_metrics(labels[part], chosen[part], classes, patients=loader.patients(source, part))
         for name, part in parts.items()
     }

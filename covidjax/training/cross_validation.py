@@ -27,15 +27,15 @@ from covidjax.inference.forward import make_forward
 from covidjax.models import Weights
 from covidjax.runs import checkpoint, folder
 from covidjax.runs.folder import Run
-from covidjax.runs.recorder import Member
+from covidjax.runs.recorder import Recorder
 from covidjax.timing import Stopwatch, Timing
-from covidjax.training.engine import SCAN_STEPS, Program
+from covidjax.training.engine import SCAN_STEPS, Engine
 from covidjax.training.loop import TELL_SECONDS, Progress, Result, fit
-from covidjax.training.predictions import Examined, averaged, pooled
-from covidjax.training.step import Given, State, make_step
+from covidjax.training.predictions import Predictions, concatenate, ensemble_mean
+from covidjax.training.step import State, StepInputs, make_step
 
 
-def members(config: Config, folds: int) -> dict[str, Config]:
+def network_configs(config: Config, folds: int) -> dict[str, Config]:
     """The settings of each network of a cross-validation or an ensemble, by the name of its folder; empty for a single run.
 
     Args:
@@ -60,14 +60,14 @@ def members(config: Config, folds: int) -> dict[str, Config]:
     return each if len(each) > 1 else {}
 
 
-class Joint(NamedTuple):
+class CrossValidation(NamedTuple):
     """What a cross-validation or an ensemble amounts to."""
 
-    members: dict[str, Result]
+    networks: dict[str, Result]
     """By the name of its folder."""
-    folds: dict[str, metrics.Measured]
+    folds: dict[str, metrics.AnyMetrics]
     """On each test fold, by its network, or by the mean probabilities of its networks."""
-    metrics: metrics.Measured
+    metrics: metrics.AnyMetrics
     """On the films of all of them."""
     timing: Timing
     """Of this call."""
@@ -75,7 +75,7 @@ class Joint(NamedTuple):
     """Whether they were trained as one program."""
 
 
-def train_members(
+def train_networks(
     config: Config,
     dataset: Dataset,
     run: Path,
@@ -84,7 +84,7 @@ def train_members(
     progress: Callable[[str], Progress],
     say: Callable[[str], None] = lambda line: None,
     stop: Callable[[], bool] = lambda: False,
-) -> Joint:
+) -> CrossValidation:
     """Train every network of a cross-validation or an ensemble, each in a folder of its own that is a run by itself.
 
     Args:
@@ -103,19 +103,19 @@ def train_members(
     began = time.perf_counter()
     timing = Timing()
     dataset.split(config.data.test_fold, config.data.val_fold)
-    configs = members(config, dataset.folds)
+    configs = network_configs(config, dataset.folds)
     if not resume:
-        folder.begin(run, Run(config, dataset.preprocess, dataset.fingerprint, dataset.segmenter))
+        folder.create_run(run, Run(config, dataset.preprocess, dataset.fingerprint, dataset.segmenter))
     with contextlib.closing(files.lock(run)):
         for name, each in configs.items():
             if not (run / name / folder.CONFIG).exists():
-                folder.begin(run / name, Run(each, dataset.preprocess, dataset.fingerprint, dataset.segmenter))
-        program = Program(config, dataset, timing)
+                folder.create_run(run / name, Run(each, dataset.preprocess, dataset.fingerprint, dataset.segmenter))
+        program = Engine(config, dataset, timing)
         kind = "network" if config.train.cv and config.train.ensemble > 1 else "fold" if config.train.cv else "member"
 
-        def member(number: int) -> Member:
+        def member(number: int) -> Recorder:
             name, settings = list(configs.items())[number]
-            return Member(settings, dataset, run / name, progress(f"{kind} {number + 1}/{len(configs)}"), run)
+            return Recorder(settings, dataset, run / name, progress(f"{kind} {number + 1}/{len(configs)}"), run)
 
         results = None
         if config.train.together == "yes":
@@ -139,22 +139,22 @@ def train_members(
                 with member(number) as each:
                     results.append(fit(each, program, stop))
     timing.add("wall", began)
-    examined = by_fold(list(configs.values()), [result.examined for result in results])
+    examined = predictions_by_fold(list(configs.values()), [result.examined for result in results])
     measure = functools.partial(program.task.measure, classes=dataset.preprocess.classes)
     folds = {fold: measure(found) for fold, found in examined.items()}
-    whole = measure(pooled(list(examined.values())))
-    return Joint(dict(zip(configs, results, strict=True)), folds, whole, timing, together)
+    whole = measure(concatenate(list(examined.values())))
+    return CrossValidation(dict(zip(configs, results, strict=True)), folds, whole, timing, together)
 
 
-def by_fold(configs: Sequence[Config], each: Sequence[Examined]) -> dict[str, Examined]:
+def predictions_by_fold(configs: Sequence[Config], each: Sequence[Predictions]) -> dict[str, Predictions]:
     """What networks found of their test folds, by fold: of several networks the mean probabilities."""
-    found: dict[str, list[Examined]] = {}
+    found: dict[str, list[Predictions]] = {}
     for config, own in zip(configs, each, strict=True):
         found.setdefault(f"fold{config.data.test_fold}", []).append(own)
-    return {fold: averaged(own) if len(own) > 1 else own[0] for fold, own in found.items()}
+    return {fold: ensemble_mean(own) if len(own) > 1 else own[0] for fold, own in found.items()}
 
 
-def _why_not(opened: Sequence[Member], program: Program) -> str:
+def _why_not(opened: Sequence[Recorder], program: Engine) -> str:
     """Why the networks cannot be trained together, or nothing; then they all have the same epoch as their last."""
     if program.data is None:
         return "the images do not lie in the device's memory"
@@ -180,25 +180,25 @@ def _why_not(opened: Sequence[Member], program: Program) -> str:
 class _Programs:
     """The compiled programs of stacked networks, on the first device alone."""
 
-    def __init__(self, program: Program):
+    def __init__(self, program: Engine):
         assert program.data
         mesh = device.mesh(1)
-        self._images, self._targets = device.on_all((program.data.images, program.data.labels), mesh)
+        self._images, self._targets = device.replicate((program.data.images, program.data.labels), mesh)
         self.labels = program.data.labels
         self._scan = program.accelerated
         self._eval_batch = program.eval_batch
         step = make_step(program.network, program.task, program.optimizer, program.scaled, averaging=program.averaging)
 
-        def advance(state: State, given: Given, images: Any, labels: Any, rows: Any, real: Any) -> State:
+        def advance(state: State, given: StepInputs, images: Any, labels: Any, rows: Any, real: Any) -> State:
             """A step of every network; of one whose epoch is over already ``real`` is false, and its state stays."""
 
-            def one(state: State, given: Given, rows: Any, real: Any) -> State:
+            def one(state: State, given: StepInputs, rows: Any, real: Any) -> State:
                 new = step(state, given, images[rows], labels[rows])
                 return jax.tree.map(lambda new, old: jnp.where(real, new, old), new, state)
 
             return jax.vmap(one)(state, given, rows, real)
 
-        def scan(state: State, given: Given, images: Any, labels: Any, rows: Any, real: Any) -> State:
+        def scan(state: State, given: StepInputs, images: Any, labels: Any, rows: Any, real: Any) -> State:
             return jax.lax.scan(lambda s, x: (advance(s, given, images, labels, *x), None), state, (rows, real))[0]
 
         def forward(views: Literal[1, 10]) -> Callable[..., Any]:
@@ -213,7 +213,7 @@ class _Programs:
         self._forward, self._glance = forward(program.model.views), forward(1)
         self.apart = jax.jit(_apart, static_argnums=1)
 
-    def steps(self, state: State, given: Given, orders: Sequence[np.ndarray]) -> Iterator[tuple[State, int]]:
+    def steps(self, state: State, given: StepInputs, orders: Sequence[np.ndarray]) -> Iterator[tuple[State, int]]:
         """Takes the stacked state through an epoch, of which each network has its own rows ``[steps, batch]``; yields it,
         with the images that were trained on, after every call of the device."""
         longest = max(map(len, orders))
@@ -239,7 +239,7 @@ class _Programs:
         return [logits[: len(each)] for logits, each in zip(found, rows, strict=True)]
 
 
-def _fit_together(opened: Sequence[Member], program: Program, stop: Callable[[], bool]) -> list[Result] | None:
+def _fit_together(opened: Sequence[Recorder], program: Engine, stop: Callable[[], bool]) -> list[Result] | None:
     """Train networks that have come to the same epoch to their end, as one program, and test them; or do nothing, where a
     damaged checkpoint put one of them back."""
     timing, epochs = program.timing, opened[0].config.train.epochs
@@ -248,8 +248,8 @@ def _fit_together(opened: Sequence[Member], program: Program, stop: Callable[[],
     if len({int(state.step) // member.epoch_steps for (state, _), member in zip(starts, opened, strict=True)}) > 1:
         return None
     state = _stacked([state for state, _ in starts])
-    longest = max(len(given.rates) for _, given in starts)
-    given = _stacked([g._replace(rates=np.pad(g.rates, (0, longest - len(g.rates)), "edge")) for _, g in starts])
+    longest = max(len(given.learning_rates) for _, given in starts)
+    given = _stacked([g._replace(learning_rates=np.pad(g.learning_rates, (0, longest - len(g.learning_rates)), "edge")) for _, g in starts])
     names = list(opened[0].held_out)
     labels = programs.labels
     held_out = {name: [member.held_out[name] for member in opened] for name in names}
@@ -313,4 +313,4 @@ def _apart(tree: Any, count: int) -> list[Any]:
 def _stacked(trees: Sequence[Any]) -> Any:
     """The leaves of alike trees along a new first axis, on the first device."""
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(list(trees)))
-    return device.on_all(stacked, device.mesh(1))
+    return device.replicate(stacked, device.mesh(1))

@@ -19,11 +19,11 @@ from covidjax import device
 from covidjax.config import Config
 from covidjax.data import loader
 from covidjax.data.dataset import Dataset
-from covidjax.inference.forward import normalise
+from covidjax.inference.forward import normalize
 from covidjax.models import Network, Weights
 from covidjax.models.layers import MOMENTUM
 from covidjax.timing import Timing
-from covidjax.training.step import Given, State, initial_state, make_optimizer, make_step
+from covidjax.training.step import State, StepInputs, initial_state, make_optimizer, make_step
 from covidjax.training.tasks import make_task
 
 SCAN_STEPS = 512
@@ -33,12 +33,12 @@ one: XLA's CPU backend computes a convolution inside a loop with scalar code, fo
 EVAL_BATCH = 128
 """Least batch of evaluation on an accelerator, where a smaller one takes as long."""
 
-Steps = Callable[[State, Given, np.ndarray], Iterator[tuple[State, int]]]
+Steps = Callable[[State, StepInputs, np.ndarray], Iterator[tuple[State, int]]]
 """Takes the state through the steps whose rows ``[steps, batch]`` are given; yields it, with the number of steps done,
 after every call of the device."""
 
 
-class Program:
+class Engine:
     """Device, network, task, images and compiled programs, made once for all networks of a run.
 
     Args:
@@ -69,7 +69,7 @@ class Program:
         self._add_moved = jax.jit(self._moved)
         self._take = jax.jit(operator.getitem)  # on a device's arrays tenfold the speed of the plain one
         size = len(self.source) * dataset.preprocess.image_size**2 * (2 if dataset.masks else 1)
-        if settings.cache == "device" or (settings.cache == "auto" and device.fits(size, self.where)):
+        if settings.cache == "device" or (settings.cache == "auto" and device.fits_in_memory(size, self.where)):
             start = time.perf_counter()
             self.data = loader.load_all(self.source)
             if self.accelerated:
@@ -97,7 +97,7 @@ class Program:
         size = size or self.eval_batch
         if self.data is None:
             return loader.eval_batches(self.source, size, rows)
-        return loader.kept_batches(self.data, size, rows, self._take if self.accelerated else operator.getitem)
+        return loader.cached_batches(self.data, size, rows, self._take if self.accelerated else operator.getitem)
 
     def refreshed(self, weights: Weights, rows: np.ndarray) -> Weights:
         """The weights with batch statistics that are the means over batches of these rows, without augmentation: those of
@@ -108,18 +108,18 @@ class Program:
 
         # On one device: there is little to do, and nothing to wait for another device with.
         mesh = device.mesh(1)
-        params, stats = device.on_all(jax.device_get(weights), mesh)
+        params, stats = device.replicate(jax.device_get(weights), mesh)
         sums = jax.tree.map(jnp.zeros_like, stats)
         size = min(self.batch, len(rows))
         count = len(rows) // size  # what is left of them would be padded
         for batch in self.batches(rows[: count * size], size):
-            sums = self._add_moved(sums, params, device.on_all(batch.images, mesh))
+            sums = self._add_moved(sums, params, device.replicate(batch.images, mesh))
         return Weights(weights.params, jax.tree.map(lambda total: total / (MOMENTUM * count), jax.device_get(sums)))
 
     def _moved(self, sums: Any, params: Any, images: Any) -> Any:
         """The sums of batch statistics with those added that a batch moves zeros to."""
         zero = Weights(params, jax.tree.map(jnp.zeros_like, sums))
-        moved = self.network.apply(zero, normalise(images, self.model.channels), train=True)[2]
+        moved = self.network.apply(zero, normalize(images, self.model.channels), train=True)[2]
         return jax.tree.map(jnp.add, sums, moved)
 
     def steps(self, batch: int) -> Steps:
@@ -141,7 +141,7 @@ class Program:
         mesh has the given share. Its compilations, one for each set of shapes, are timed."""
         whole = NamedSharding(mesh, P())
         jitted = jax.jit(
-            device.split(function, mesh, P(), *shares, result=P()),
+            device.shard(function, mesh, P(), *shares, result=P()),
             donate_argnums=0 if donated else (),
             in_shardings=(whole, *(NamedSharding(mesh, share) for share in shares)),
             out_shardings=whole,
@@ -162,7 +162,7 @@ class Program:
 def _one_by_one(step: Callable[..., State], data: loader.Batch, compiled: Callable[..., Any], mesh: Mesh) -> Steps:
     call = compiled(step, P(), P(device.AXIS), P(device.AXIS))
 
-    def steps(state: State, given: Given, rows: np.ndarray) -> Iterator[tuple[State, int]]:
+    def steps(state: State, given: StepInputs, rows: np.ndarray) -> Iterator[tuple[State, int]]:
         for row in rows:
             state = call(state, given, data.images[row], _rows(data.targets, row))
             yield state, 1
@@ -175,14 +175,14 @@ def _rows(targets: Any, rows: Any) -> Any:
 
 
 def _scanned(step: Callable[..., State], data: loader.Batch, compiled: Callable[..., Any], mesh: Mesh) -> Steps:
-    images, targets = device.on_all((data.images, data.targets), mesh)
+    images, targets = device.replicate((data.images, data.targets), mesh)
 
-    def scan(state: State, given: Given, images: jax.Array, targets: Any, rows: jax.Array) -> State:
+    def scan(state: State, given: StepInputs, images: jax.Array, targets: Any, rows: jax.Array) -> State:
         return jax.lax.scan(lambda s, row: (step(s, given, images[row], _rows(targets, row)), None), state, rows)[0]
 
     call = compiled(scan, P(), P(), P(), P(None, device.AXIS))
 
-    def steps(state: State, given: Given, rows: np.ndarray) -> Iterator[tuple[State, int]]:
+    def steps(state: State, given: StepInputs, rows: np.ndarray) -> Iterator[tuple[State, int]]:
         for first in range(0, len(rows), SCAN_STEPS):
             part = rows[first : first + SCAN_STEPS]
             state = call(state, given, images, targets, part)
@@ -195,7 +195,7 @@ def _streamed(step: Callable[..., State], source: loader.Source, compiled: Calla
     call = compiled(step, P(), P(device.AXIS), P(device.AXIS))
     shares = NamedSharding(mesh, P(device.AXIS))
 
-    def steps(state: State, given: Given, rows: np.ndarray) -> Iterator[tuple[State, int]]:
+    def steps(state: State, given: StepInputs, rows: np.ndarray) -> Iterator[tuple[State, int]]:
         batches = (jax.device_put((batch.images, batch.targets), shares) for batch in loader.train_batches(source, rows))
         batch = next(batches, None)
         while batch:

@@ -14,14 +14,14 @@ from covidjax.errors import UserError
 from covidjax.models import Weights
 from covidjax.runs import folder, load
 from covidjax.runs.load import load_run
-from covidjax.training.predictions import Examined, examined, pooled
+from covidjax.training.predictions import Predictions, concatenate, predict
 from covidjax.training.tasks import make_task
 
 
 class Evaluation(NamedTuple):
     """What ``evaluate`` found."""
 
-    metrics: metrics.Measured
+    metrics: metrics.AnyMetrics
     described: str
     """Which examples, in words."""
     synthetic: bool
@@ -48,22 +48,22 @@ def evaluate(path: Path, data: str | None = None, *, batch_size: int = 32) -> Ev
     task = make_task(run.config, dataset)
     source = dataset.source(range(dataset.folds))
     examine = task.examine(loaded.network)
-    members = [] if load.is_file(path) else folder.members(path)
+    members = [] if load.is_file(path) else folder.member_folders(path)
     weights = loaded.members if len(loaded.members) > 1 else loaded.weights
 
-    def of_rows(weights: Weights | list[Weights], source: loader.Source, rows: np.ndarray) -> Examined:
-        found, labels = examined(examine, weights, loader.eval_batches(source, batch_size, rows))
-        return Examined(found, labels, loader.patients(source, rows))
+    def of_rows(weights: Weights | list[Weights], source: loader.Source, rows: np.ndarray) -> Predictions:
+        found, labels = predict(examine, weights, loader.eval_batches(source, batch_size, rows))
+        return Predictions(found, labels, loader.patients(source, rows))
 
-    def test_fold(weights: Weights | list[Weights], fold: int) -> Examined:
+    def test_fold(weights: Weights | list[Weights], fold: int) -> Predictions:
         source = dataset.source([fold])
         return of_rows(weights, source, np.arange(len(source)))
 
     if dataset.fingerprint == run.dataset and run.config.train.cv:
         by_fold: dict[int, list[Weights]] = {}
         for member, own in zip(members, loaded.members, strict=True):
-            by_fold.setdefault(folder.settings(member).config.data.test_fold, []).append(own)
-        found = pooled([test_fold(own if len(own) > 1 else own[0], fold) for fold, own in by_fold.items()])
+            by_fold.setdefault(folder.read_run(member).config.data.test_fold, []).append(own)
+        found = concatenate([test_fold(own if len(own) > 1 else own[0], fold) for fold, own in by_fold.items()])
         by = "network" if len(members) == len(by_fold) else "networks"
         described = f"all {len(by_fold)} folds of {dataset.path}, each by the {by} that it was held out from"
     elif dataset.fingerprint == run.dataset:

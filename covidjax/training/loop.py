@@ -18,11 +18,11 @@ from covidjax.config import Config
 from covidjax.data.dataset import Dataset
 from covidjax.runs import folder
 from covidjax.runs.folder import Run
-from covidjax.runs.recorder import Member, Progress, Result
+from covidjax.runs.recorder import Progress, Recorder, Result
 from covidjax.timing import Stopwatch, Timing
-from covidjax.training.engine import Program
-from covidjax.training.predictions import examined
-from covidjax.training.step import zero_totals
+from covidjax.training.engine import Engine
+from covidjax.training.predictions import predict
+from covidjax.training.step import zero_sums
 
 TELL_SECONDS = 0.2
 """Least time between two looks at the loss within an epoch."""
@@ -55,14 +55,14 @@ def train(
     timing = Timing()
     dataset.split(config.data.test_fold, config.data.val_fold)  # before there is a folder
     if not resume:
-        folder.begin(run, Run(config, dataset.preprocess, dataset.fingerprint, dataset.segmenter))
-    with Member(config, dataset, run, progress) as member:
-        result = fit(member, Program(config, dataset, timing), stop)
+        folder.create_run(run, Run(config, dataset.preprocess, dataset.fingerprint, dataset.segmenter))
+    with Recorder(config, dataset, run, progress) as member:
+        result = fit(member, Engine(config, dataset, timing), stop)
     timing.add("wall", began)
     return result
 
 
-def fit(member: Member, program: Program, stop: Callable[[], bool]) -> Result:
+def fit(member: Recorder, program: Engine, stop: Callable[[], bool]) -> Result:
     """Train one network to its end, from wherever it is, and test it.
 
     Raises:
@@ -71,7 +71,7 @@ def fit(member: Member, program: Program, stop: Callable[[], bool]) -> Result:
     """
     timing, epochs, epoch_steps = program.timing, member.config.train.epochs, member.epoch_steps
     mesh = device.mesh(member.batch)
-    state, given = device.on_all(member.start(program), mesh)
+    state, given = device.replicate(member.start(program), mesh)
     steps = program.steps(member.batch)
     done = int(state.step)
     for epoch in range(done // epoch_steps, epochs):
@@ -95,13 +95,13 @@ def fit(member: Member, program: Program, stop: Callable[[], bool]) -> Result:
 
         start = time.perf_counter()
         found = {
-            name: program.task.summary(*examined(program.glance, state.weights, program.batches(rows)))
+            name: program.task.summary(*predict(program.glance, state.weights, program.batches(rows)))
             for name, rows in member.held_out.items()
         }
         timing.add("evaluate", start, sum(map(len, member.held_out.values())))
         member.log(epoch, trained, found, clock.speed)
 
-        state = state._replace(totals=zero_totals())
+        state = state._replace(totals=zero_sums())
         if member.better(found):
             member.choose(state, epoch, found)
         finished = epoch + 1 == epochs
@@ -112,6 +112,6 @@ def fit(member: Member, program: Program, stop: Callable[[], bool]) -> Result:
             raise member.interrupted(f"step {done}{member.name}")
 
     start = time.perf_counter()
-    found, labels = examined(program.examine, member.saved(), program.batches(member.held_out["test"]))
+    found, labels = predict(program.examine, member.saved(), program.batches(member.held_out["test"]))
     timing.add("evaluate", start, len(labels))
     return member.result(found, labels)

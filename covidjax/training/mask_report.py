@@ -15,7 +15,7 @@ from covidjax.errors import printable
 from covidjax.inference.forward import make_predict
 from covidjax.lungs import geometry
 from covidjax.lungs import stream as lung_stream
-from covidjax.lungs.overlay import _tinted
+from covidjax.lungs.overlay import tint
 from covidjax.runs.load import load_run
 
 SHOWN = 10
@@ -72,9 +72,9 @@ def _draw(path: Path, films: list[Any], dice: np.ndarray, kinds: tuple[str, ...]
     for number, ((image, mask, probabilities, kind), score) in enumerate(zip(films, dice, strict=True)):
         mine = axes[number // 2, number % 2 * len(heads) :][: len(heads)]
         # The box is that of the last kind, as in use; the mask that is measured is of the film's own kind.
-        seen = geometry.find(probabilities[..., -1], *image.shape)
-        crop = geometry.framed(image, seen, "crop")
-        pictures = (image, _tinted(image, mask > 0), _tinted(image, probabilities[..., kind] > 0.5), crop)
+        seen = geometry.find_lungs(probabilities[..., -1], *image.shape)
+        crop = geometry.frame_lungs(image, seen, "crop")
+        pictures = (image, tint(image, mask > 0), tint(image, probabilities[..., kind] > 0.5), crop)
         below = (f"Dice {score:.3f}, {kinds[kind]}", "", "", lung_stream.WHOLE + seen.flag if seen.flag else "")
         for axis, picture, head, text in zip(mine, pictures, heads, below, strict=True):
             axis.imshow(picture, cmap="gray", vmin=0, vmax=255)

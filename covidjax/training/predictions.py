@@ -12,11 +12,11 @@ from jax import Array
 from covidjax.data import loader
 from covidjax.models import Weights
 
-Examine = Callable[[Weights | list[Weights], loader.Batch], Array]
+EvalStep = Callable[[Weights | list[Weights], loader.Batch], Array]
 """Weights and a batch → what is known of each example, float32 ``[B, K]``; jitted."""
 
 
-class Examined(NamedTuple):
+class Predictions(NamedTuple):
     """What became of some held-out films."""
 
     found: np.ndarray
@@ -27,8 +27,8 @@ class Examined(NamedTuple):
     """Keys of the patients, ``[N]``."""
 
 
-def examined(
-    examine: Examine, weights: Weights | list[Weights], batches: Iterable[loader.Batch]
+def predict(
+    examine: EvalStep, weights: Weights | list[Weights], batches: Iterable[loader.Batch]
 ) -> tuple[np.ndarray, np.ndarray]:
     """What ``examine`` finds, float32 ``[N, K]``, and labels int32 ``[N]`` of every real example; padding is dropped."""
     pending, labels = [], []
@@ -39,13 +39,13 @@ def examined(
     return np.concatenate(found), np.concatenate(labels)
 
 
-def pooled(each: Sequence[Examined]) -> Examined:
+def concatenate(each: Sequence[Predictions]) -> Predictions:
     """Different films, one after another."""
     found, labels = (np.concatenate(parts) for parts in ([e.found for e in each], [e.labels for e in each]))
-    return Examined(found, labels, [patient for one in each for patient in one.patients])
+    return Predictions(found, labels, [patient for one in each for patient in one.patients])
 
 
-def averaged(each: Sequence[Examined]) -> Examined:
+def ensemble_mean(each: Sequence[Predictions]) -> Predictions:
     """The same films by several classifiers: the logarithms of their mean probabilities."""
     log_probabilities = scipy.special.log_softmax(np.stack([one.found for one in each]), -1)
     return each[0]._replace(found=scipy.special.logsumexp(log_probabilities, 0) - np.log(len(each)))

@@ -25,14 +25,14 @@ _DROPOUT = 2**16
 _FIRST_SCALE, _LARGEST_SCALE, _SCALE_GROWTH_STEPS = 2.0**15, 2.0**24, 1000
 
 
-class Scale(NamedTuple):
+class LossScale(NamedTuple):
     """Dynamic loss scaling for float16 (Micikevicius et al. 2018, section 3.2); constant 1 for other precisions."""
 
     value: Array
     good_steps: Array
 
 
-class Totals(NamedTuple):
+class EpochSums(NamedTuple):
     """Sums over the epoch so far."""
 
     loss: Array
@@ -48,8 +48,8 @@ class State(NamedTuple):
     weights: Weights
     """That are tested and used."""
     optimizer: optax.OptState
-    scale: Scale
-    totals: Totals
+    scale: LossScale
+    totals: EpochSums
     bad_step: Array
     """First step whose loss was not finite, or -1."""
     newest: Weights | tuple[()] = ()
@@ -72,19 +72,19 @@ def class_weights(config: TrainConfig, counts: np.ndarray) -> np.ndarray:
     return (counts.sum() / (len(counts) * np.maximum(counts, 1))).astype(np.float32)
 
 
-class Given(NamedTuple):
+class StepInputs(NamedTuple):
     """What differs between the networks of a cross-validation or an ensemble: arguments of the step, so that all share
     one program."""
 
     seed: Array | np.ndarray | np.uint32
     """uint32 ``[]``."""
-    rates: Array | np.ndarray
+    learning_rates: Array | np.ndarray
     """Learning rate of every step, float32 ``[steps]`` or longer."""
     class_weights: Array | np.ndarray
     """float32 ``[classes]``."""
 
 
-def rates(schedule: optax.Schedule, steps: int) -> np.ndarray:
+def learning_rate_table(schedule: optax.Schedule, steps: int) -> np.ndarray:
     """The schedule as a table, float32. Its length is the next multiple of 1024, so that runs of other lengths are the
     same program; what is beyond ``steps`` is not reached."""
     return np.asarray(jax.vmap(schedule)(jnp.arange(-(-steps // 1024) * 1024)), np.float32)
@@ -95,7 +95,7 @@ Optimizer = Callable[[optax.Schedule], optax.GradientTransformation]
 
 def make_step(
     network: Network, task: Task, optimizer: Optimizer, scaled: bool, axis: str | None = None, averaging: float = 0.0
-) -> Callable[[State, Given, Array, Any], State]:
+) -> Callable[[State, StepInputs, Array, Any], State]:
     """One step of training, to be jitted: (state, given, uint8 images ``[B, S, S, 1]``, ``Batch.targets``) → state.
 
     With an ``axis`` of a mesh each device calls it with its share of the batch, and all come to the same state: that which
@@ -110,7 +110,7 @@ def make_step(
         """Added up over the devices."""
         return values if axis is None else lax.psum(values, axis)
 
-    def step(state: State, given: Given, images: Array, targets: Any) -> State:
+    def step(state: State, given: StepInputs, images: Array, targets: Any) -> State:
         key = jax.random.fold_in(jax.random.key(given.seed), state.step)
         inputs, targets = task.inputs(key, images, targets, axis)
         batch = len(images) * (1 if axis is None else lax.axis_size(axis))
@@ -126,7 +126,7 @@ def make_step(
         (_, (loss, score, stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(before.params)
         grads, loss, score = everywhere((grads, loss, score))
         grads = jax.tree.map(lambda g: g / state.scale.value, grads)
-        transformation = optimizer(lambda count: jnp.asarray(given.rates)[count])
+        transformation = optimizer(lambda count: jnp.asarray(given.learning_rates)[count])
         updates, optimizer_state = transformation.update(grads, state.optimizer, before.params)
         weights = Weights(optax.apply_updates(before.params, updates), stats)
         scale, bad = state.scale, ~jnp.isfinite(loss)
@@ -143,8 +143,8 @@ def make_step(
             value = jnp.where(grow, scale.value * 2, jnp.where(finite, scale.value, scale.value / 2))
             good_steps = jnp.where(finite & ~grow, scale.good_steps + 1, 0)
             bad = ~finite & (value < 1)
-            scale = Scale(jnp.clip(value, 1.0, _LARGEST_SCALE), good_steps)
-        totals = Totals(
+            scale = LossScale(jnp.clip(value, 1.0, _LARGEST_SCALE), good_steps)
+        totals = EpochSums(
             state.totals.loss + jnp.where(jnp.isfinite(loss), loss, 0.0) * batch,
             state.totals.score + score,
             state.totals.images + batch,
@@ -159,15 +159,15 @@ def make_step(
     return step
 
 
-def zero_totals() -> Totals:
-    return Totals(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
+def zero_sums() -> EpochSums:
+    return EpochSums(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
 
 
 def initial_state(weights: Weights, optimizer: optax.GradientTransformation, scaled: bool, averaging: float = 0.0) -> State:
     """The state before the first step."""
-    scale = Scale(jnp.float32(_FIRST_SCALE if scaled else 1.0), jnp.int32(0))
+    scale = LossScale(jnp.float32(_FIRST_SCALE if scaled else 1.0), jnp.int32(0))
     newest = jax.tree.map(jnp.copy, weights) if averaging else ()  # a buffer cannot be donated twice
-    return State(jnp.int32(0), weights, optimizer.init(weights.params), scale, zero_totals(), jnp.int32(-1), newest)
+    return State(jnp.int32(0), weights, optimizer.init(weights.params), scale, zero_sums(), jnp.int32(-1), newest)
 
 
 def make_optimizer(config: TrainConfig, rate: optax.Schedule) -> optax.GradientTransformation:

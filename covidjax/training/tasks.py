@@ -19,11 +19,11 @@ from jax import Array
 from covidjax import metrics
 from covidjax.config import Config
 from covidjax.errors import UsageError
-from covidjax.inference.forward import make_predict, normalise, shared
+from covidjax.inference.forward import data_parallel, make_predict, normalize
 from covidjax.models import Network, Weights
 from covidjax.models.lung_unet import MULTIPLE
-from covidjax.training.augment import augment, augment_pairs
-from covidjax.training.predictions import Examine, Examined
+from covidjax.training.augment import augment, augment_with_masks
+from covidjax.training.predictions import EvalStep, Predictions
 
 if TYPE_CHECKING:
     from covidjax.data.dataset import Dataset
@@ -55,7 +55,7 @@ class Task(Protocol):
         """Of logits and targets as ``inputs`` gave them, with a weight for each class, float32 ``[classes]``."""
         ...
 
-    def examine(self, network: Network, *, once: bool = False) -> Examine:
+    def examine(self, network: Network, *, once: bool = False) -> EvalStep:
         """What is computed of held-out examples; ``once``: of one view of each, whatever the settings say, which is enough
         to watch training by."""
         ...
@@ -68,7 +68,7 @@ class Task(Protocol):
         """What the best checkpoint has most of: the score, and of two equal ones the smaller loss."""
         return found[self.score], -found["loss"]
 
-    def measure(self, found: Examined, classes: Sequence[str]) -> metrics.Measured:
+    def measure(self, found: Predictions, classes: Sequence[str]) -> metrics.AnyMetrics:
         """What is reported, with intervals over patients."""
         ...
 
@@ -102,7 +102,7 @@ class Classification(Task):
         self._smoothing = config.train.label_smoothing
 
     def inputs(self, key: Array, images: Array, targets: Array, axis: str | None) -> tuple[Array, Array]:
-        return normalise(augment(key, images, self._augment, axis), self._model.channels), targets
+        return normalize(augment(key, images, self._augment, axis), self._model.channels), targets
 
     def losses(self, logits: Array, targets: Array, class_weights: Array) -> Losses:
         """Cross-entropy of logits ``[B, classes]`` with smoothed labels, weighted by class; score 1 where right."""
@@ -110,7 +110,7 @@ class Classification(Task):
         right = (jnp.argmax(logits, -1) == targets).astype(jnp.float32)
         return Losses(optax.softmax_cross_entropy(logits, smooth), class_weights[targets], right)
 
-    def examine(self, network: Network, *, once: bool = False) -> Examine:
+    def examine(self, network: Network, *, once: bool = False) -> EvalStep:
         """Logits ``[B, classes]``; of several networks' weights the logarithms of their mean probabilities."""
         predict = make_predict(network, dataclasses.replace(self._model, views=1) if once else self._model)
         return lambda weights, batch: predict(weights, batch.images)
@@ -121,8 +121,8 @@ class Classification(Task):
         loss = -log_probabilities[np.arange(len(labels)), labels].mean()
         return {"loss": float(loss), "accuracy": float((found.argmax(-1) == labels).mean())}
 
-    def measure(self, found: Examined, classes: Sequence[str]) -> metrics.Metrics:
-        return metrics.measure(found.labels, found.found.argmax(-1), classes, found.patients)
+    def measure(self, found: Predictions, classes: Sequence[str]) -> metrics.Metrics:
+        return metrics.classification_metrics(found.labels, found.found.argmax(-1), classes, found.patients)
 
 
 class Segmentation(Task):
@@ -140,22 +140,22 @@ class Segmentation(Task):
 
     def inputs(self, key: Array, images: Array, targets: tuple[Array, Array], axis: str | None) -> tuple[Array, Any]:
         kinds, masks = targets
-        images, masks = augment_pairs(key, images, masks, self._augment, axis)
-        return normalise(images, self._channels), (kinds, masks)
+        images, masks = augment_with_masks(key, images, masks, self._augment, axis)
+        return normalize(images, self._channels), (kinds, masks)
 
     def losses(self, logits: Array, targets: tuple[Array, Array], class_weights: Array) -> Losses:
         kinds, masks = targets
         loss, dice, _ = _overlap(logits, kinds, masks)
         return Losses(loss, class_weights[kinds], dice)
 
-    def examine(self, network: Network, *, once: bool = False) -> Examine:
+    def examine(self, network: Network, *, once: bool = False) -> EvalStep:
         """Loss, Dice and IoU of each film, ``[B, 3]``."""
 
         def forward(weights: Weights, images: Array, kinds: Array, masks: Array) -> Array:
-            logits, *_ = network.apply(weights, normalise(images, self._channels))
+            logits, *_ = network.apply(weights, normalize(images, self._channels))
             return jnp.stack(_overlap(logits, kinds, masks.astype(jnp.float32)), -1)
 
-        call = shared(forward, 3)
+        call = data_parallel(forward, 3)
 
         def examine(weights: Weights | list[Weights], batch: Batch) -> Array:
             assert not isinstance(weights, list), "there are no ensembles of segmenters"
@@ -168,9 +168,9 @@ class Segmentation(Task):
         loss, dice, _ = found.mean(0, dtype=float).tolist()
         return {"loss": loss, "dice": dice}
 
-    def measure(self, found: Examined, classes: Sequence[str]) -> metrics.MaskMetrics:
+    def measure(self, found: Predictions, classes: Sequence[str]) -> metrics.MaskMetrics:
         _, dice, iou = found.found.astype(float).T
-        return metrics.measure_masks(found.labels, dice, iou, classes, found.patients)
+        return metrics.mask_metrics(found.labels, dice, iou, classes, found.patients)
 
 
 def _overlap(logits: Array, kinds: Array, masks: Array) -> tuple[Array, Array, Array]:

@@ -18,11 +18,11 @@ from covidjax_cli.main import main
 from test_cli_score import newest, paths_below, rows_of, with_one_before
 from test_decoders import FORMATS, GRAY, encoded
 
-from covidjax.errors import RadiographError
+from covidjax.errors import ImageError
 from covidjax.images import archives
-from covidjax.images.find import find_films, listed, walk
+from covidjax.images.find import find_images, paths_from_list, walk
 from covidjax.images.formats import Limits
-from covidjax.lungs.export import names_of
+from covidjax.lungs.export import output_names
 
 ENDINGS = [".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz"]
 FILM = encoded(GRAY, "PNG")
@@ -76,10 +76,10 @@ def test_members_score_as_their_files_do(trained: Path, films: Path, tmp_path: P
 def test_names_lead_nowhere(tmp_path: Path, ending: str):
     hostile = ["../../up.png", "/etc/root.png", "a/../../b/../../../c.png", "./here.png"]
     archive = packed(tmp_path / f"x{ending}", dict.fromkeys(hostile, FILM))
-    found = find_films([tmp_path])
+    found = find_images([tmp_path])
     assert names(found.paths) == [f"{archive}/{name}" for name in ("up.png", "etc/root.png", "a/b/c.png", "here.png")]
     assert all(member.read(Limits()) == FILM for member in archives.members(str(archive)).films)
-    written = names_of(found.paths, found.roots)
+    written = output_names(found.paths, found.roots)
     assert all((tmp_path / "out" / name).resolve().is_relative_to(tmp_path / "out") for name in written)
 
 
@@ -100,7 +100,7 @@ def test_links_devices_and_sparse_files_in_a_tar_are_passed_over(tmp_path: Path)
 def test_bomb_in_an_archive_is_not_inflated(tmp_path: Path, ending: str):
     archive = packed(tmp_path / f"x{ending}", {"bomb.png": bytes(30_000_000), "film.png": FILM})
     bomb, film = archives.members(str(archive)).films
-    with pytest.raises(RadiographError, match="longer than 10 MB, which no film is"):
+    with pytest.raises(ImageError, match="longer than 10 MB, which no film is"):
         bomb.read(Limits(megabytes=10))
     assert film.read(Limits(megabytes=10)) == FILM
 
@@ -110,7 +110,7 @@ def test_zip_that_lies_about_sizes_is_read_no_further_than_the_limit(tmp_path: P
     data = archive.read_bytes().replace((3_000_000).to_bytes(4, "little"), (1000).to_bytes(4, "little"))
     archive.write_bytes(data)
     (bomb,) = archives.members(str(archive)).films
-    with pytest.raises(RadiographError):
+    with pytest.raises(ImageError):
         bomb.read(Limits(megabytes=1))
 
 
@@ -121,10 +121,10 @@ def test_archive_that_is_cut_off_says_so(tmp_path: Path, ending: str):
     archive = packed(tmp_path / f"x{ending}", files)
     data = archive.read_bytes()
     archive.write_bytes(data[: len(data) // 2])
-    found = find_films([archive])
+    found = find_images([archive])
     assert len(found.paths) < 11
     last = found.paths[-1]
-    assert isinstance(last, archives.Loaded)
+    assert isinstance(last, archives.LoadedMember)
     assert os.fspath(last) == str(archive)
     assert last.error.startswith("damaged archive: ")
 
@@ -139,11 +139,11 @@ def test_mutated_archives_give_rows_and_reasons_and_nothing_else(tmp_path: Path)
         ending = ENDINGS[turn % len(ENDINGS)]
         path = tmp_path / f"m{turn}{ending}"
         path.write_bytes(mutated(originals[ending], random))
-        found = find_films([path, tmp_path / "x.zip"]).paths
+        found = find_images([path, tmp_path / "x.zip"]).paths
         whole = [source for source in found if os.fspath(source).startswith(f"{tmp_path}/x.zip/")]
         assert [source.load(Limits()).data for source in whole if isinstance(source, archives.Member)] == [FILM] * 3
         for source in found:
-            assert isinstance(source, archives.Member | archives.Loaded | Path)
+            assert isinstance(source, archives.Member | archives.LoadedMember | Path)
             if isinstance(source, archives.Member):
                 loaded = source.load(Limits())
                 assert (loaded.data is None) == bool(loaded.error)
@@ -152,8 +152,8 @@ def test_mutated_archives_give_rows_and_reasons_and_nothing_else(tmp_path: Path)
 
 def test_list_on_standard_input(trained: Path, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     wanted = [*paths_below(films)[:3], str(tmp_path / "gone.png")]
-    assert listed(b"a b\nc\n\n") == [Path("a b"), Path("c")]
-    assert listed(b"a\nb\0caf\xe9\0") == [Path("a\nb"), Path(os.fsdecode(b"caf\xe9"))]
+    assert paths_from_list(b"a b\nc\n\n") == [Path("a b"), Path("c")]
+    assert paths_from_list(b"a\nb\0caf\xe9\0") == [Path("a\nb"), Path(os.fsdecode(b"caf\xe9"))]
     words = ["score", "-", "--checkpoint", str(trained), "--json", "--runtime", "jax"]
     runner = CliRunner(catch_exceptions=False)
     result = runner.invoke(main, words, input="\n".join(wanted))
@@ -175,9 +175,9 @@ def test_loops_of_links_and_folders_that_cannot_be_read(tmp_path: Path, monkeypa
         return listing(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    found = find_films([tmp_path])
+    found = find_images([tmp_path])
     assert names(found.paths) == [f"{tmp_path}/a/film.png", f"{tmp_path}/a/b"]
-    assert isinstance(found.paths[1], archives.Loaded)
+    assert isinstance(found.paths[1], archives.LoadedMember)
     assert found.paths[1].error == "a folder that cannot be read: Permission denied"
 
 

@@ -29,7 +29,7 @@ from covidjax.data import synthetic
 from covidjax.errors import UserError
 from covidjax.images import stream, workers
 from covidjax.images.formats import Limits
-from covidjax.images.workers import Job
+from covidjax.images.workers import DecodeJob
 
 FILES = int(os.environ.get("COVIDJAX_FAULT_FILES", "400"))
 GRAY = synthetic.draw(3, size=64).image
@@ -137,14 +137,14 @@ def test_mutated_files_give_a_row_each_and_memory_stays_flat(trained: Path, tmp_
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_originals_are_read(name: str):
-    found = workers.decode(FORMATS[name](), Job(32))
+    found = workers.decode(FORMATS[name](), DecodeJob(32))
     assert found.error == ""
     assert found.arrays[0].shape == (32, 32)
 
 
 def idle() -> Any:
     """A decoder that waits for its next job, which it will be given."""
-    assert workers.decode(encoded(GRAY, "PNG"), Job(32)).error == ""
+    assert workers.decode(encoded(GRAY, "PNG"), DecodeJob(32)).error == ""
     return workers._idle[-1]._process
 
 
@@ -159,11 +159,11 @@ def test_decoder_that_hangs_is_given_up(film: Path):
     process = idle()
     process.send_signal(signal.SIGSTOP)
     start = time.monotonic()
-    found = workers.decode(film, Job(32, limits=Limits(seconds=0.5)))
+    found = workers.decode(film, DecodeJob(32, limits=Limits(seconds=0.5)))
     assert found.error == "not decoded within 0.5 seconds"
     assert time.monotonic() - start < 10
     assert process.returncode == -signal.SIGKILL
-    assert workers.decode(film, Job(32)).error == ""
+    assert workers.decode(film, DecodeJob(32)).error == ""
 
 
 def test_decoder_ends_itself_where_nobody_waits_for_it(film: Path, monkeypatch: pytest.MonkeyPatch):
@@ -175,21 +175,21 @@ def test_decoder_ends_itself_where_nobody_waits_for_it(film: Path, monkeypatch: 
         file.write(encoded(np.zeros((32, 32), np.uint8), "BMP")[:14])
         file.write(struct.pack("<IiiHHIIiiII", 40, 13000, 13000, 1, 24, 0, 0, 0, 0, 0, 0))
         file.truncate(13000 * 13000 * 3 + 54)
-    found = workers.decode(film.parent / "large.bmp", Job(32, limits=Limits(seconds=-1.99, megabytes=1000)))
+    found = workers.decode(film.parent / "large.bmp", DecodeJob(32, limits=Limits(seconds=-1.99, megabytes=1000)))
     assert found.error == "damaged: its decoder crashed (SIGALRM)"
     process.wait(10)
 
 
 def test_decoder_that_was_killed_by_somebody_is_replaced(film: Path):
     idle().kill()
-    assert workers.decode(film, Job(32)).error == ""
+    assert workers.decode(film, DecodeJob(32)).error == ""
 
 
 def test_file_that_crashes_its_decoder_is_an_error(film: Path):
     process = idle()
     process.send_signal(signal.SIGSTOP)  # so that it is at the job when it crashes
     found = []
-    waiting = threading.Thread(target=lambda: found.append(workers.decode(film, Job(32))))
+    waiting = threading.Thread(target=lambda: found.append(workers.decode(film, DecodeJob(32))))
     waiting.start()
     time.sleep(0.2)
     process.send_signal(signal.SIGSEGV)
@@ -213,7 +213,7 @@ def test_job_goes_on_while_decoders_are_killed(film: Path):
     killer = threading.Thread(target=kill)
     killer.start()
     try:
-        found = list(stream.films([film] * 2000, SMALL, workers=2))
+        found = list(stream.read_images([film] * 2000, SMALL, workers=2))
     finally:
         stop.set()
         killer.join()
@@ -225,7 +225,7 @@ def test_job_goes_on_while_decoders_are_killed(film: Path):
 def test_names_are_those_of_the_folder_that_this_process_is_in(film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     idle()  # a decoder that was started elsewhere
     monkeypatch.chdir(tmp_path)
-    assert workers.decode(film.name, Job(32)).error == ""
+    assert workers.decode(film.name, DecodeJob(32)).error == ""
 
 
 def test_decoder_that_cannot_be_started_is_one_sentence(film: Path, monkeypatch: pytest.MonkeyPatch):
@@ -235,7 +235,7 @@ def test_decoder_that_cannot_be_started_is_one_sentence(film: Path, monkeypatch:
     workers.stop()
     monkeypatch.setattr(workers.subprocess, "Popen", full)
     with pytest.raises(UserError, match=r"could not be started \(Resource temporarily unavailable\)"):
-        workers.decode(film, Job(32))
+        workers.decode(film, DecodeJob(32))
 
 
 def test_limits_are_options(trained: Path, tmp_path: Path):
@@ -263,7 +263,7 @@ def test_bomb_of_jpeg_2000_is_refused(syntax: str):
     for at in (start, start + 16):  # image and tile
         data[at : at + 8] = struct.pack(">II", 60_000, 60_000)
     begun = time.monotonic()
-    found = workers.decode(bytes(data), Job(32, limits=Limits(seconds=20)))
+    found = workers.decode(bytes(data), DecodeJob(32, limits=Limits(seconds=20)))
     assert found.error
     assert time.monotonic() - begun < 25
-    assert workers.decode(FORMATS["gray.png"](), Job(32)).error == ""
+    assert workers.decode(FORMATS["gray.png"](), DecodeJob(32)).error == ""

@@ -24,7 +24,7 @@ from test_cli_score import newest, paths_below, with_one_before
 from test_cli_train import TINY, compare_killed, wait_for
 
 from covidjax import files
-from covidjax.inference.memory import Sparing
+from covidjax.inference.memory import MicroBatcher
 from covidjax.labels import CLASSES
 from covidjax.runs import checkpoint
 from covidjax.scoring import output
@@ -268,7 +268,7 @@ def test_damaged_checkpoint_trains_again_from_the_one_before(trained: Path, prep
     file.write_bytes(bytes(data))
     assert checkpoint.verify(copied, "last")[0] == 1
     with files.lock(copied):
-        checkpoint.Checkpoints(copied, "last", keep=2).close()
+        checkpoint.CheckpointWriter(copied, "last", keep=2).close()
     assert checkpoint.steps(copied, "last") == [1]  # the other one's step comes again
 
 
@@ -300,7 +300,7 @@ def test_batches_are_halved_until_they_fit(late: bool, caplog: pytest.LogCapture
             return Late() if late else np.asarray(Late())
         return images[:, 0, 0].astype(np.float32)
 
-    sparing = Sparing(compute, 2, "a small device")
+    sparing = MicroBatcher(compute, 2, "a small device")
     images = np.arange(30, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 1), np.uint8)
     for _ in range(2):
         np.testing.assert_array_equal(np.asarray(sparing(images))[:, 0], np.arange(30))

@@ -45,7 +45,7 @@ class Collection:
     """Class folders that hold no film."""
 
 
-def films(folder: Path, left_out: Counter[str]) -> list[Path]:
+def list_images(folder: Path, left_out: Counter[str]) -> list[Path]:
     """Every film below a folder, sorted; other files are counted into ``left_out``."""
     found = walk(folder)
     left_out["not an image file, by its ending"] += found.others

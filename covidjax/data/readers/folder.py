@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from covidjax.data.readers.base import Collection, Example, films
-from covidjax.data.readers.names import film_of, patient_of
-from covidjax.files import read_table
+from covidjax.data.readers.base import Collection, Example, list_images
+from covidjax.data.readers.names import image_key, patient_of
+from covidjax.files import read_csv
 from covidjax.labels import class_of
 
 OZTURK = {"Covid-19": "COVID-19", "No_findings": "No-Findings", "Pneumonia": "Pneumonia"}
@@ -35,7 +35,7 @@ def read_folder(root: Path, source: str) -> Collection:
     folders = class_folders(root)
     for path in sorted(root.iterdir()):
         if path.is_dir() and path not in folders:
-            count = len(films(path, collection.left_out))
+            count = len(list_images(path, collection.left_out))
             collection.left_out[f"folder {path.name!r} names no class"] += count
         elif path.is_file() and not path.name.startswith("."):
             collection.left_out["beside the class folders, so of no class"] += 1
@@ -61,7 +61,7 @@ def read_radiography(root: Path, source: str) -> Collection:
     one, tells which published film each was; without it every file stands for itself."""
     collection = Collection(root, "radiography", source)
     table = root / "origin.csv"
-    rows = read_table(table, "file", "origin_file") if table.is_file() else []
+    rows = read_csv(table, "file", "origin_file") if table.is_file() else []
     if not rows:
         collection.notes.append(
             "without origin.csv nothing tells whose film each is, nor which of them other collections hold too: "
@@ -78,7 +78,7 @@ def read_radiography(root: Path, source: str) -> Collection:
 
 def _published(path: Path, name: str, label: str, collection: Collection) -> Example:
     """A film that was published under ``name``, which means the same film in every collection."""
-    return Example(path, label, patient_of(name), collection.source, film=film_of(name))
+    return Example(path, label, patient_of(name), collection.source, film=image_key(name))
 
 
 def _own(path: Path, label: str, collection: Collection) -> Example:
@@ -90,7 +90,7 @@ def _own(path: Path, label: str, collection: Collection) -> Example:
 
 
 def _films_of(folder: Path, collection: Collection) -> list[Path]:
-    found = films(folder, collection.left_out)
+    found = list_images(folder, collection.left_out)
     if not found:
         collection.empty.append(folder)
     return found

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from covidjax.data.readers.base import Collection, Example, films
-from covidjax.data.readers.names import film_of
-from covidjax.files import read_table
+from covidjax.data.readers.base import Collection, Example, list_images
+from covidjax.data.readers.names import image_key
+from covidjax.files import read_csv
 
 VIEWS = ("PA", "AP", "AP Supine")
 """Frontal projections; lateral films and CT slices are left out."""
@@ -43,8 +43,8 @@ def read_ieee8023(root: Path, source: str) -> Collection:
     """
     collection = Collection(root, "ieee8023", source)
     left_out = collection.left_out
-    files = {path.name: path for path in films(root / "images", left_out)}
-    for row in read_table(root / "metadata.csv", "patientid", "finding", "view", "modality", "filename"):
+    files = {path.name: path for path in list_images(root / "images", left_out)}
+    for row in read_csv(root / "metadata.csv", "patientid", "finding", "view", "modality", "filename"):
         path = files.pop(row["filename"], None)
         label = class_of_finding(row["finding"])
         if path is None:
@@ -57,6 +57,6 @@ def read_ieee8023(root: Path, source: str) -> Collection:
             left_out[f"finding {row['finding'] or 'not stated'}"] += 1
         else:
             patient = f"ieee8023:{row['patientid']}"
-            collection.examples.append(Example(path, label, patient, source, row["view"], film_of(path.name)))
+            collection.examples.append(Example(path, label, patient, source, row["view"], image_key(path.name)))
     left_out["in images/ but not in metadata.csv"] += len(files)
     return collection

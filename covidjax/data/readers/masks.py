@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from covidjax.data.readers.base import Collection, Example, films
-from covidjax.data.readers.names import film_of, patient_of
-from covidjax.files import read_table
+from covidjax.data.readers.base import Collection, Example, list_images
+from covidjax.data.readers.names import image_key, patient_of
+from covidjax.files import read_csv
 
 
 def read_lungs(root: Path, source: str) -> Collection:
@@ -30,20 +30,20 @@ def read_ieee8023_masks(root: Path, source: str) -> Collection:
       UserError: a metadata.csv without the columns that are read.
     """
     collection = Collection(root, "ieee8023", source)
-    rows = {row["filename"]: row for row in read_table(root / "metadata.csv", "patientid", "view", "filename")}
+    rows = {row["filename"]: row for row in read_csv(root / "metadata.csv", "patientid", "view", "filename")}
     for film, mask in _pairs(root / "images", root / "lung_masks", collection):
         row = rows.get(film.name)
         patient = f"ieee8023:{row['patientid']}" if row else patient_of(film.name)
         view = row["view"] if row else ""
-        collection.examples.append(Example(film, "lungs", patient, source, view, film_of(film.name), mask))
+        collection.examples.append(Example(film, "lungs", patient, source, view, image_key(film.name), mask))
     return collection
 
 
 def _pairs(folder: Path, masks: Path, collection: Collection) -> list[tuple[Path, Path]]:
     """Films and masks of the same path but for the ending; what is alone is counted as left out."""
-    found = {path.relative_to(masks).with_suffix(""): path for path in films(masks, collection.left_out)}
+    found = {path.relative_to(masks).with_suffix(""): path for path in list_images(masks, collection.left_out)}
     pairs = []
-    for film in films(folder, collection.left_out):
+    for film in list_images(folder, collection.left_out):
         mask = found.pop(film.relative_to(folder).with_suffix(""), None)
         if mask is None:
             collection.left_out["without a lung mask"] += 1

@@ -14,10 +14,10 @@ _SERIES_END = re.compile(
 )
 
 
-def series(name: str) -> str:
+def series_of(name: str) -> str:
     """The stem of a film's name without what marks one film of a series, so that a patient's series keeps together.
 
-    >>> series("covid-19-pneumonia-24-day12.jpg"), series("nejmc2001573_f1b.jpeg")
+    >>> series_of("covid-19-pneumonia-24-day12.jpg"), series_of("nejmc2001573_f1b.jpeg")
     ('covid-19-pneumonia-24', 'nejmc2001573')
     """
     stem = Path(name).stem.lower()
@@ -44,9 +44,9 @@ def patient_of(name: str) -> str:
         return f"nlm:{match[1]}"
     if match := re.match(r"(phantom-\d+-\d+)-\d+", name):
         return match[1]
-    return f"series:{series(name)}"
+    return f"series:{series_of(name)}"
 
 
-def film_of(name: str) -> str:
+def image_key(name: str) -> str:
     """The name that one film has in every collection that holds it: its stem, whatever the ending."""
     return f"film:{Path(name).stem.lower()}"
