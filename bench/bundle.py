@@ -17,7 +17,7 @@ from covidjax.training.calibrate import bundle, figures
 @click.command(epilog="Example: python -m bench.bundle runs/mine")
 @click.argument("run", type=click.Path(path_type=Path))
 def main(run: Path) -> None:
-    """Put RUN in the place of the bundled weights: a classifier, calibrated on its validation fold, of which the figures are
+    """Put RUN in the place of the bundled weights: a classifier, calibrated on its validation fold, whose figures are
     printed, or a lung segmenter."""
     try:
         if folder.read_run(run).config.model.name == "lung-unet":

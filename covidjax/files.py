@@ -2,17 +2,75 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
-import fcntl
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 from covidjax.errors import UserError
-from covidjax.runs.folder import LOCK
 
-if TYPE_CHECKING:
-    pass
+
+def write_atomic(path: Path, content: str | bytes | Callable[[IO[bytes]], object], *, sync: bool = True) -> None:
+    """Write a file so that it is there whole, or as it was before.
+
+    Args:
+      path: the file.
+      content: text, bytes, or a function that writes to the open file it is given.
+      sync: wait until it is on disk, so that this holds after a power cut too.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    # The process's number: two processes that write one file do not write into each other's.
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        with partial.open("wb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def fsync(path: Path) -> None:
+    """Wait until what was written to a file is on disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def lock(path: Path, busy: str, *, wait: bool = False) -> Iterator[None]:
+    """Hold a lock file until the block, or this process, ends.
+
+    Args:
+      path: the lock file; it is made, and removed when the lock is let go.
+      busy: what is said where another process holds it.
+      wait: for the other process, rather than to fail.
+
+    Raises:
+      UserError: another process holds it.
+      OSError: the file cannot be made.
+    """
+    import filelock  # here: it takes 25 ms, and most commands lock nothing
+
+    held = filelock.FileLock(path, timeout=-1 if wait else 0)
+    try:
+        held.acquire()
+    except filelock.Timeout:
+        raise UserError(busy) from None
+    try:
+        yield
+    finally:
+        # While it is held: whoever waits for it sees that this one has no name any more, and makes another.
+        path.unlink(missing_ok=True)
+        held.release()
 
 
 def read_csv(path: Path, *columns: str) -> list[dict[str, str]]:
@@ -30,45 +88,3 @@ def read_csv(path: Path, *columns: str) -> list[dict[str, str]]:
             return list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as CSV in UTF-8 ({error}); mend the file.") from error
-
-
-def lock_folder(folder: Path, wait: bool) -> int:
-    """A folder, made if need be, that no other process holds while the descriptor that is returned is open.
-
-    Raises:
-      BlockingIOError: another one does.
-    """
-    while True:
-        folder.mkdir(exist_ok=True)
-        held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            if folder.exists() and os.path.samestat(folder.stat(), os.fstat(held)):
-                return held
-        except BaseException:
-            os.close(held)
-            raise
-        os.close(held)  # the other one has just finished, and renamed or removed it
-
-
-def fsync(file: Path) -> None:
-    held = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(held)
-    finally:
-        os.close(held)
-
-
-def lock(run: Path) -> IO[str]:
-    """Hold a run's folder for this process alone, until the file is closed or the process ends.
-
-    Raises:
-      UserError: another process holds it.
-    """
-    file = (run / LOCK).open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise UserError(f"{run} is being trained by another process; wait for it, or name another folder.") from None
-    return file

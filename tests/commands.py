@@ -9,6 +9,9 @@ from pathlib import Path
 from click.testing import CliRunner, Result
 from covidjax_cli.main import main
 
+TINY = ("--set", "train.batch_size=4")
+"""Settings for a dataset of thirty images."""
+
 COMMAND = [sys.executable, "-c", "from covidjax_cli.main import main; main()"]
 
 

@@ -44,6 +44,30 @@ def prepared(films, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def trained(prepared, tmp_path_factory):
+    """A run of two epochs on `prepared`, with its report; tests copy it before they change it."""
+    from commands import TINY, run
+
+    out = tmp_path_factory.mktemp("runs") / "run"
+    result = run("train", "--model", "darkcovidnet", "--data", prepared, "--epochs", 2, "--run", out, *TINY)
+    assert result.exit_code == 0, result.output
+    for text in (
+        "precision",
+        "recall",
+        "F1",
+        "Confusion matrix",
+        "Timing",
+        "compile",
+        "train",
+        "evaluate",
+        "95 % interval",
+    ):
+        assert text in result.stdout
+    assert "epoch 2/2: train loss" in result.stderr
+    return out
+
+
+@pytest.fixture(scope="session")
 def shared_data():
     """The folder of real films beside the checkout."""
     folder = Path(__file__).parents[2] / "shared" / "data"

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from commands import refused, run
 from PIL import Image
-from test_cli_train import TINY, trained  # noqa: F401  (a fixture)
 from test_dicom import make, written
 
 import covidjax
@@ -29,7 +28,7 @@ def paths_below(folder: Path) -> list[str]:
     return sorted(str(path) for path in folder.rglob("*.png"))
 
 
-def test_one_row_a_file_with_timing_and_metrics(trained: Path, films: Path, tmp_path: Path):  # noqa: F811
+def test_one_row_a_file_with_timing_and_metrics(trained: Path, films: Path, tmp_path: Path):
     result = run("score", films, "--checkpoint", trained, "--output", tmp_path / "s.csv", "--batch-size", 8)
     assert result.exit_code == 0, result.output
     assert f"Model: run {trained}, darkcovidnet, last checkpoint" in result.stderr.splitlines()[0]
@@ -45,7 +44,7 @@ def test_one_row_a_file_with_timing_and_metrics(trained: Path, films: Path, tmp_
         assert float(row["confidence"]) == max(probabilities)
 
 
-def test_rows_do_not_depend_on_batch_size_workers_or_format(trained: Path, films: Path, tmp_path: Path):  # noqa: F811
+def test_rows_do_not_depend_on_batch_size_workers_or_format(trained: Path, films: Path, tmp_path: Path):
     import pyarrow.parquet
 
     first = run("score", films, "--checkpoint", trained, "--output", tmp_path / "a.csv", "--batch-size", 32)
@@ -65,7 +64,7 @@ def test_rows_do_not_depend_on_batch_size_workers_or_format(trained: Path, films
             assert float(a[f"p_{name}"]) == pytest.approx(c[f"p_{name}"], abs=2e-5)
 
 
-def test_scores_are_those_of_evaluate(trained: Path, films: Path, prepared: Path):  # noqa: F811
+def test_scores_are_those_of_evaluate(trained: Path, films: Path, prepared: Path):
     """A model sees at scoring exactly what it saw in training: the same pixels give the same confusion matrix."""
     found = json.loads(run("score", films, "--checkpoint", trained, "--json").stdout)
     import tensorflow_datasets as tfds
@@ -101,7 +100,7 @@ def bad_files(folder: Path) -> dict[str, str]:
     }
 
 
-def test_bad_files_among_good_ones_cost_one_row_each(trained: Path, films: Path, tmp_path: Path):  # noqa: F811
+def test_bad_files_among_good_ones_cost_one_row_each(trained: Path, films: Path, tmp_path: Path):
     folder = tmp_path / "films"
     shutil.copytree(films, folder)
     reasons = bad_files(folder / "COVID-19")
@@ -122,7 +121,7 @@ def test_bad_files_among_good_ones_cost_one_row_each(trained: Path, films: Path,
         assert float(same["confidence"]) == pytest.approx(float(row["confidence"]), abs=1e-5)
 
 
-def test_strict_fails_after_writing_every_row(trained: Path, films: Path, tmp_path: Path):  # noqa: F811
+def test_strict_fails_after_writing_every_row(trained: Path, films: Path, tmp_path: Path):
     folder = tmp_path / "films"
     shutil.copytree(films, folder)
     (folder / "COVID-19" / "empty.png").write_bytes(b"")
@@ -131,7 +130,7 @@ def test_strict_fails_after_writing_every_row(trained: Path, films: Path, tmp_pa
     assert len(rows_of(tmp_path / "s.csv")) == 31
 
 
-def test_no_readable_film(trained: Path, tmp_path: Path):  # noqa: F811
+def test_no_readable_film(trained: Path, tmp_path: Path):
     (tmp_path / "text.png").write_text("no image")
     words = ("score", tmp_path / "text.png", "--checkpoint", trained, "--output", tmp_path / "s.jsonl")
     assert refused(*words, code=1) == "No film could be read; see the reasons above."
@@ -140,7 +139,7 @@ def test_no_readable_film(trained: Path, tmp_path: Path):  # noqa: F811
     assert row["confidence"] is None
 
 
-def test_missing_file_among_good_ones_is_a_row(trained: Path, films: Path, tmp_path: Path):  # noqa: F811
+def test_missing_file_among_good_ones_is_a_row(trained: Path, films: Path, tmp_path: Path):
     good = paths_below(films)[0]
     result = run("score", good, tmp_path / "gone.png", "--checkpoint", trained, "--json")
     assert result.exit_code == 0
@@ -148,7 +147,7 @@ def test_missing_file_among_good_ones_is_a_row(trained: Path, films: Path, tmp_p
     assert (first["status"], second["status"], second["error"]) == ("ok", "error", "no such file")
 
 
-def test_labels_from_a_table(trained: Path, films: Path, tmp_path: Path):  # noqa: F811
+def test_labels_from_a_table(trained: Path, films: Path, tmp_path: Path):
     flat = tmp_path / "flat"
     flat.mkdir()
     lines = ["path,label"]
@@ -169,7 +168,7 @@ def test_labels_from_a_table(trained: Path, films: Path, tmp_path: Path):  # noq
     assert "has no column label, path" in refused("score", flat, "--checkpoint", trained, "--labels", labels, code=1)
 
 
-def test_labels_that_match_nothing_are_said(trained: Path, films: Path, tmp_path: Path):  # noqa: F811
+def test_labels_that_match_nothing_are_said(trained: Path, films: Path, tmp_path: Path):
     labels = tmp_path / "labels.csv"
     labels.write_text("path,label\nelsewhere.png,normal\n")
     result = run("score", films, "--checkpoint", trained, "--labels", labels)
@@ -177,19 +176,19 @@ def test_labels_that_match_nothing_are_said(trained: Path, films: Path, tmp_path
     assert "The truth is known of 0 of 30 films; the metrics are on 0." in result.stderr
 
 
-def test_truth_from_folders_at_any_depth(trained: Path, films: Path, tmp_path: Path):  # noqa: F811
+def test_truth_from_folders_at_any_depth(trained: Path, films: Path, tmp_path: Path):
     shutil.copytree(films / "COVID-19", tmp_path / "xrays" / "Covid-19" / "hospital" / "2020")
     found = json.loads(run("score", tmp_path / "xrays", "--checkpoint", trained, "--json").stdout)
     assert found["metrics"]["per_class"]["COVID-19"]["support"] == 10
 
 
-def test_truth_comes_only_from_below_the_given_folder(trained: Path, films: Path, tmp_path: Path):  # noqa: F811
+def test_truth_comes_only_from_below_the_given_folder(trained: Path, films: Path, tmp_path: Path):
     shutil.copytree(films / "Pneumonia", tmp_path / "covid" / "new")
     found = json.loads(run("score", tmp_path / "covid" / "new", "--checkpoint", trained, "--json").stdout)
     assert found["metrics"] is None
 
 
-def test_names_that_look_like_markup_and_pipes(trained: Path, films: Path, tmp_path: Path):  # noqa: F811
+def test_names_that_look_like_markup_and_pipes(trained: Path, films: Path, tmp_path: Path):
     folder = tmp_path / "[red]films"
     folder.mkdir()
     good = Path(paths_below(films)[0])
@@ -208,7 +207,7 @@ def test_names_that_look_like_markup_and_pipes(trained: Path, films: Path, tmp_p
     assert "[red]films" in shown.stdout
 
 
-def test_weights_that_are_no_numbers_give_error_rows(trained: Path, films: Path):  # noqa: F811
+def test_weights_that_are_no_numbers_give_error_rows(trained: Path, films: Path):
     import jax
 
     classifier: Any = covidjax.load(trained, runtime="jax")
@@ -218,7 +217,7 @@ def test_weights_that_are_no_numbers_give_error_rows(trained: Path, films: Path)
     assert "not finite" in rows[0].error
 
 
-def test_every_image_mode_scores_like_its_gray_original(trained: Path, films: Path, tmp_path: Path):  # noqa: F811
+def test_every_image_mode_scores_like_its_gray_original(trained: Path, films: Path, tmp_path: Path):
     gray = Image.open(paths_below(films)[0])
     gray.save(tmp_path / "L.png")
     for mode in ("LA", "RGB", "RGBA", "P"):
@@ -240,7 +239,7 @@ def test_every_image_mode_scores_like_its_gray_original(trained: Path, films: Pa
         np.testing.assert_allclose(found[mode], found["L"], atol=0.1, err_msg=mode)
 
 
-def test_python_api(trained: Path, films: Path):  # noqa: F811
+def test_python_api(trained: Path, films: Path):
     classifier = covidjax.load(trained)
     paths = paths_below(films)
     assert [row.path for row in classifier.score(paths[0])] == paths[:1]
@@ -253,7 +252,7 @@ def test_python_api(trained: Path, films: Path):  # noqa: F811
     assert classifier.classes == CLASSES
 
 
-def test_rows_come_before_all_files_are_read(trained: Path, films: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
+def test_rows_come_before_all_files_are_read(trained: Path, films: Path, monkeypatch: pytest.MonkeyPatch):
     from covidjax.images import stream
 
     opened = []
@@ -278,11 +277,11 @@ def test_rows_come_before_all_files_are_read(trained: Path, films: Path, monkeyp
         (".", 2, "has none of the endings"),
     ],
 )
-def test_output_that_cannot_be_written(trained: Path, films: Path, tmp_path: Path, output: str, code: int, part: str):  # noqa: F811
+def test_output_that_cannot_be_written(trained: Path, films: Path, tmp_path: Path, output: str, code: int, part: str):
     assert part in refused("score", films, "--checkpoint", trained, "--output", tmp_path / output, code=code)
 
 
-def test_paths_that_hold_nothing(trained: Path, tmp_path: Path):  # noqa: F811
+def test_paths_that_hold_nothing(trained: Path, tmp_path: Path):
     missing = tmp_path / "nowhere"
     assert refused("score", missing, "--checkpoint", trained, code=2).startswith(f"{missing} does not exist")
     assert "There is no film in" in refused("score", tmp_path, "--checkpoint", trained, code=1)
@@ -293,7 +292,7 @@ def test_what_is_no_run(films: Path, tmp_path: Path):
     assert "is not a run: it has no config.toml" in refused("score", films, "--checkpoint", tmp_path, code=1)
 
 
-def test_newest_run_is_taken(trained: Path, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
+def test_newest_run_is_taken(trained: Path, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     shutil.copytree(trained, tmp_path / "runs" / "mine")
     monkeypatch.chdir(tmp_path)
     result = run("score", paths_below(films)[0])
@@ -302,7 +301,7 @@ def test_newest_run_is_taken(trained: Path, films: Path, tmp_path: Path, monkeyp
 
 
 @pytest.fixture
-def copied(trained: Path, tmp_path: Path) -> Path:  # noqa: F811
+def copied(trained: Path, tmp_path: Path) -> Path:
     shutil.copytree(trained, tmp_path / "run")
     return tmp_path / "run"
 
@@ -363,7 +362,7 @@ def test_config_cut_off(copied: Path, films: Path):
     assert "is damaged: it has no [preprocess]" in message
 
 
-def test_gpu_asked_for_where_there_is_none(trained: Path, films: Path):  # noqa: F811
+def test_gpu_asked_for_where_there_is_none(trained: Path, films: Path):
     import jax
 
     if jax.default_backend() == "gpu":
@@ -372,7 +371,7 @@ def test_gpu_asked_for_where_there_is_none(trained: Path, films: Path):  # noqa:
     assert message == "There is no GPU that jax can use; run `covidjax doctor` to see why, or choose --device cpu."
 
 
-def test_real_films(trained: Path, shared_data: Path):  # noqa: F811
+def test_real_films(trained: Path, shared_data: Path):
     result = run("score", shared_data / "ozturk-originals", "--checkpoint", trained, "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
@@ -381,7 +380,7 @@ def test_real_films(trained: Path, shared_data: Path):  # noqa: F811
     assert support == {"COVID-19": 11, "No-Findings": 12, "Pneumonia": 12}
 
 
-def test_dicom_files_and_negatives_give_the_rows_of_their_films(trained: Path, films: Path, tmp_path: Path):  # noqa: F811
+def test_dicom_files_and_negatives_give_the_rows_of_their_films(trained: Path, films: Path, tmp_path: Path):
     film = np.asarray(Image.open(next(films.rglob("*.png"))).convert("L"))
     (tmp_path / "in").mkdir()
     Image.fromarray(film).save(tmp_path / "in" / "a.png")

@@ -9,38 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import refused, run, start
+from commands import TINY, refused, run, start
 from PIL import Image
 from test_train import assert_same_bits, saved, without_times
 
-from covidjax import files
 from covidjax.data import synthetic
-from covidjax.runs import checkpoint
-
-TINY = ("--set", "train.batch_size=4")
+from covidjax.runs import checkpoint, folder
 
 OFTEN = (*TINY, "--set", "train.checkpoint_seconds=0.3")
-
-
-@pytest.fixture(scope="module")
-def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "run"
-    result = run("train", "--model", "darkcovidnet", "--data", prepared, "--epochs", 2, "--run", out, *TINY)
-    assert result.exit_code == 0, result.output
-    for text in (
-        "precision",
-        "recall",
-        "F1",
-        "Confusion matrix",
-        "Timing",
-        "compile",
-        "train",
-        "evaluate",
-        "95 % interval",
-    ):
-        assert text in result.stdout
-    assert "epoch 2/2: train loss" in result.stderr
-    return out
 
 
 def test_run_folder_holds_config_metrics_checkpoints_and_report(trained: Path, prepared: Path):
@@ -163,10 +139,9 @@ def test_two_trainings_do_not_share_a_folder(
 ):
     from covidjax_cli.train import _fresh_folder
 
-    lock = files.lock(trained)
-    message = refused("train", "--resume", "--run", trained, code=1)
+    with folder.lock(trained):
+        message = refused("train", "--resume", "--run", trained, code=1)
     assert message == f"{trained} is being trained by another process; wait for it, or name another folder."
-    lock.close()
     monkeypatch.chdir(tmp_path)
     assert len({_fresh_folder("net") for _ in range(5)}) == 5
 

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 import scipy.special
 from click.testing import CliRunner
-from commands import refused, run
-from test_cli_train import TINY
+from commands import TINY, refused, run
 
 import covidjax
 from bench.bundle import main

@@ -1,6 +1,5 @@
 """From folders of films to a dataset on disk and back."""
 
-import fcntl
 import json
 import os
 import shutil
@@ -24,6 +23,7 @@ from covidjax.data.prepare import Options, prepare
 from covidjax.data.readers.base import Example
 from covidjax.data.sample import sample_dataset
 from covidjax.errors import UserError
+from covidjax.files import lock
 from covidjax.images import decode
 from covidjax.labels import CLASSES
 
@@ -420,7 +420,7 @@ def test_fold_of_which_no_film_is_readable_does_not_make_a_dataset_that_cannot_b
 def test_interrupted_work_leaves_nothing_behind(films, tmp_path, kind):
     def interrupt(done, total):
         if done == 10:
-            assert len(names_in(tmp_path)) == 1  # the folder it works in
+            assert names_in(tmp_path) == [".out.lock", ".out.partial"]  # the folder it works in
             raise kind
 
     with pytest.raises(kind):
@@ -432,11 +432,9 @@ def test_left_overs_of_a_killed_process_are_removed_and_a_living_one_is_left_alo
     dead = tmp_path / ".out.partial"
     dead.mkdir()
     (dead / "half").write_bytes(b"half a dataset")
-    held = os.open(dead, os.O_RDONLY)
-    fcntl.flock(held, fcntl.LOCK_EX)  # as a process does that is at it
-    assert "is being prepared by another command" in error_of(make, films, tmp_path / "out")
-    assert (dead / "half").exists()
-    os.close(held)
+    with lock(tmp_path / ".out.lock", "busy"):  # as a process does that is at it
+        assert "is being prepared by another command" in error_of(make, films, tmp_path / "out")
+        assert (dead / "half").exists()
     make(films, tmp_path / "out")
     assert names_in(tmp_path) == ["out"]
     assert not (tmp_path / "out" / "half").exists()

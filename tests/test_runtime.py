@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import refused, run
-from test_cli_train import trained  # noqa: F401  (a fixture)
 
 import covidjax
 from covidjax.config import Preprocess
@@ -43,7 +42,7 @@ def images(films: Path) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def settled(trained: Path, films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def settled(trained: Path, films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained run with batch statistics that have settled: after its few steps they are so far off that every film
     gets the same answer, and equal answers would say nothing."""
     import jax
@@ -229,7 +228,7 @@ def test_auto_is_jax_on_a_gpu_and_in_another_precision(monkeypatch: pytest.Monke
     assert runtimes.choose_runtime("auto", "auto", "auto") == "jax"
 
 
-def test_a_runtime_that_is_not_there_is_one_sentence(trained: Path, films: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
+def test_a_runtime_that_is_not_there_is_one_sentence(trained: Path, films: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     message = refused("score", films, "--checkpoint", trained, "--runtime", "openvino", code=1)
     assert message == "OpenVINO is not installed; run `pip install 'covidjax[openvino]'`, or choose --runtime auto."
@@ -241,7 +240,7 @@ def test_a_runtime_that_is_not_there_is_one_sentence(trained: Path, films: Path,
         covidjax.load(trained, runtime="tvm")
 
 
-def test_a_network_that_cannot_be_converted_is_one_sentence(trained: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
+def test_a_network_that_cannot_be_converted_is_one_sentence(trained: Path, monkeypatch: pytest.MonkeyPatch):
     wanted("onnxruntime")
     import jax2onnx
 

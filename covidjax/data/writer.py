@@ -20,7 +20,7 @@ import covidjax
 from covidjax.config import Preprocess
 from covidjax.data.dataset import FORMAT, MANIFEST, NAME, TEXTS
 from covidjax.errors import UsageError, UserError
-from covidjax.files import fsync, lock_folder
+from covidjax.files import fsync, lock
 
 
 class Record(NamedTuple):
@@ -186,17 +186,16 @@ def create_dataset(
     except UnicodeEncodeError:
         raise UsageError(f"{os.fsencode(out)!r} cannot be a dataset: its name is not UTF-8; choose another.") from None
     partial = out.with_name(f".{out.name}.partial")
-    held = None
-    try:
+    busy = f"{out} is being prepared by another command; wait for it, or name another folder."
+    with contextlib.ExitStack() as stack:
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
-            held = lock_folder(partial, wait)
+            stack.enter_context(lock(out.with_name(f".{out.name}.lock"), busy, wait=wait))
             if out.exists() and not (out.is_dir() and not any(out.iterdir())):
                 raise UserError(f"{out} exists already; remove it or name another folder.")
-            for left in partial.iterdir():  # by a process that was killed
-                left.unlink()
-        except BlockingIOError:
-            raise UserError(f"{out} is being prepared by another command; wait for it, or name another folder.") from None
+            stack.callback(shutil.rmtree, partial, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+            partial.mkdir()
         except OSError as error:
             raise UserError(f"{out} cannot be written ({error.strerror}); name a folder that you may write to.") from error
         try:
@@ -207,8 +206,3 @@ def create_dataset(
         except OSError as error:
             reason = error.strerror or error
             raise UserError(f"{out} cannot be written ({reason}); free some space or name another folder.") from error
-    finally:
-        if held is not None:
-            if partial.exists() and os.path.samestat(partial.stat(), os.fstat(held)):
-                shutil.rmtree(partial, ignore_errors=True)
-            os.close(held)

@@ -16,6 +16,7 @@ from typing import Any
 import platformdirs
 
 from covidjax.errors import UserError
+from covidjax.files import write_atomic
 
 CACHED_MODELS = 16
 """Converted networks that are kept in the cache folder; the longest unused ones go."""
@@ -35,9 +36,7 @@ def cached_model(key: str, make: Callable[[], bytes]) -> bytes:
     # A cache that cannot be written costs the next scoring some seconds, and nothing else.
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".partial-{os.getpid()}")
-        partial.write_bytes(hashlib.sha256(model).digest() + model)
-        partial.replace(file)
+        write_atomic(file, hashlib.sha256(model).digest() + model)
         for old in sorted(file.parent.glob("*.onnx"), key=lambda each: each.stat().st_mtime)[:-CACHED_MODELS]:
             old.unlink()
     return model

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from covidjax.errors import UserError
+from covidjax.files import write_atomic
 from covidjax.images import archives, stream
 from covidjax.images.formats import Limits
 from covidjax.lungs import stream as lung_stream
@@ -87,12 +87,9 @@ def _written(film: lung_stream.SegmentedImage, name: str, out: Path, what: Outpu
     file = out / name
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial_file = file.with_name(f".{file.name}.partial-{os.getpid()}")
-        with contextlib.ExitStack() as stack:
-            stack.callback(partial_file.unlink, missing_ok=True)
-            # Little compression: the usual level takes several times longer than everything else.
-            render(film.gray, film.lungs, what).save(partial_file, "PNG", compress_level=1)
-            partial_file.replace(file)
+        # Little compression: the usual level takes several times longer than everything else.
+        image = render(film.gray, film.lungs, what)
+        write_atomic(file, lambda opened: image.save(opened, "PNG", compress_level=1), sync=False)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"{file} cannot be written ({reason}); name a folder that you may write to.") from error

@@ -12,13 +12,13 @@ import functools
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from covidjax.errors import UserError
+from covidjax.files import write_atomic
 from covidjax.runs import folder
 
 # jax and orbax are imported where they are used: what a run holds can be told without the second they take.
@@ -290,16 +290,11 @@ def _shapes(tree: Any) -> list[tuple[int, ...]]:
 
 def _digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every file of a checkpoint, by its path inside."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(_SEAL))
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and _SEAL not in path.name)
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def _seal(folder: Path) -> None:
     """Note the digests of a finished checkpoint. One that the process was killed before noting stays usable: orbax had
     finished it; only damage done later would go unnoticed until it is read."""
-    partial = folder / f"{_SEAL}.partial-{os.getpid()}"
-    with partial.open("w") as file:
-        file.write(json.dumps(_digests(folder)))
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(folder / _SEAL)
+    write_atomic(folder / _SEAL, json.dumps(_digests(folder)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -14,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
+from covidjax import files
 from covidjax.config import Config, Preprocess
 from covidjax.errors import UsageError, UserError
+from covidjax.files import write_atomic
 from covidjax.toml import from_table, read_toml
 
 if TYPE_CHECKING:
@@ -35,9 +38,7 @@ class Run:
 
     def save(self, path: Path) -> None:
         """Write as TOML, whole or not at all."""
-        partial = path.with_suffix(".partial")
-        partial.write_text(self.text())
-        partial.replace(path)
+        write_atomic(path, self.text())
 
     def text(self) -> str:
         """As TOML; ``None`` is an absent key."""
@@ -75,7 +76,8 @@ def make_folder(run: Path) -> None:
     try:
         str(run).encode()
         run.mkdir(parents=True, exist_ok=True)
-        inside = {path.name for path in run.iterdir()} - {LOCK, "config.partial"}
+        inside = {path.name for path in run.iterdir()} - {LOCK}
+        inside = {name for name in inside if not name.startswith(f".{CONFIG}.partial")}  # of a process that was killed
     except UnicodeEncodeError:
         raise UsageError(f"{os.fsencode(run)!r} cannot be a run's folder: its name is not UTF-8; choose another.") from None
     except OSError as error:
@@ -115,6 +117,15 @@ def member_folders(run: Path) -> list[Path]:
     return [found[numbers] for numbers in sorted(found)]
 
 
+def lock(run: Path) -> contextlib.AbstractContextManager[None]:
+    """Hold a run's folder for this process alone until the block ends.
+
+    Raises:
+      UserError: another process holds it.
+    """
+    return files.lock(run / LOCK, f"{run} is being trained by another process; wait for it, or name another folder.")
+
+
 def append_log(run: Path, record: dict[str, Any]) -> None:
     """Add a line to the log, on disk before this returns."""
     with (run / LOG).open("a") as file:
@@ -138,10 +149,7 @@ def read_log(run: Path) -> list[dict[str, Any]]:
 def truncate_log(run: Path, epochs: int) -> None:
     """Drop the lines that were written after the checkpoint: those epochs come again."""
     kept = [record for record in read_log(run) if record["epoch"] <= epochs]
-    log = run / LOG
-    partial = log.with_suffix(".partial")
-    partial.write_text("".join(f"{json.dumps(record)}\n" for record in kept))
-    partial.replace(log)
+    write_atomic(run / LOG, "".join(f"{json.dumps(record)}\n" for record in kept))
 
 
 def write_trained_on(run: Path, source: Source) -> None:

@@ -3,6 +3,7 @@ and what is done at the end of an epoch. The loops are in ``train`` and ``togeth
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
-from covidjax import files, metrics
+from covidjax import metrics
 from covidjax.config import Config
 from covidjax.data import loader
 from covidjax.data.dataset import Dataset
@@ -89,7 +90,8 @@ class Recorder:
         self._seen = dataset.source([*training, *val])
         self._began = self._saved_at = time.perf_counter()
         self._best: list[float] | None = None
-        self._lock = files.lock(run)
+        self._stack = contextlib.ExitStack()
+        self._stack.enter_context(folder.lock(run))
         self._last = self._chosen = None
 
     def __enter__(self) -> Recorder:
@@ -101,7 +103,7 @@ class Recorder:
             for checkpoints in filter(None, (self._last, self._chosen)):
                 checkpoints.close()
         finally:
-            self._lock.close()
+            self._stack.close()
         if self._last:
             self._program.timing.add("checkpoint", start)
 

@@ -23,6 +23,7 @@ from covidjax.data.dataset import MANIFEST, Dataset
 from covidjax.data.prepare import Options, prepare
 from covidjax.device import device_name
 from covidjax.errors import UsageError, UserError
+from covidjax.files import write_atomic
 from covidjax.metrics import AnyMetrics, mean_and_sd
 from covidjax.report import tables
 from covidjax.runs import folder
@@ -127,9 +128,7 @@ def _settle(out: Path, settings: dict[str, Any]) -> None:
 
 def _write(file: Path, content: Any) -> None:
     """As JSON, whole or not at all."""
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2, allow_nan=False))
-    partial.replace(file)
+    write_atomic(file, json.dumps(content, indent=2, allow_nan=False))
 
 
 def _options(experiment: Experiment, protocol: str) -> Options:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from covidjax import device, files, metrics
+from covidjax import device, metrics
 from covidjax.config import Config
 from covidjax.data.dataset import Dataset
 from covidjax.inference.forward import make_forward
@@ -106,7 +106,7 @@ def train_networks(
     configs = network_configs(config, dataset.folds)
     if not resume:
         folder.create_run(run, Run(config, dataset.preprocess, dataset.fingerprint, dataset.segmenter))
-    with contextlib.closing(files.lock(run)):
+    with folder.lock(run):
         for name, each in configs.items():
             if not (run / name / folder.CONFIG).exists():
                 folder.create_run(run / name, Run(each, dataset.preprocess, dataset.fingerprint, dataset.segmenter))
@@ -249,7 +249,12 @@ def _fit_together(opened: Sequence[Recorder], program: Engine, stop: Callable[[]
         return None
     state = _stacked([state for state, _ in starts])
     longest = max(len(given.learning_rates) for _, given in starts)
-    given = _stacked([g._replace(learning_rates=np.pad(g.learning_rates, (0, longest - len(g.learning_rates)), "edge")) for _, g in starts])
+    given = _stacked(
+        [
+            g._replace(learning_rates=np.pad(g.learning_rates, (0, longest - len(g.learning_rates)), "edge"))
+            for _, g in starts
+        ]
+    )
     names = list(opened[0].held_out)
     labels = programs.labels
     held_out = {name: [member.held_out[name] for member in opened] for name in names}

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from commands import run
-from test_cli_train import TINY
+from commands import TINY, run
 
 
 @pytest.fixture(scope="session")

@@ -19,14 +19,13 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet
 import pytest
-from commands import COMMAND, refused, run, start
+from commands import COMMAND, TINY, refused, run, start
 from test_cli_score import newest, paths_below, with_one_before
-from test_cli_train import TINY, compare_killed, wait_for
+from test_cli_train import compare_killed, wait_for
 
-from covidjax import files
 from covidjax.inference.memory import MicroBatcher
 from covidjax.labels import CLASSES
-from covidjax.runs import checkpoint
+from covidjax.runs import checkpoint, folder
 from covidjax.scoring import output
 from covidjax.scoring.classifier import Row
 from covidjax.scoring.output import open_output
@@ -267,7 +266,7 @@ def test_damaged_checkpoint_trains_again_from_the_one_before(trained: Path, prep
     data[len(data) // 2] ^= 0x10
     file.write_bytes(bytes(data))
     assert checkpoint.verify(copied, "last")[0] == 1
-    with files.lock(copied):
+    with folder.lock(copied):
         checkpoint.CheckpointWriter(copied, "last", keep=2).close()
     assert checkpoint.steps(copied, "last") == [1]  # the other one's step comes again
 
