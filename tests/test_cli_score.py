@@ -106,7 +106,7 @@ def test_bad_files_among_good_ones_cost_one_row_each(trained: Path, films: Path,
     reasons = bad_files(folder / "COVID-19")
     result = run("score", folder, "--checkpoint", trained, "--output", tmp_path / "s.csv", "--batch-size", 8)
     assert result.exit_code == 0, result.output
-    assert f"30 of {30 + len(reasons)} films scored, {len(reasons)} could not be read" in result.stderr
+    assert f"30 of {30 + len(reasons)} images scored, {len(reasons)} could not be read" in result.stderr
     rows = {row["path"]: row for row in rows_of(tmp_path / "s.csv")}
     assert len(rows) == 30 + len(reasons)
     for name, reason in reasons.items():
@@ -133,7 +133,7 @@ def test_strict_fails_after_writing_every_row(trained: Path, films: Path, tmp_pa
 def test_no_readable_film(trained: Path, tmp_path: Path):
     (tmp_path / "text.png").write_text("no image")
     words = ("score", tmp_path / "text.png", "--checkpoint", trained, "--output", tmp_path / "s.jsonl")
-    assert refused(*words, code=1) == "No film could be read; see the reasons above."
+    assert refused(*words, code=1) == "No image could be read; see the error rows."
     row = json.loads((tmp_path / "s.jsonl").read_text())
     assert row["status"] == "error"
     assert row["confidence"] is None
@@ -173,7 +173,7 @@ def test_labels_that_match_nothing_are_said(trained: Path, films: Path, tmp_path
     labels.write_text("path,label\nelsewhere.png,normal\n")
     result = run("score", films, "--checkpoint", trained, "--labels", labels)
     assert result.exit_code == 0
-    assert "The truth is known of 0 of 30 films; the metrics are on 0." in result.stderr
+    assert "The truth is known of 0 of 30 images; the metrics are on 0." in result.stderr
 
 
 def test_truth_from_folders_at_any_depth(trained: Path, films: Path, tmp_path: Path):
@@ -199,11 +199,11 @@ def test_names_that_look_like_markup_and_pipes(trained: Path, films: Path, tmp_p
     result = run("score", folder, "--checkpoint", trained, "--output", tmp_path / "s.csv")
     assert result.exit_code == 0, result.output
     assert "not a regular file" in result.stdout
-    assert "4 of 5 films scored" in result.stderr
+    assert "4 of 5 images scored" in result.stderr
     shown = run("score", folder, "--checkpoint", trained)
     assert "[bold]a[red].png" in shown.stdout
     assert "caf\\xe9.png" in shown.stdout
-    assert "Films in " in shown.stdout
+    assert "Images in " in shown.stdout
     assert "[red]films" in shown.stdout
 
 

@@ -8,19 +8,21 @@ import pyarrow.parquet
 import pytest
 
 from covidjax.errors import UserError
-from covidjax.scoring import output
-from covidjax.scoring.classifier import Row
-from covidjax.scoring.output import open_output
+from covidjax.scoring.output import open_table
+from covidjax.scoring.row import Row, columns
+from covidjax.scoring.row_formats import ParquetWriter
 
 CLASSES = ("COVID-19", "No-Findings", "Pneumonia")
 COLUMNS = ["path", "status", "prediction", "confidence", "p_COVID-19", "p_No-Findings", "p_Pneumonia", "error", "warning"]
 GOOD = Row(
-    *("a/b.png", "ok", "Pneumonia", 0.625),
-    {"COVID-19": 0.25, "No-Findings": 0.125, "Pneumonia": 0.625},
-    error="",
+    path="a/b.png",
+    status="ok",
+    prediction="Pneumonia",
+    confidence=0.625,
+    probabilities={"COVID-19": 0.25, "No-Findings": 0.125, "Pneumonia": 0.625},
     warning="lateral view",
 )
-BAD = Row("c.png", "error", "", None, {}, "damaged: cut off, twice")
+BAD = Row("c.png", "error", error="damaged: cut off, twice")
 NOT_UTF8 = os.fsdecode(b"caf\xe9.png")
 
 
@@ -28,10 +30,15 @@ def good(path):
     return GOOD._replace(path=path)
 
 
+def test_columns_are_the_documented_ones():
+    assert columns(CLASSES) == COLUMNS
+    assert columns(CLASSES, lungs=True) == [*COLUMNS, "lungs"]
+
+
 def written(path, *rows):
-    with open_output(path, CLASSES) as writer:
+    with open_table(path, COLUMNS) as writer:
         for row in rows:
-            writer.write(row)
+            writer.write(row.cells(CLASSES))
     return path
 
 
@@ -72,7 +79,7 @@ def test_parquet_keeps_its_types_where_no_row_has_a_number(tmp_path):
 @pytest.mark.parametrize("ending", [".csv", ".jsonl"])
 def test_text_formats_round_probabilities_to_six_decimals(tmp_path, ending):
     third = 1 / 3
-    row = Row("a", "ok", "COVID-19", third, dict.fromkeys(CLASSES, third), "")
+    row = Row("a", "ok", "COVID-19", third, probabilities=dict.fromkeys(CLASSES, third))
     text = written(tmp_path / f"rows{ending}", row).read_text()
     assert text.count("0.333333") == 4
     assert "0.3333333" not in text
@@ -95,23 +102,23 @@ def test_file_that_is_there_is_replaced_and_case_of_the_ending_is_free(tmp_path,
 
 
 def test_parquet_goes_on_after_a_part_was_removed(tmp_path, monkeypatch):
-    monkeypatch.setattr(output._Parquet, "GROUP", 1)
+    monkeypatch.setattr(ParquetWriter, "GROUP", 1)
     path = tmp_path / "rows.parquet"
 
     with monkeypatch.context() as patch:
-        patch.setattr(output._Parquet, "close", lambda _: None)  # as where the process is killed
-        with pytest.raises(ZeroDivisionError), open_output(path, CLASSES, facts={"model": "a"}) as writer:
+        patch.setattr(ParquetWriter, "close", lambda _: None)  # as where the process is killed
+        with pytest.raises(ZeroDivisionError), open_table(path, COLUMNS, facts={"model": "a"}) as writer:
             for name in ("a", "b", "c"):
-                writer.write(good(name))
+                writer.write(good(name).cells(CLASSES))
             raise ZeroDivisionError
     (tmp_path / "rows.parquet.parts" / "000001.parquet").unlink()
-    with open_output(path, CLASSES, facts={"model": "a"}, resume=True) as writer:
-        writer.write(good("b"))
+    with open_table(path, COLUMNS, facts={"model": "a"}, resume=True) as writer:
+        writer.write(good("b").cells(CLASSES))
     assert sorted(row["path"] for row in read_parquet(path)) == ["a", "b", "c"]
 
 
 def test_parquet_writes_groups_as_they_fill_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(output._Parquet, "GROUP", 4)
+    monkeypatch.setattr(ParquetWriter, "GROUP", 4)
     path = written(tmp_path / "rows.parquet", *(good(str(number)) for number in range(10)))
     assert [row["path"] for row in read_parquet(path)] == [str(number) for number in range(10)]
     assert pyarrow.parquet.ParquetFile(path).num_row_groups == 3
@@ -138,8 +145,8 @@ def test_name_that_is_no_utf8_survives_as_far_as_the_format_can(tmp_path):
 @pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
 def test_rows_written_before_the_work_broke_off_are_kept(tmp_path, ending):
     path = tmp_path / f"rows{ending}"
-    with pytest.raises(ZeroDivisionError), open_output(path, CLASSES) as writer:
-        writer.write(GOOD)
+    with pytest.raises(ZeroDivisionError), open_table(path, COLUMNS) as writer:
+        writer.write(GOOD.cells(CLASSES))
         raise ZeroDivisionError
     count = {".csv": lambda: len(read_csv(path)) - 1, ".jsonl": lambda: len(read_jsonl(path))}
     assert count.get(ending, lambda: len(read_parquet(path)))() == 1
@@ -167,6 +174,7 @@ def test_place_that_cannot_be_written_is_a_user_error(tmp_path, ending, below, r
 @pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
 def test_full_disk_is_a_user_error(ending, tmp_path):
     path = tmp_path / f"rows{ending}"
-    (tmp_path / ".rows.parquet.partial" if ending == ".parquet" else path).symlink_to("/dev/full")
+    partial = tmp_path / f".rows.parquet.partial-{os.getpid()}"
+    (partial if ending == ".parquet" else path).symlink_to("/dev/full")
     with pytest.raises(UserError, match="No space left on device"):
         written(path, *[GOOD] * 3000)

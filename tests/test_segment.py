@@ -53,10 +53,10 @@ def rows_in(out):
         return {row["path"]: row for row in csv.DictReader(file)}
 
 
-@pytest.mark.parametrize("what", ["mask", "crop", "overlay"])
-def test_one_picture_for_every_film_and_a_row_for_every_file(perfect, folder, tmp_path, what):
+@pytest.mark.parametrize("output_type", ["mask", "crop", "overlay"])
+def test_one_picture_for_every_film_and_a_row_for_every_file(perfect, folder, tmp_path, output_type):
     out = tmp_path / "out"
-    result = run("segment", folder, "--out", out, "--what", what, "--json")
+    result = run("segment", folder, "--out", out, "--output-type", output_type, "--json")
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
     assert (told["files"], told["ok"], told["errors"]) == (8, 7, 1)
@@ -76,9 +76,9 @@ def test_one_picture_for_every_film_and_a_row_for_every_file(perfect, folder, tm
         assert float(row["area"]) == pytest.approx(film.lungs.mean(), abs=1e-6)
         pixels = np.asarray(Image.open(out / row["file"]))
         left, top, right, bottom = expected.box
-        if what == "mask":
+        if output_type == "mask":
             np.testing.assert_array_equal(pixels, film.lungs)
-        elif what == "crop":
+        elif output_type == "crop":
             np.testing.assert_array_equal(pixels, film.image[top:bottom, left:right])
         else:
             assert pixels.shape == (SIZE, SIZE, 3)
@@ -104,8 +104,10 @@ def test_names_never_collide(tmp_path):
 def test_what_cannot_be_is_said_in_one_sentence(perfect, folder, tmp_path):
     assert "does not exist" in refused("segment", tmp_path / "none", "--out", tmp_path / "o", code=2)
     assert "lies in" in refused("segment", folder, "--out", folder / "o", code=2)
-    assert "No film could be read" in refused("segment", folder / "bad.png", "--out", tmp_path / "o", code=1)
+    assert "No image could be read" in refused("segment", folder / "bad.png", "--out", tmp_path / "o", code=1)
     assert "--strict" in refused("segment", folder, "--out", tmp_path / "o", "--strict", code=1)
+    message = refused("segment", folder, "--what", "crop", code=2)
+    assert message == "--what is --output-type now; write --output-type crop."
     (tmp_path / "file").write_text("")
     assert "cannot be made" in refused("segment", folder, "--out", tmp_path / "file" / "o", code=1)
 

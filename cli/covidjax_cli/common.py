@@ -1,12 +1,14 @@
-"""What the commands share: where to print, and how progress is shown."""
+"""What the commands share: options, where to print, and how progress is shown."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,40 +16,87 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from covidjax.errors import UsageError, printable
+from covidjax.errors import UsageError, UserError, printable
 from covidjax.images.formats import Limits
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.progress import Progress
 
+    from covidjax.scoring.summary import Summary
+
 PLAIN_SECONDS = 10.0
 """Between two lines of progress where there is no terminal."""
 
 
-def limits(command: Callable[..., Any]) -> Callable[..., Any]:
+Option = Callable[[Callable[..., Any]], Callable[..., Any]]
+"""What decorates a command."""
+
+paths_argument: Option = click.argument(
+    "paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
+
+workers_option: Option = click.option(
+    "--workers", type=click.IntRange(1), help="Decoding processes.  [default: one a core and one more]"
+)
+
+device_option: Option = click.option(
+    "--device", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", show_default=True
+)
+
+runtime_option: Option = click.option(
+    "--runtime",
+    type=click.Choice(["auto", "jax", "openvino", "onnxruntime"]),
+    default="auto",
+    show_default=True,
+    help="What computes; auto is the fastest that is installed for the device.",
+)
+
+strict_option: Option = click.option("--strict", is_flag=True, help="Exit with 1 if any file could not be read.")
+
+json_option: Option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+
+
+def invert_option(default: str | None) -> Option:
+    """``--invert``, which is as in training where there is no default."""
+    text = "auto turns negatives (bone dark, air bright) into positives."
+    kind = click.Choice(["auto", "never"])
+    if default:
+        return click.option("--invert", type=kind, default=default, show_default=True, help=text)
+    return click.option("--invert", type=kind, help=text + "  [default: as in training]")
+
+
+def limits_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options that bound what one file may take; the command gets them as ``limits``."""
 
-    def bounded(max_megapixels: float, max_megabytes: float, max_seconds: float, **given: Any) -> Any:
-        return command(limits=Limits(max_megapixels, max_megabytes, max_seconds), **given)
+    @functools.wraps(command)
+    def limited(max_megapixels: float, max_megabytes: float, max_seconds: float, **options: Any) -> Any:
+        return command(limits=Limits(max_megapixels, max_megabytes, max_seconds), **options)
 
+    decorated: Any = limited
     usual = Limits()
-    wrapped: Any = functools.wraps(command)(bounded)
-    for name, value, least, what in (
+    for name, value, least, text in (
         ("--max-seconds", usual.seconds, 0.1, "A file that takes longer to decode is an error."),
         ("--max-megabytes", usual.megabytes, 0.001, "A file that is longer is an error, also within an archive."),
-        ("--max-megapixels", usual.megapixels, 0.001, "A film that has more is an error."),
+        ("--max-megapixels", usual.megapixels, 0.001, "An image that has more is an error."),
     ):
         kind = click.FloatRange(least, 1e6)
-        option: Any = click.option(name, type=kind, metavar="N", default=value, show_default=True, help=what)
-        wrapped = option(wrapped)
-    return wrapped
+        decorated = click.option(name, type=kind, metavar="N", default=value, show_default=True, help=text)(decorated)
+    return decorated
 
 
-WORKERS = click.option("--workers", type=click.IntRange(1), help="Decoding processes.  [default: one a core and one more]")
+def renamed(old: str, new: str) -> Option:
+    """Refuse an option by its old name, and say the new one."""
+
+    def refuse(context: click.Context, parameter: click.Parameter, value: object) -> None:
+        if value is not None:
+            raise UsageError(f"{old} is {new} now; write {new} {value}.")
+
+    # Eager: before anything else that may be wrong is complained of.
+    return click.option(old, hidden=True, expose_value=False, is_eager=True, callback=refuse)
 
 
-def given_paths(paths: Sequence[Path]) -> list[Path]:
+def existing_paths(paths: Sequence[Path]) -> list[Path]:
     """The paths of a command, with those that are listed on standard input in the place of ``-``.
 
     Raises:
@@ -55,20 +104,25 @@ def given_paths(paths: Sequence[Path]) -> list[Path]:
     """
     from covidjax.images.find import paths_from_list
 
-    found: list[Path] = []
+    listed: list[Path] = []
     for path in paths:
-        found += paths_from_list(sys.stdin.buffer.read()) if str(path) == "-" else [path]
-    if not found:
-        raise UsageError("There is no path on standard input; list files or folders of films, one a line.")
-    missing = next((path for path in found if not path.exists()), None)
-    if missing and not any(path.exists() for path in found):
-        raise UsageError(f"{missing} does not exist; name a file or a folder of films.")
-    return found
+        listed += paths_from_list(sys.stdin.buffer.read()) if str(path) == "-" else [path]
+    if not listed:
+        raise UsageError("There is no path on standard input; list files or folders of images, one a line.")
+    if not any(path.exists() for path in listed):
+        raise UsageError(f"{listed[0]} does not exist; name a file or a folder of images.")
+    return listed
 
 
 def say(text: str) -> None:
     """A line for the reader, on stderr: stdout is for results."""
     click.echo(printable(text), err=True)
+
+
+def say_skipped(files: int) -> None:
+    """Say how many files were skipped, if any."""
+    if files:
+        say(f"Skipped {files} files (not images).")
 
 
 def show(parts: Iterable[RenderableType]) -> None:
@@ -85,6 +139,21 @@ def show(parts: Iterable[RenderableType]) -> None:
 def show_json(value: Any) -> None:
     """One JSON object on stdout."""
     click.echo(json.dumps(value, indent=2))
+
+
+def show_summary(summary: Summary, *, as_json: bool, strict: bool) -> None:
+    """The tables or the JSON of a command, and its closing sentences.
+
+    Raises:
+      UserError: no file could be read, or ``strict`` and one could not.
+    """
+    if as_json:
+        show_json(summary.as_dict())
+    else:
+        show(summary.tables())
+    for sentence in summary.sentences():
+        say(sentence)
+    summary.check(strict)
 
 
 def bar(*columns: str) -> Progress:
@@ -105,7 +174,7 @@ def bar(*columns: str) -> Progress:
 
 
 class Counter:
-    """Told (done, total); shows a bar on a terminal and a line now and then elsewhere."""
+    """Called with (done, total), shows a bar on a terminal and a line now and then elsewhere."""
 
     def __init__(self, verb: str, progress: Progress | None):
         self._verb, self._progress = verb, progress
@@ -124,20 +193,19 @@ class Counter:
 
 @contextlib.contextmanager
 def stopping() -> Iterator[Callable[[], bool]]:
-    """Says whether Ctrl-C or SIGTERM came; a second Ctrl-C breaks off at once."""
-    asked = False
+    """A function that says whether Ctrl-C or SIGTERM came; a second Ctrl-C breaks off at once."""
+    asked = threading.Event()
 
     def ask(number: int, frame: object) -> None:
-        nonlocal asked
-        if asked and number == signal.SIGINT:
+        if asked.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
-        asked = True
+        asked.set()
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: asked
+        yield asked.is_set
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
@@ -149,3 +217,19 @@ def counting(verb: str) -> Iterator[Counter]:
             yield Counter(verb, progress)
     else:
         yield Counter(verb, None)
+
+
+@contextlib.contextmanager
+def advancing(verb: str, total: int, hint: str = "") -> Iterator[Callable[[], None]]:
+    """A function to be called after each file: it shows the progress, and raises UserError where the command was stopped,
+    with a hint how to go on."""
+    count = itertools.count(1)
+    with stopping() as stopped, counting(verb) as progress:
+
+        def advance() -> None:
+            files = next(count)
+            progress(files, total)
+            if stopped() and files < total:
+                raise UserError(f"Stopped after {files} of {total} files{hint}.")
+
+        yield advance

@@ -178,7 +178,7 @@ def _places() -> list[Finding]:
 
 
 @click.command(short_help="What is installed, what is wrong, what mends it.", epilog="Example: covidjax doctor")
-@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON instead of a table.")
+@common.json_option
 def doctor(as_json: bool) -> None:
     """What is installed, which devices there are, what is wrong, and the command that mends it.
 

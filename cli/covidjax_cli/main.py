@@ -16,8 +16,8 @@ from covidjax.errors import UsageError, UserError, printable
 COMMANDS = ("prepare", "train", "evaluate", "score", "segment", "reproduce", "doctor")
 
 
-class _Told(logging.Handler):
-    """What the library has to say, as a line on stderr."""
+class _EchoHandler(logging.Handler):
+    """Writes the library's log as lines on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
         click.echo(printable(record.getMessage()), err=True)
@@ -39,8 +39,8 @@ class LazyGroup(click.Group):
             if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show ✓ shows ? and goes on
                 stream.reconfigure(errors="replace")
         log = logging.getLogger("covidjax")
-        told = _Told()
-        log.addHandler(told)
+        handler = _EchoHandler()
+        log.addHandler(handler)
         try:
             return super().invoke(ctx)
         except UserError as error:
@@ -56,7 +56,7 @@ class LazyGroup(click.Group):
             click.echo(f"Error: {where}{reason}; check the path, your rights and the space that is left.", err=True)
             ctx.exit(1)
         finally:
-            log.removeHandler(told)
+            log.removeHandler(handler)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

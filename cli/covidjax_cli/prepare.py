@@ -40,13 +40,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="crop: a square around both lungs; mask: their box, black outside them; none: the whole film.",
 )
-@click.option(
-    "--invert",
-    type=click.Choice(["auto", "never"]),
-    default="auto",
-    show_default=True,
-    help="auto turns negatives (bone dark, air bright) into positives.",
-)
+@common.invert_option(default="auto")
 @click.option(
     "--group-by",
     type=click.Choice(["patient", "none"]),
@@ -64,9 +58,9 @@ if TYPE_CHECKING:
     show_default=True,
     help="Of a film that several sources hold, take the first source's only, or all as one patient's.",
 )
-@common.WORKERS
-@common.limits
-@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON instead of tables.")
+@common.workers_option
+@common.limits_options
+@common.json_option
 def prepare(
     sources: tuple[Path, ...],
     out: Path,

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 )
 @click.option("--only", metavar="NAMES", help="Some of the tables, such as table1,table3.  [default: all]")
 @click.option("--no-films", is_flag=True, help="A report without Figures 1 and 5, whose films may not be yours to pass on.")
-@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON instead of tables.")
+@common.json_option
 def reproduce(
     data: str, out: Path, epochs: int | None, config: Path | None, only: str | None, no_films: bool, as_json: bool
 ) -> None:

@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import os
-from collections import Counter
+import math
+import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from covidjax.errors import UsageError, UserError
+from covidjax.errors import UsageError
 from covidjax.images.formats import Limits
 from covidjax_cli import common
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from covidjax.images.archives import Source
-    from covidjax.metrics import Metrics
-    from covidjax.scoring.classifier import Row
-    from covidjax.scoring.output import PreviousRow, RowWriter
-
-SHOWN = 50
-"""Rows that are printed where no output file is named."""
+    from covidjax.scoring.classifier import Classifier
+    from covidjax.scoring.row_formats import TableWriter
+    from covidjax.scoring.summary import ScoreSummary
 
 
 @click.command(
-    short_help="Score films: one row for every file.",
+    short_help="Score X-rays: one row for every file.",
     epilog="Example: covidjax score xrays/ --checkpoint runs/mine --output scores.csv",
 )
-@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@common.paths_argument
 @click.option(
     "--checkpoint",
     type=click.Path(path_type=Path),
@@ -43,23 +39,13 @@ SHOWN = 50
 @click.option("--output", type=click.Path(path_type=Path), help="File for the rows: .csv, .jsonl or .parquet.")
 @click.option("--resume", is_flag=True, help="Go on with the rows that --output holds, whatever stopped their command.")
 @click.option("--batch-size", type=click.IntRange(1, 65536), default=32, show_default=True)
-@common.WORKERS
-@common.limits
-@click.option("--device", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", show_default=True)
-@click.option(
-    "--runtime",
-    type=click.Choice(["auto", "jax", "openvino", "onnxruntime"]),
-    default="auto",
-    show_default=True,
-    help="What computes; auto is the fastest that is installed for the device.",
-)
-@click.option(
-    "--invert",
-    type=click.Choice(["auto", "never"]),
-    help="auto turns negatives (bone dark, air bright) into positives.  [default: as in training]",
-)
-@click.option("--strict", is_flag=True, help="Exit with 1 if any file could not be read.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+@common.workers_option
+@common.limits_options
+@common.device_option
+@common.runtime_option
+@common.invert_option(default=None)
+@common.strict_option
+@common.json_option
 def score(
     paths: tuple[Path, ...],
     checkpoint: Path | None,
@@ -75,14 +61,12 @@ def score(
     strict: bool,
     as_json: bool,
 ) -> None:
-    """Score films: files, and all images below folders and in ZIP and TAR archives; - for a list of paths on stdin.
+    """Score X-rays: files, and all images below folders and in ZIP and TAR archives; - for a list of paths on stdin.
 
     One row for every file, in order, whatever happened to it. Rows are on disk as they come; a command that was broken off
     goes on with --resume. Where the truth is known, from --labels or from subfolders
     named after classes, the metrics are printed too.
     """
-    given = common.given_paths(paths)
-
     if resume and not output:
         raise UsageError("--resume goes on with the rows of a file; name it with --output.")
 
@@ -90,179 +74,86 @@ def score(
     from covidjax.images.stream import workers_or_default
     from covidjax.images.workers import start
     from covidjax.runs import load
-    from covidjax.scoring.classifier import Classifier, Timing
+    from covidjax.scoring.classifier import Classifier
     from covidjax.scoring.ground_truth import labels_from_csv, labels_from_folders
-    from covidjax.scoring.output import check_suffix, open_output
+    from covidjax.scoring.output import check_suffix
+    from covidjax.scoring.summary import SHOWN_ROWS, ScoreSummary
 
     if output:
         check_suffix(output)  # before the time that loading takes
-    run = load.find(checkpoint)
-    found = find_images(given)
-    start(min(workers_or_default(workers), len(found.paths)))  # while the model is loaded
-    classifier = Classifier.load(run, device=device, runtime=runtime)
-    bundled = "the bundled one" if checkpoint else "no trained classifier under runs/, so the bundled one"
-    what = bundled if run == load.BUNDLED else f"{'file' if load.is_file(run) else 'run'} {run}"
-    common.say(f"Model: {what}, {classifier.run.config.model.name}, {classifier.checkpoint}, on {classifier.runtime}.")
-    if found.passed_over:
-        common.say(f"{found.passed_over} other files passed over: not images, by their ending.")
-    classes = classifier.classes
-    wanted = classifier.preprocess.lungs
+    images = find_images(common.existing_paths(paths))
+    model = load.find(checkpoint)
+    start(min(workers_or_default(workers), len(images.paths)))  # while the model is loaded
+    classifier = Classifier.load(model, device=device, runtime=runtime)
+    _say_model(classifier, model, chosen=bool(checkpoint))
+    common.say_skipped(images.passed_over)
+    summary = ScoreSummary(
+        classifier,
+        model,
+        labels_from_csv(labels, classifier.classes) if labels else labels_from_folders(images.roots),
+        labels_given=bool(labels),
+        output=output,
+        max_rows=0 if output else math.inf if as_json else SHOWN_ROWS,
+    )
+    facts = {"invert": invert or classifier.preprocess.invert, "limits": asdict(limits)}
+    with _open_output(output, classifier, model, options=facts, resume=resume) as table:
+        _score_images(
+            classifier, images.paths, table, summary, batch_size=batch_size, workers=workers, invert=invert, limits=limits
+        )
+    common.show_summary(summary, as_json=as_json, strict=strict)
+
+
+def _say_model(classifier: Classifier, model: Path, *, chosen: bool) -> None:
+    from covidjax.runs import load
+
+    bundled = "the bundled one" if chosen else "no trained classifier under runs/, so the bundled one"
+    name = bundled if model == load.BUNDLED else f"{'file' if load.is_file(model) else 'run'} {model}"
+    common.say(f"Model: {name}, {classifier.run.config.model.name}, {classifier.checkpoint}, on {classifier.runtime}.")
     if classifier.segmenter:
-        common.say(f"Lungs: {wanted}, as in training, by {classifier.segmenter.title}.")
+        common.say(f"Lungs: {classifier.preprocess.lungs}, as in training, by {classifier.segmenter.title}.")
         if classifier.segmenter.digest != classifier.run.segmenter:
             common.say("These are other lung masks than the run was trained with: its weights came with another version.")
-    truth = labels_from_csv(labels, classes) if labels else labels_from_folders(found.roots)
-    synthetic = classifier.run.config.data.path == "sample"
-
-    timing = Timing()
-    shown: list[Row] = []
-    errors: list[Row] = []
-    known: list[tuple[int, int]] = []
-    good = labelled = warned = whole = 0
-
-    def count(row: Row | PreviousRow) -> None:
-        nonlocal good, labelled, warned, whole
-        good += row.status == "ok"
-        warned += bool(row.warning)
-        whole += row.status == "ok" and row.lungs != wanted and wanted != "none"
-        label = truth(row.path)
-        labelled += label is not None
-        if label in classes and row.status == "ok":
-            known.append((classes.index(label), classes.index(row.prediction)))
-
-    wanted_paths, earlier = found.paths, 0
-    with contextlib.ExitStack() as stack:
-        writer = None
-        if output:
-            segmenter = classifier.segmenter.digest if classifier.segmenter else ""
-            options = {"invert": invert or classifier.preprocess.invert, "limits": asdict(limits)}
-            facts = {"model": load.digests(run), "segmenter": segmenter, "options": options}
-            lungs = wanted != "none"
-            writer = stack.enter_context(open_output(output, classes, lungs=lungs, facts=facts, resume=resume))
-            earlier = len(writer.earlier)
-            if resume:
-                wanted_paths = _left(found.paths, writer, output)
-            for row in writer.earlier:
-                count(row)
-        stop = stack.enter_context(common.stopping())
-        progress = stack.enter_context(common.counting("Scoring"))
-        rows = classifier.score(
-            wanted_paths, batch_size=batch_size, workers=workers, invert=invert, limits=limits, timing=timing
-        )
-        for done, row in enumerate(rows, 1):
-            count(row)
-            if writer:
-                with timing.writing():
-                    writer.write(row)
-            if not writer and (as_json or len(shown) < SHOWN):
-                shown.append(row)
-            elif row.status != "ok" and len(errors) < SHOWN:
-                errors.append(row)
-            progress(done, len(wanted_paths))
-            if stop() and done < len(wanted_paths):
-                again = f"; go on with the same command and --resume, {output} has {earlier + done} rows" if output else ""
-                raise UserError(f"Stopped after {done} of {len(wanted_paths)} files{again}.")
-    timing.stop()
-
-    from covidjax.report import tables  # now: tables need what the first row did not
-
-    total = earlier + len(wanted_paths)
-    measured = None
-    if known:
-        from covidjax import metrics
-
-        true, predicted = zip(*known, strict=True)
-        measured = metrics.classification_metrics(true, predicted, classes)
-    note = tables.TRAINED_ON_SYNTHETIC if synthetic else ""
-    if as_json:
-        result = {
-            "model": str(run),
-            "note": note,
-            "files": total,
-            "ok": good,
-            "errors": total - good,
-            "warnings": warned,
-            **({"whole_films": whole} if wanted != "none" else {}),
-            "timing": [dict(zip(("stage", "seconds", "images"), stage, strict=True)) for stage in timing.stages()],
-            "metrics": measured.as_dict() if measured else None,
-        }
-        common.show_json(
-            result
-            | (
-                {"output": str(output)}
-                if output
-                else {"rows": [row.cells(classes, lungs=wanted != "none") for row in shown]}
-            )
-        )
-    else:
-        common.show(_tables(shown, errors, total, timing, measured, note))
-    if labels or 0 < len(known) < good:
-        other = labelled - len(known)
-        why = f", {other} of them unreadable or of a class that the model has not" if other else ""
-        common.say(f"The truth is known of {labelled} of {total} films{why}; the metrics are on {len(known)}.")
-    where = f" Wrote {output}." if output else " --output FILE.csv keeps the rows." if total > SHOWN and not as_json else ""
-    common.say(f"{good} of {total} films scored, {total - good} could not be read.{where}")
-    if warned:
-        common.say(f"{warned} of them with a warning; see the column of that name.")
-    if whole:
-        common.say(f"On {whole} of them no plausible lungs were found; they were scored whole, as their rows tell.")
-    if not good:
-        raise UserError("No film could be read; see the reasons above.")
-    if strict and good < total:
-        raise UserError(f"{total - good} of {total} files could not be read, and --strict was given; see the error rows.")
 
 
-def _left(paths: list[Source], writer: RowWriter, output: Path) -> list[Source]:
-    """The paths that have no row yet. A path that was given twice has two."""
-    there = Counter(row.path for row in writer.earlier)
-    left = []
-    for path in paths:
-        key = writer.key(os.fspath(path))
-        if there[key]:
-            there[key] -= 1
-        else:
-            left.append(path)
-    if left and writer.finished:
-        raise UserError(f"{output} is finished, and {len(left)} files have no row in it; score them into another --output.")
-    common.say(f"{output} has {len(writer.earlier)} rows already; {len(left)} files are left.")
-    return left
+def _open_output(
+    output: Path | None, classifier: Classifier, model: Path, *, options: dict[str, Any], resume: bool
+) -> contextlib.AbstractContextManager[TableWriter | None]:
+    """The table of the rows, or None where no output file is named."""
+    if not output:
+        return contextlib.nullcontext()
+    from covidjax.runs import load
+    from covidjax.scoring.output import open_table
+    from covidjax.scoring.row import columns
+
+    facts = {
+        "model": load.digests(model),
+        "segmenter": classifier.segmenter.digest if classifier.segmenter else "",
+        "options": options,
+    }
+    return open_table(output, columns(classifier.classes, lungs=bool(classifier.segmenter)), facts=facts, resume=resume)
 
 
-def _tables(
-    shown: list[Row], errors: list[Row], total: int, timing: Any, measured: Metrics | None, note: str
-) -> list[RenderableType]:
-    from covidjax.report import tables
+def _score_images(
+    classifier: Classifier, paths: Sequence[Source], table: TableWriter | None, summary: ScoreSummary, **options: Any
+) -> None:
+    """Score the images that have no row in the table yet."""
+    from covidjax.scoring.output import paths_without_rows
 
-    parts: list[RenderableType] = []
-    for title, rows, more in (("Films", shown, total - len(shown)), ("Could not be read", errors, 0)):
-        if rows:
-            parts.append(_rows_table(title, rows, f"and {more} more" if more else ""))
-    threads = "decode: all threads added up; it goes on beside the model"
-    parts.append(tables.timing_table(timing.stages(), threads))
-    if measured:
-        title = "Metrics" + f"\n{note}" * bool(note)
-        parts += [tables.metrics_table(measured, title), tables.confusion_table(measured)]
-    return parts
-
-
-def _rows_table(title: str, rows: list[Row], below: str) -> RenderableType:
-    """Rows by their paths without what these share: the files' own names are what tells them apart."""
-    from covidjax.report import tables
-
-    parents = [str(Path(row.path).parent) for row in rows]
-    alike = len({Path(parent).is_absolute() for parent in parents}) == 1
-    base = os.path.commonpath(parents) if alike else ""
-    lungs = any(row.lungs for row in rows)
-    cells = [
-        (
-            os.path.relpath(row.path, base) if base else row.path,
-            row.prediction,
-            "" if row.confidence is None else f"{row.confidence:.3f}",
-            *([row.lungs] if lungs else []),
-            row.error or row.warning,
-        )
-        for row in rows
-    ]
-    columns = ("path", "prediction", "confidence", *(["lungs"] if lungs else []), "error or warning")
-    table = tables.text_table(columns, cells, right=("confidence",))
-    return tables.titled(title + f" in {base}" * bool(base), table, below)
+    hint = ""
+    if table:
+        for previous in table.previous_rows:
+            summary.add(previous, show=False)
+        hint = f"; go on with the same command and --resume, {table.path} has the rows so far"
+        paths = paths_without_rows(paths, table)
+        if table.previous_rows:
+            common.say(f"{table.path} has {len(table.previous_rows)} rows already; {len(paths)} files are left.")
+    timing = summary.timing
+    with common.advancing("Scoring", len(paths), hint) as advance:
+        for row in classifier.score(paths, timing=timing, **options):
+            start = time.perf_counter()
+            if table:
+                table.write(row.cells(classifier.classes, lungs=bool(classifier.segmenter)))
+            timing.add("write", start, 1)
+            summary.add(row)
+            advance()
+    summary.stop()

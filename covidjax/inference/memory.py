@@ -20,65 +20,73 @@ class MicroBatcher:
     Args:
       compute: uint8 ``[B, S, S, 1]`` → an array ``[B, …]``, which may still be computing.
       size: S.
-      title: what computes, for the reader.
+      title: of the network, for the reader.
       digest: of its weights, where it is a segmenter.
     """
 
     def __init__(self, compute: Callable[[np.ndarray], Any], size: int, title: str, digest: str = ""):
         self._compute, self.size, self.title, self.digest = compute, size, title, digest
-        self._most: int | None = None
+        self._micro_batch: int | None = None
+        """Images of one call, once a whole batch has been too large."""
 
     def __call__(self, images: np.ndarray) -> Any:
-        if self._most is None:
-            # What cannot be had is told when the result is asked for at the latest.
-            with contextlib.suppress(_OutOfMemory), _memory():
-                return _Result(self, images, self._compute(images))
-        return self.parts(images)
+        if self._micro_batch is None:
+            # A device may run out of memory now, or only when the result is asked for.
+            with contextlib.suppress(_OutOfMemory), _memory_errors():
+                return _PendingResult(self, images, self._compute(images))
+        return self.in_micro_batches(images)
 
-    def parts(self, images: np.ndarray) -> np.ndarray:
-        """Compute a batch in parts that fit."""
-        most = self._most or max(len(images) // 2, 1)
+    def in_micro_batches(self, images: np.ndarray) -> np.ndarray:
+        """Compute a batch in parts that fit into memory.
+
+        Raises:
+          UserError: a single image does not fit.
+        """
+        size = self._micro_batch or max(len(images) // 2, 1)
         while True:
             try:
-                with _memory():
-                    parts = [images[at : at + most] for at in range(0, len(images), most)]
-                    padding = np.zeros((most * len(parts) - len(images), *images.shape[1:]), np.uint8)
-                    parts[-1] = np.concatenate([parts[-1], padding])  # so that one shape is compiled
-                    found = np.concatenate([np.asarray(self._compute(part)) for part in parts])[: len(images)]
+                with _memory_errors():
+                    outputs = self._compute_parts(images, size)
             except _OutOfMemory as error:
-                if most == 1:
+                if size == 1:
                     raise UserError(
                         "The device has not enough memory for a single image; free some, or choose --device cpu."
                     ) from error
-                most //= 2
+                size //= 2
                 continue
-            if self._most is None:
-                said = "The device has not enough memory for batches of %d images; they have %d from now on."
-                LOG.warning(said, len(images), most)
-            self._most = most
-            return found
+            if self._micro_batch is None:
+                message = "The device has not enough memory for batches of %d images; they have %d from now on."
+                LOG.warning(message, len(images), size)
+            self._micro_batch = size
+            return outputs
+
+    def _compute_parts(self, images: np.ndarray, size: int) -> np.ndarray:
+        parts = [images[start : start + size] for start in range(0, len(images), size)]
+        padding = np.zeros((size * len(parts) - len(images), *images.shape[1:]), np.uint8)
+        parts[-1] = np.concatenate([parts[-1], padding])  # so that one shape is compiled
+        return np.concatenate([np.asarray(self._compute(part)) for part in parts])[: len(images)]
 
 
-class _Result:
-    """A batch that is being computed."""
+class _PendingResult:
+    """The result of a batch that is being computed; ``np.asarray`` waits for it."""
 
-    def __init__(self, sparing: MicroBatcher, images: np.ndarray, result: Any):
-        self._sparing, self._images, self._result = sparing, images, result
+    def __init__(self, micro_batcher: MicroBatcher, images: np.ndarray, result: Any):
+        self._micro_batcher, self._images, self._result = micro_batcher, images, result
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         try:
-            with _memory():
+            with _memory_errors():
                 return np.asarray(self._result, dtype)
         except _OutOfMemory:
-            return self._sparing.parts(self._images).astype(dtype or np.float32)
+            return self._micro_batcher.in_micro_batches(self._images).astype(dtype or np.float32)
 
 
 class _OutOfMemory(Exception):
-    """By whatever the runtime calls it."""
+    """The device has not enough memory, whatever the runtime calls that."""
 
 
 @contextlib.contextmanager
-def _memory() -> Iterator[None]:
+def _memory_errors() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:

@@ -1,7 +1,8 @@
-"""Lung masks, crops and pictures of films as PNG files: a stream of rows, one for every file."""
+"""Lung masks, crops and overlays of images as PNG files: a stream of rows, one for every file."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -23,38 +24,40 @@ COLUMNS = ("path", "status", "file", "left", "top", "right", "bottom", "area", "
 
 
 class SegmentationRow(NamedTuple):
-    """What became of one file."""
+    """The lungs on one image, or why the file could not be read."""
 
     path: str
     status: str
     """``ok`` or ``error``."""
-    file: str
+    file: str = ""
     """The PNG, relative to the folder of the results; empty on an error."""
-    box: tuple[int, int, int, int] | None
-    """Left, top, right and bottom of both lungs with a margin, in pixels of the film; the whole film where the mask is
+    box: tuple[int, int, int, int] | None = None
+    """Left, top, right and bottom of both lungs with a margin, in pixels of the image; the whole image where the mask is
     implausible."""
-    area: float | None
-    """The mask's share of the film."""
-    quality: str
+    area: float | None = None
+    """The mask's share of the image."""
+    quality: str = ""
     """``good``, or why the mask is implausible."""
-    error: str
+    error: str = ""
+    """Why the file could not be read; empty where it was."""
     warning: str = ""
-    """What speaks against a frontal chest film, or that it was a negative, as in ``score.Row``."""
+    """Why the image is no frontal chest X-ray, or that it was a negative."""
     decode_seconds: float = 0.0
     lungs_seconds: float = 0.0
     write_seconds: float = 0.0
 
     def cells(self) -> dict[str, Any]:
         """The output columns, ``COLUMNS``."""
-        box = self.box or (None,) * 4
-        return dict(zip(COLUMNS, (*self[:3], *box, self.area, self.quality, self.error, self.warning), strict=True))
+        box = zip(("left", "top", "right", "bottom"), self.box or (None,) * 4, strict=True)
+        cells = {**self._asdict(), **dict(box)}
+        return {name: cells[name] for name in COLUMNS}
 
 
 def export_images(
     paths: Sequence[archives.Source],
     names: Sequence[str],
     out: Path,
-    what: OutputType,
+    output_type: OutputType,
     segmenter: lung_stream.Segmenter,
     *,
     workers: int | None = None,
@@ -66,8 +69,8 @@ def export_images(
       paths: files.
       names: of their PNGs, relative to ``out``; see ``output_names``.
       out: folder of the results.
-      what: ``mask``, white lungs on black at the film's size; ``crop``, the film within the box; ``overlay``, the whole
-        film with the lungs tinted and the box drawn.
+      output_type: ``mask``, white lungs on black at the image's size; ``crop``, the image within the box; ``overlay``, the
+        whole image with the lungs tinted and the box drawn.
       segmenter: what computes the masks.
       workers: processes that decode, and threads that write; one a core and one more each if None.
       limits: what one file may take.
@@ -75,28 +78,34 @@ def export_images(
     Raises:
       UserError: a PNG that cannot be written.
     """
-    found = lung_stream.segment_images(paths, segmenter, workers=workers, limits=limits)
-    jobs = (partial(_written, film, name, out, what) for film, name in zip(found, names, strict=True))
+    images = lung_stream.segment_images(paths, segmenter, workers=workers, limits=limits)
+    jobs = (partial(_write_png, image, name, out, output_type) for image, name in zip(images, names, strict=True))
     return stream.map_in_order(jobs, workers=workers, ahead=lung_stream.BATCH_SIZE)
 
 
-def _written(film: lung_stream.SegmentedImage, name: str, out: Path, what: OutputType) -> SegmentationRow:
-    if film.gray is None or film.lungs is None:
-        return SegmentationRow(film.path, "error", "", None, None, "", film.error, film.remark, film.decode_seconds)
+def _write_png(image: lung_stream.SegmentedImage, name: str, out: Path, output_type: OutputType) -> SegmentationRow:
+    row = SegmentationRow(path=image.path, status="error", warning=image.remark, decode_seconds=image.decode_seconds)
+    if image.gray is None or image.lungs is None:
+        return row._replace(error=image.error)
     start = time.perf_counter()
     file = out / name
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        png = render(image.gray, image.lungs, output_type)
         # Little compression: the usual level takes several times longer than everything else.
-        image = render(film.gray, film.lungs, what)
-        write_atomic(file, lambda opened: image.save(opened, "PNG", compress_level=1), sync=False)
+        write_atomic(file, lambda opened: png.save(opened, "PNG", compress_level=1), sync=False)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"{file} cannot be written ({reason}); name a folder that you may write to.") from error
-    found, seconds = film.lungs, time.perf_counter() - start
-    quality = found.flag or GOOD
-    times = film.decode_seconds, film.lungs_seconds, seconds
-    return SegmentationRow(film.path, "ok", name, found.box, found.share, quality, "", film.remark, *times)
+    return row._replace(
+        status="ok",
+        file=name,
+        box=image.lungs.box,
+        area=image.lungs.share,
+        quality=image.lungs.flag or GOOD,
+        lungs_seconds=image.lungs_seconds,
+        write_seconds=time.perf_counter() - start,
+    )
 
 
 def output_names(paths: Sequence[archives.Source], roots: Sequence[Path]) -> list[str]:
@@ -107,9 +116,10 @@ def output_names(paths: Sequence[archives.Source], roots: Sequence[Path]) -> lis
     for path in map(Path, paths):
         root = next((root for root in roots if root in path.parents), None)
         relative = path.relative_to(root) if root else Path(path.name)
-        wanted = [relative.with_suffix(".png"), relative.with_name(relative.name + ".png")]
-        numbered = (relative.with_name(f"{relative.stem}-{number}.png") for number in range(2, len(paths) + 3))
-        name = next(os.fspath(each) for each in (*wanted, *numbered) if os.fspath(each).lower() not in taken)
-        taken.add(name.lower())  # so that they differ also where upper and lower case are one
+        numbered = (relative.with_name(f"{relative.stem}-{number}.png") for number in itertools.count(2))
+        candidates = itertools.chain([relative.with_suffix(".png"), relative.with_name(relative.name + ".png")], numbered)
+        # Lower case: names differ also where upper and lower case are one.
+        name = next(name for name in map(os.fspath, candidates) if name.lower() not in taken)
+        taken.add(name.lower())
         names.append(name)
     return names

@@ -1,11 +1,9 @@
-"""Scoring films: a trained classifier, and a stream of rows, one for every file."""
+"""A trained classifier, which scores images: a stream of rows, one for every file."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.metadata
-import importlib.util
 import json
 import math
 import os
@@ -23,6 +21,7 @@ from covidjax.images import stream
 from covidjax.images.archives import Source
 from covidjax.images.decode import Invert
 from covidjax.images.formats import Limits
+from covidjax.images.stream import LoadedImage
 from covidjax.inference.memory import MicroBatcher
 from covidjax.inference.onnx import _OPSET, cached_model, to_onnx
 from covidjax.inference.runtimes import Jax, OnnxRuntime, OpenVino, Runtime, choose_runtime
@@ -30,6 +29,8 @@ from covidjax.lungs import stream as lung_stream
 from covidjax.lungs.segmenter import open_segmenter
 from covidjax.runs import load
 from covidjax.runs.folder import Run
+from covidjax.scoring.row import Row
+from covidjax.timing import Timing
 
 
 class Opened(NamedTuple):
@@ -102,80 +103,16 @@ def convert(path: Path) -> bytes:
         raise UserError(f"{path} cannot be converted ({error}); choose --runtime jax.") from error
 
 
-class Row(NamedTuple):
-    """What became of one file."""
-
-    path: str
-    status: str
-    """``ok`` or ``error``."""
-    prediction: str
-    """Class name; empty on an error."""
-    confidence: float | None
-    """Probability of the prediction."""
-    probabilities: dict[str, float]
-    """By class name; empty on an error."""
-    error: str
-    """The reason; empty where there is none."""
-    warning: str = ""
-    """What speaks against relying on the row: a film that is no frontal chest film, or was a negative."""
-    lungs: str = ""
-    """``crop`` or ``mask`` where that was done, as in training, or why the film was kept whole; empty for a model that was
-    trained on whole films."""
-
-    def cells(self, classes: Sequence[str], *, lungs: bool = False) -> dict[str, Any]:
-        """The output columns, ``path,status,prediction,confidence,p_<class>…,error,warning``, and ``lungs`` if wanted."""
-        return {
-            "path": self.path,
-            "status": self.status,
-            "prediction": self.prediction,
-            "confidence": self.confidence,
-            **{f"p_{name}": self.probabilities.get(name) for name in classes},
-            "error": self.error,
-            "warning": self.warning,
-            **({"lungs": self.lungs} if lungs else {}),
-        }
-
-
-class Timing:
-    """Seconds by stage of a scoring run. Decoding goes on beside the model, on several threads, whose times are added up;
-    so the stages do not add up to the wall time."""
-
-    def __init__(self) -> None:
-        self.decode = self.lungs = self.model = self.write = 0.0
-        self.files = self.films = 0
-        self._start = time.perf_counter()
-        self.wall = 0.0
-
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
-        """Counts the time of the block as writing."""
-        start = time.perf_counter()
-        yield
-        self.write += time.perf_counter() - start
-
-    def stop(self) -> None:
-        """Take the wall time."""
-        self.wall = time.perf_counter() - self._start
-
-    def stages(self) -> list[tuple[str, float, int]]:
-        """(stage, seconds, images); ``lungs`` only where they were looked for."""
-        return [
-            ("decode", self.decode, self.files),
-            *([("lungs", self.lungs, self.films)] if self.lungs else []),
-            ("model", self.model, self.films),
-            ("write", self.write, self.files),
-            ("wall", self.wall, self.files),
-        ]
-
-
 class Classifier:
-    """A trained run, ready to score films. Made by ``Classifier.load`` or ``covidjax.load``.
+    """A trained run, ready to score images. Made by ``Classifier.load`` or ``covidjax.load``.
 
     Attributes:
-      classes: class names, in the order of the probabilities.
       run: settings and preprocessing of the run.
-      runtime: what computes, with its version.
-      segmenter: what finds the lungs, or None for a model that was trained on whole films.
+      preprocess: the run's preprocessing.
+      classes: class names, in the order of the probabilities.
+      checkpoint: which weights of the run are used, in words.
+      runtime: name and version of the runtime.
+      segmenter: finds the lungs; None for a model that was trained on whole images.
     """
 
     def __init__(self, opened: Opened, segmenter: lung_stream.Segmenter | None = None):
@@ -189,10 +126,10 @@ class Classifier:
 
     @classmethod
     def load(cls, run: str | os.PathLike[str], *, device: str = "auto", runtime: str = "auto") -> Classifier:
-        """Load a run, or a classifier in one file.
+        """Load a trained run, or a classifier in one file.
 
         Args:
-          run: its folder, or the file.
+          run: the run's folder, or the file.
           device: ``auto``, ``cpu`` or ``gpu``.
           runtime: ``jax``, ``openvino``, ``onnxruntime``, or ``auto``: the fastest that is installed for the device.
 
@@ -219,79 +156,84 @@ class Classifier:
         """One row for every file, in order. Decoding runs ahead of the model in processes; memory is bounded.
 
         Args:
-          paths: files, or a single one; folders and archives are not searched here, see ``find_films``.
+          paths: files, or a single one; folders and archives are not searched here, see ``find_images``.
           batch_size: images in one call of the model; the last batch is padded, so one shape is compiled. Where the device
             has not enough memory for it, it is halved until it has, which is logged.
           workers: decoding processes; one a core and one more if None.
           invert: whether negatives are turned into positives; as in training if None.
           limits: what one file may take.
-          timing: filled in as the rows are taken.
+          timing: gets the stages ``decode``, ``lungs`` and ``model`` as the rows are taken.
 
         Raises:
           UserError: the device has not enough memory for a single image.
         """
-        if isinstance(paths, str | os.PathLike):
-            paths = [paths]
+        paths = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
         timing = timing or Timing()
-        paths = list(paths)
         batch_size = min(batch_size, 1 << max(len(paths) - 1, 0).bit_length())
+        images = self._read(paths, batch_size, invert=invert, workers=workers, limits=limits)
+        model = MicroBatcher(self._runtime, self.preprocess.image_size, self.runtime)
+        previous: tuple[list[LoadedImage], Any] | None = None
+        for group in _grouped(images, batch_size):
+            probabilities = self._start(group, model, batch_size, timing)
+            # The rows of the batch before: its result was computed while this one was decoded.
+            if previous:
+                yield from self._rows(*previous, timing)
+            previous = group, probabilities
+        if previous:
+            yield from self._rows(*previous, timing)
+
+    def _read(
+        self, paths: Sequence[Source], batch_size: int, *, invert: Invert | None, workers: int | None, limits: Limits
+    ) -> Iterator[LoadedImage]:
         preprocess = dataclasses.replace(self.preprocess, invert=invert or self.preprocess.invert)
-        size = preprocess.image_size
-        # While the model is at a batch, the threads fill the next.
-        ahead = max(stream.PREFETCH, batch_size)
         if self.segmenter:
             segmenter = MicroBatcher(self.segmenter, self.segmenter.size, self.segmenter.title, self.segmenter.digest)
-            found = lung_stream.read_lungs(paths, preprocess, segmenter, workers=workers, digest=False, limits=limits)
-        else:
-            found = stream.read_images(paths, preprocess, workers=workers, ahead=ahead, digest=False, limits=limits)
-        runtime = MicroBatcher(self._runtime, size, self.runtime)
-        waiting: list[tuple[list[stream.LoadedImage], Any]] = []
-        for films in _grouped(found, batch_size):
-            timing.files += len(films)
-            timing.decode += sum(film.decode_seconds for film in films)
-            timing.lungs += sum(film.lungs_seconds for film in films)
-            images = [film.image for film in films if film.image is not None]
-            result = None
-            if images:
-                start = time.perf_counter()
-                batch = np.zeros((batch_size, size, size, 1), np.uint8)
-                batch[: len(images)] = images
-                result = runtime(batch)
-                timing.model += time.perf_counter() - start
-                timing.films += len(images)
-            waiting.append((films, result))
-            # The rows of the batch before: its result was computed while this one was decoded.
-            if len(waiting) > 1:
-                yield from self._rows(*waiting.pop(0), timing)
-        for films, result in waiting:
-            yield from self._rows(films, result, timing)
+            return lung_stream.read_lungs(paths, preprocess, segmenter, workers=workers, digest=False, limits=limits)
+        # While the model is at a batch, the threads fill the next.
+        ahead = max(stream.PREFETCH, batch_size)
+        return stream.read_images(paths, preprocess, workers=workers, ahead=ahead, digest=False, limits=limits)
 
-    def _rows(self, films: list[stream.LoadedImage], result: Any, timing: Timing) -> Iterator[Row]:
+    def _start(self, group: list[LoadedImage], model: MicroBatcher, batch_size: int, timing: Timing) -> Any:
+        """Start computing the probabilities of a group's readable images; None where there are none."""
+        readable = [image.image for image in group if image.image is not None]
+        timing.add_seconds("decode", sum(image.decode_seconds for image in group), len(group))
+        if self.segmenter:
+            timing.add_seconds("lungs", sum(image.lungs_seconds for image in group), len(readable))
+        if not readable:
+            return None
         start = time.perf_counter()
-        values = iter(()) if result is None else iter(np.asarray(result).tolist())
-        timing.model += time.perf_counter() - start
-        for film in films:
-            if film.image is None:
-                yield Row(film.path, "error", "", None, {}, film.error)
+        batch = np.zeros((batch_size, *readable[0].shape), np.uint8)
+        batch[: len(readable)] = readable
+        result = model(batch)
+        timing.add("model", start, len(readable))
+        return result
+
+    def _rows(self, group: list[LoadedImage], result: Any, timing: Timing) -> Iterator[Row]:
+        start = time.perf_counter()
+        outputs = iter(()) if result is None else iter(np.asarray(result).tolist())
+        timing.add("model", start)
+        for image in group:
+            if image.image is None:
+                yield Row(path=image.path, status="error", error=image.error)
                 continue
-            probabilities = dict(zip(self.classes, next(values), strict=True))
-            if not all(map(math.isfinite, probabilities.values())):
-                reason = "the model gave no number: its weights are not finite"
-                yield Row(film.path, "error", "", None, {}, reason, film.remark, film.lungs)
-                continue
-            best = max(probabilities, key=probabilities.__getitem__)
-            yield Row(film.path, "ok", best, probabilities[best], probabilities, "", film.remark, film.lungs)
+            probabilities = dict(zip(self.classes, next(outputs), strict=True))
+            row = Row(path=image.path, status="ok", warning=image.remark, lungs=image.lungs)
+            if all(map(math.isfinite, probabilities.values())):
+                best = max(probabilities, key=probabilities.__getitem__)
+                yield row._replace(prediction=best, confidence=probabilities[best], probabilities=probabilities)
+            else:
+                yield row._replace(status="error", error="the model gave no number: its weights are not finite")
 
 
-def _grouped(films: Iterator[stream.LoadedImage], size: int) -> Iterator[list[stream.LoadedImage]]:
-    """Groups of up to ``size`` readable films; the unreadable ones between them travel along, so order is kept."""
-    group: list[stream.LoadedImage] = []
+def _grouped(images: Iterator[LoadedImage], size: int) -> Iterator[list[LoadedImage]]:
+    """Groups of up to ``size`` readable images; the unreadable ones between them travel along, so order is kept."""
+    group: list[LoadedImage] = []
     readable = 0
-    for film in films:
-        group.append(film)
-        readable += film.image is not None
+    for image in images:
+        group.append(image)
+        readable += image.image is not None
         # A long run of bad files must not pile up either.
         if readable == size or len(group) == 4 * size:
             yield group

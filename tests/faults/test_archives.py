@@ -60,7 +60,7 @@ def test_members_score_as_their_files_do(trained: Path, films: Path, tmp_path: P
     assert run("score", films, *words, "--output", tmp_path / "files.csv").exit_code == 0
     result = run("score", archive, *words, "--output", tmp_path / "members.csv", "--json")
     assert result.exit_code == 0, result.output
-    assert "1 other files passed over" in result.stderr
+    assert "Skipped 1 files (not images)." in result.stderr
     assert json.loads(result.stdout)["metrics"]["macro"]["support"] == 10  # the classes of the folders inside
     expected = {row["path"].removeprefix(f"{films}/"): row for row in rows_of(tmp_path / "files.csv")}
     rows = rows_of(tmp_path / "members.csv")
@@ -217,7 +217,7 @@ def test_pickles_in_a_run_do_nothing(trained: Path, films: Path, tmp_path: Path)
         (step / "sha256.json").unlink()  # not even by its digests
     assert "is damaged" in refused(*words, code=1)
     (tmp_path / "film.png").write_bytes(payload)
-    assert "No film could be read" in refused("score", tmp_path / "film.png", "--checkpoint", trained, code=1)
+    assert "No image could be read" in refused("score", tmp_path / "film.png", "--checkpoint", trained, code=1)
     assert not mark.exists()
     pickle.loads(payload)
     assert mark.exists()  # it would have told

@@ -26,9 +26,9 @@ from test_cli_train import compare_killed, wait_for
 from covidjax.inference.memory import MicroBatcher
 from covidjax.labels import CLASSES
 from covidjax.runs import checkpoint, folder
-from covidjax.scoring import output
-from covidjax.scoring.classifier import Row
-from covidjax.scoring.output import open_output
+from covidjax.scoring import row_formats
+from covidjax.scoring.output import open_table
+from covidjax.scoring.row import Row, columns
 
 KILLS = int(os.environ.get("COVIDJAX_FAULT_KILLS", "3"))
 ENDINGS = [".csv", ".jsonl", ".parquet"]
@@ -101,6 +101,7 @@ def test_killed_scoring_resumes_to_the_same_rows(trained: Path, many: Path, tmp_
     assert process.returncode == 0, errors
     same(rows(out), rows(tmp_path / f"whole{ending}"))
     assert not out.with_name(f".{out.name}.job").exists()
+    assert not out.with_name(f".{out.name}.lock").exists()
     assert not out.with_name(f"{out.name}.parts").exists()
     finished = run(*words, "--output", out, "--resume")
     assert finished.exit_code == 0
@@ -227,23 +228,23 @@ def test_full_disk_while_saving_a_checkpoint_is_one_sentence(prepared: Path, tmp
 
 
 def test_output_whose_folder_vanished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(output, "SYNC_SECONDS", 0.0)
-    row = Row("a.png", "error", "", None, {}, "no film")
+    monkeypatch.setattr(row_formats, "SYNC_SECONDS", 0.0)
+    cells = Row("a.png", "error", error="no image").cells(CLASSES)
     for ending in ENDINGS:
         folder = tmp_path / ending
         folder.mkdir()
-        with pytest.raises(Exception) as caught, open_output(folder / f"rows{ending}", CLASSES) as writer:
-            writer.write(row)
+        with pytest.raises(Exception) as caught, open_table(folder / f"rows{ending}", columns(CLASSES)) as writer:
+            writer.write(cells)
             shutil.rmtree(folder)
-            writer.write(row)
+            writer.write(cells)
         assert str(caught.value).startswith(f"{folder / f'rows{ending}'} cannot be written (No such file or directory)")
 
 
 def test_output_of_another_model_does_not_go_on(trained: Path, films: Path, tmp_path: Path):
     out = tmp_path / "rows.csv"
-    row = Row(paths_below(films)[0], "error", "", None, {}, "no film")
-    with pytest.raises(ZeroDivisionError), open_output(out, CLASSES, facts={"model": "another"}) as writer:
-        writer.write(row)
+    cells = Row(paths_below(films)[0], "error", error="no image").cells(CLASSES)
+    with pytest.raises(ZeroDivisionError), open_table(out, columns(CLASSES), facts={"model": "another"}) as writer:
+        writer.write(cells)
         raise ZeroDivisionError
     words = ("score", films, "--checkpoint", trained, "--runtime", "jax", "--output", out, "--resume")
     assert "was begun with another model, segmenter, options" in refused(*words, code=1)

@@ -1,0 +1,46 @@
+"""The row of scores of one file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+
+class Row(NamedTuple):
+    """The scores of one file, or why there are none."""
+
+    path: str
+    status: str
+    """``ok`` or ``error``."""
+    prediction: str = ""
+    """Class name; empty on an error."""
+    confidence: float | None = None
+    """Probability of the prediction."""
+    probabilities: Mapping[str, float] = MappingProxyType({})
+    """By class name; empty on an error."""
+    error: str = ""
+    """The reason; empty where there is none."""
+    warning: str = ""
+    """Why the row may be unreliable: the image is no frontal chest X-ray, or was a negative."""
+    lungs: str = ""
+    """``crop`` or ``mask`` where that was done, as in training, or why the image was kept whole; empty for a model that was
+    trained on whole images."""
+
+    def cells(self, classes: Sequence[str], *, lungs: bool = False) -> dict[str, Any]:
+        """Cells by column: ``path,status,prediction,confidence,p_<class>…,error,warning``, and ``lungs`` if asked for."""
+        return {
+            "path": self.path,
+            "status": self.status,
+            "prediction": self.prediction,
+            "confidence": self.confidence,
+            **{f"p_{name}": self.probabilities.get(name) for name in classes},
+            "error": self.error,
+            "warning": self.warning,
+            **({"lungs": self.lungs} if lungs else {}),
+        }
+
+
+def columns(classes: Sequence[str], *, lungs: bool = False) -> list[str]:
+    """The columns of a table of rows."""
+    return list(Row("", "").cells(classes, lungs=lungs))
