@@ -9,7 +9,7 @@ import pytest
 
 from covidjax.errors import UserError
 from covidjax.scoring.output import open_table
-from covidjax.scoring.row import Row, columns
+from covidjax.scoring.row import Row
 from covidjax.scoring.row_formats import ParquetWriter
 
 CLASSES = ("COVID-19", "No-Findings", "Pneumonia")
@@ -31,8 +31,8 @@ def good(path):
 
 
 def test_columns_are_the_documented_ones():
-    assert columns(CLASSES) == COLUMNS
-    assert columns(CLASSES, lungs=True) == [*COLUMNS, "lungs"]
+    assert list(GOOD.cells(CLASSES)) == COLUMNS
+    assert list(GOOD.cells(CLASSES, lungs=True)) == [*COLUMNS, "lungs"]
 
 
 def written(path, *rows):
@@ -101,20 +101,32 @@ def test_file_that_is_there_is_replaced_and_case_of_the_ending_is_free(tmp_path,
     assert b"something" not in path.read_bytes()
 
 
-def test_parquet_goes_on_after_a_part_was_removed(tmp_path, monkeypatch):
-    monkeypatch.setattr(ParquetWriter, "GROUP", 1)
+def test_parquet_goes_on_from_the_rows_of_a_killed_process(tmp_path, monkeypatch):
     path = tmp_path / "rows.parquet"
-
     with monkeypatch.context() as patch:
-        patch.setattr(ParquetWriter, "close", lambda _: None)  # as where the process is killed
+        patch.setattr(ParquetWriter, "close", lambda writer, **_: writer._file.close())  # as where the process is killed
         with pytest.raises(ZeroDivisionError), open_table(path, COLUMNS, facts={"model": "a"}) as writer:
             for name in ("a", "b", "c"):
                 writer.write(good(name).cells(CLASSES))
             raise ZeroDivisionError
-    (tmp_path / "rows.parquet.parts" / "000001.parquet").unlink()
+    assert not path.exists()
     with open_table(path, COLUMNS, facts={"model": "a"}, resume=True) as writer:
-        writer.write(good("b").cells(CLASSES))
-    assert sorted(row["path"] for row in read_parquet(path)) == ["a", "b", "c"]
+        writer.write(good("d").cells(CLASSES))
+    assert [row["path"] for row in read_parquet(path)] == ["a", "b", "c", "d"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
+def test_finished_table_is_not_changed_by_a_resumed_command(tmp_path, ending):
+    path = written(tmp_path / f"rows{ending}", GOOD, BAD)
+    content = path.read_bytes()
+    with open_table(path, COLUMNS, facts={"model": "a"}, resume=True) as writer:
+        assert writer.finished
+        assert [row.path for row in writer.previous_rows] == ["a/b.png", "c.png"]
+    with pytest.raises(UserError, match="has other columns than"), open_table(path, COLUMNS[:-1], resume=True):
+        pass
+    assert path.read_bytes() == content
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_parquet_writes_groups_as_they_fill_up(tmp_path, monkeypatch):

@@ -29,41 +29,34 @@ PLAIN_SECONDS = 10.0
 """Between two lines of progress where there is no terminal."""
 
 
-Option = Callable[[Callable[..., Any]], Callable[..., Any]]
-"""What decorates a command."""
+PATH = click.Path(path_type=Path)
 
-paths_argument: Option = click.argument(
-    "paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path)
-)
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
-workers_option: Option = click.option(
+
+def choice_option(name: str, *values: str, text: str = "", default: str | None = None) -> Decorator:
+    """An option that takes one of several values, the first of them unless ``default`` says in words what happens."""
+    if default:
+        return click.option(name, type=click.Choice(values), help=f"{text}  [default: {default}]")
+    return click.option(name, type=click.Choice(values), default=values[0], show_default=True, help=text)
+
+
+def invert_option(default: str | None = None) -> Decorator:
+    """``--invert``, which is ``auto`` unless ``default`` says in words what happens."""
+    text = "auto turns negatives (bone dark, air bright) into positives."
+    return choice_option("--invert", "auto", "never", text=text, default=default)
+
+
+_RUNTIME = "What computes; auto is the fastest that is installed for the device."
+
+paths_argument = click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=PATH)
+workers_option = click.option(
     "--workers", type=click.IntRange(1), help="Decoding processes.  [default: one a core and one more]"
 )
-
-device_option: Option = click.option(
-    "--device", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", show_default=True
-)
-
-runtime_option: Option = click.option(
-    "--runtime",
-    type=click.Choice(["auto", "jax", "openvino", "onnxruntime"]),
-    default="auto",
-    show_default=True,
-    help="What computes; auto is the fastest that is installed for the device.",
-)
-
-strict_option: Option = click.option("--strict", is_flag=True, help="Exit with 1 if any file could not be read.")
-
-json_option: Option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
-
-
-def invert_option(default: str | None) -> Option:
-    """``--invert``, which is as in training where there is no default."""
-    text = "auto turns negatives (bone dark, air bright) into positives."
-    kind = click.Choice(["auto", "never"])
-    if default:
-        return click.option("--invert", type=kind, default=default, show_default=True, help=text)
-    return click.option("--invert", type=kind, help=text + "  [default: as in training]")
+device_option = choice_option("--device", "auto", "cpu", "gpu")
+runtime_option = choice_option("--runtime", "auto", "jax", "openvino", "onnxruntime", text=_RUNTIME)
+strict_option = click.option("--strict", is_flag=True, help="Exit with 1 if any file could not be read.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 
 
 def limits_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -74,18 +67,17 @@ def limits_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(limits=Limits(max_megapixels, max_megabytes, max_seconds), **options)
 
     decorated: Any = limited
-    usual = Limits()
-    for name, value, least, text in (
-        ("--max-seconds", usual.seconds, 0.1, "A file that takes longer to decode is an error."),
-        ("--max-megabytes", usual.megabytes, 0.001, "A file that is longer is an error, also within an archive."),
-        ("--max-megapixels", usual.megapixels, 0.001, "An image that has more is an error."),
+    for name, default, least, text in (
+        ("--max-seconds", Limits.seconds, 0.1, "A file that takes longer to decode is an error."),
+        ("--max-megabytes", Limits.megabytes, 0.001, "A file that is longer is an error, also within an archive."),
+        ("--max-megapixels", Limits.megapixels, 0.001, "An image that has more is an error."),
     ):
-        kind = click.FloatRange(least, 1e6)
-        decorated = click.option(name, type=kind, metavar="N", default=value, show_default=True, help=text)(decorated)
+        number = click.FloatRange(least, 1e6)
+        decorated = click.option(name, type=number, metavar="N", default=default, show_default=True, help=text)(decorated)
     return decorated
 
 
-def renamed(old: str, new: str) -> Option:
+def renamed(old: str, new: str) -> Decorator:
     """Refuse an option by its old name, and say the new one."""
 
     def refuse(context: click.Context, parameter: click.Parameter, value: object) -> None:
@@ -156,21 +148,13 @@ def show_summary(summary: Summary, *, as_json: bool, strict: bool) -> None:
     summary.check(strict)
 
 
-def bar(*columns: str) -> Progress:
-    """A progress bar on stderr with the given text columns at its end."""
+def bar(column: str) -> Progress:
+    """A progress bar on stderr with a text, the task's field of that name, at its end."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
-    texts = [TextColumn("{task.fields[" + name + "]}") for name in columns]
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        *texts,
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TextColumn("{task.fields[" + column + "]}"))
+    return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
 class Counter:
@@ -179,15 +163,15 @@ class Counter:
     def __init__(self, verb: str, progress: Progress | None):
         self._verb, self._progress = verb, progress
         self._task = progress.add_task(verb, total=None, speed="") if progress else None
-        self._start = self._said = time.monotonic()
+        self._start = self._last_line = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
         speed = f"{done / max(now - self._start, 1e-6):,.0f} images/s"
         if self._progress and self._task is not None:
             self._progress.update(self._task, completed=done, total=total, speed=speed)
-        elif now - self._said >= PLAIN_SECONDS:
-            self._said = now
+        elif now - self._last_line >= PLAIN_SECONDS:
+            self._last_line = now
             say(f"{self._verb}: {done} of {total}, {speed}")
 
 
@@ -212,11 +196,8 @@ def stopping() -> Iterator[Callable[[], bool]]:
 @contextlib.contextmanager
 def counting(verb: str) -> Iterator[Counter]:
     """A Counter for the time of the block."""
-    if sys.stderr.isatty():
-        with bar("speed") as progress:
-            yield Counter(verb, progress)
-    else:
-        yield Counter(verb, None)
+    with bar("speed") if sys.stderr.isatty() else contextlib.nullcontext() as progress:
+        yield Counter(verb, progress)
 
 
 @contextlib.contextmanager

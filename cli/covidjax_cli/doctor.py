@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,28 +18,6 @@ import platformdirs
 import covidjax
 from covidjax.errors import UserError
 from covidjax_cli import common
-
-PACKAGES = (
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "tensorflow-datasets",
-    "grain",
-    "array-record",
-    "numpy",
-    "scipy",
-    "scikit-learn",
-    "pillow",
-    "click",
-    "rich",
-    "matplotlib",
-    "pyarrow",
-    "openvino",
-    "onnxruntime",
-    "jax2onnx",
-)
 
 _EXTRAS = {
     "pyarrow": ("no Parquet output", "parquet"),
@@ -73,21 +52,31 @@ def examine() -> list[Finding]:
     return [*_packages(), *_devices(), *_places()]
 
 
+def _required() -> list[str]:
+    """The packages that covidjax cannot do without."""
+    try:
+        requirements = importlib.metadata.requires("covidjax") or []
+    except importlib.metadata.PackageNotFoundError:  # it runs from its source
+        requirements = []
+    # What stands behind a semicolon makes it optional.
+    return ["jaxlib", *(re.split(r"[^\w-]", text)[0] for text in requirements if ";" not in text)]
+
+
 def _packages() -> list[Finding]:
-    found = [Finding("ok", "python", f"{sys.version.split()[0]}, covidjax {covidjax.__version__}")]
-    for package in PACKAGES:
+    findings = [Finding("ok", "python", f"{sys.version.split()[0]}, covidjax {covidjax.__version__}")]
+    for package in (*_required(), *_EXTRAS):
         version = version_of(package)
         if version:
-            found.append(Finding("ok", package, version))
+            findings.append(Finding("ok", package, version))
         elif package in _EXTRAS:
             meaning, extra = _EXTRAS[package]
-            found.append(Finding("note", package, f"not installed: {meaning}", f"pip install 'covidjax[{extra}]'"))
+            findings.append(Finding("note", package, f"not installed: {meaning}", f"pip install 'covidjax[{extra}]'"))
         else:
-            found.append(Finding("wrong", package, "not installed", "pip install --force-reinstall covidjax"))
-    if version_of("jax") and version_of("jaxlib") and version_of("jax") != version_of("jaxlib"):
-        pair = f"jax {version_of('jax')} with jaxlib {version_of('jaxlib')}"
-        found.append(Finding("wrong", "jax", pair, f"pip install jaxlib=={version_of('jax')}"))
-    return found
+            findings.append(Finding("wrong", package, "not installed", "pip install --force-reinstall covidjax"))
+    jax, jaxlib = version_of("jax"), version_of("jaxlib")
+    if jax and jaxlib and jax != jaxlib:
+        findings.append(Finding("wrong", "jax", f"jax {jax} with jaxlib {jaxlib}", f"pip install jaxlib=={jax}"))
+    return findings
 
 
 def _devices() -> list[Finding]:
@@ -102,22 +91,21 @@ def _devices() -> list[Finding]:
     except Exception as error:  # a broken installation can fail in any way, and telling how is this module's work
         reason = " ".join(str(error).split())[:200]
         return [Finding("wrong", "devices", f"jax finds none: {reason}", "pip install --force-reinstall jax jaxlib")]
-    found = []
-    for each in devices:
-        if each.platform == "cpu":
-            found.append(Finding("ok", "device", f"CPU, {len(os.sched_getaffinity(0))} cores, float32"))
+    findings = []
+    for installed in devices:
+        if installed.platform == "cpu":
+            findings.append(Finding("ok", "device", f"CPU, {len(os.sched_getaffinity(0))} cores, float32"))
             continue
-        capability = getattr(each, "compute_capability", "?")
-        dtype, scaled = device.precision("auto", each)
-        scaling = " with loss scaling" if scaled else ""
-        name = getattr(dtype, "__name__", str(dtype))
-        found.append(Finding("ok", "device", f"{each.device_kind}, compute capability {capability}, {name}{scaling}"))
-    has_gpu = any(each.platform == "gpu" for each in devices)
+        capability = getattr(installed, "compute_capability", "?")
+        dtype, scaled = device.precision("auto", installed)
+        name = getattr(dtype, "__name__", str(dtype)) + " with loss scaling" * scaled
+        findings.append(Finding("ok", "device", f"{installed.device_kind}, compute capability {capability}, {name}"))
+    has_gpu = any(installed.platform == "gpu" for installed in devices)
     for name, capability in cards:
-        found += check_card(name, capability, has_gpu, version_of("nvidia-cudnn-cu12"), version_of("jax-cuda13-plugin"))
+        findings += check_card(name, capability, has_gpu, version_of("nvidia-cudnn-cu12"), version_of("jax-cuda13-plugin"))
     if not cards and not has_gpu:
-        found.append(Finding("note", "GPU", "none on this machine; everything works on the CPU, only slower"))
-    return found
+        findings.append(Finding("note", "GPU", "none on this machine; everything works on the CPU, only slower"))
+    return findings
 
 
 def check_card(name: str, capability: float, usable: bool, cudnn: str | None, cuda13: str | None) -> list[Finding]:
@@ -131,19 +119,18 @@ def check_card(name: str, capability: float, usable: bool, cudnn: str | None, cu
       cuda13: version of jax-cuda13-plugin, or None.
     """
     volta = capability < 7.5
-    extra = "v100" if volta else "cuda12"
-    found = []
     if volta and cuda13:
+        detail = f"CUDA 13 needs compute capability 7.5; this card has {capability}"
         remedy = "pip uninstall jax-cuda13-plugin jax-cuda13-pjrt && pip install 'covidjax[v100]'"
-        found.append(Finding("wrong", name, f"CUDA 13 needs compute capability 7.5; this card has {capability}", remedy))
     elif volta and cudnn and _numbers(cudnn) >= (9, 11):
         detail = f"cuDNN {cudnn} needs compute capability 7.5; this card has {capability}"
-        found.append(Finding("wrong", name, detail, f"pip install nvidia-cudnn-cu12=={_VOLTA_CUDNN}"))
+        remedy = f"pip install nvidia-cudnn-cu12=={_VOLTA_CUDNN}"
     elif not usable:
-        found.append(
-            Finding("wrong", name, "there, but jax was installed without CUDA", f"pip install 'covidjax[{extra}]'")
-        )
-    return found
+        detail = "there, but jax was installed without CUDA"
+        remedy = f"pip install 'covidjax[{'v100' if volta else 'cuda12'}]'"
+    else:
+        return []
+    return [Finding("wrong", name, detail, remedy)]
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="crop: a square around both lungs; mask: their box, black outside them; none: the whole film.",
 )
-@common.invert_option(default="auto")
+@common.invert_option()
 @click.option(
     "--group-by",
     type=click.Choice(["patient", "none"]),

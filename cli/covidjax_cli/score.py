@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from covidjax.errors import UsageError
-from covidjax.images.formats import Limits
 from covidjax_cli import common
 
 if TYPE_CHECKING:
     from covidjax.images.archives import Source
     from covidjax.scoring.classifier import Classifier
-    from covidjax.scoring.row_formats import TableWriter
     from covidjax.scoring.summary import ScoreSummary
 
 
@@ -30,20 +28,18 @@ if TYPE_CHECKING:
 @common.paths_argument
 @click.option(
     "--checkpoint",
-    type=click.Path(path_type=Path),
+    type=common.PATH,
     help="A run, or a classifier's file.  [default: the newest run under runs/, else the bundled classifier]",
 )
-@click.option(
-    "--labels", type=click.Path(path_type=Path), help="CSV with the columns path and label: the truth, for metrics."
-)
-@click.option("--output", type=click.Path(path_type=Path), help="File for the rows: .csv, .jsonl or .parquet.")
+@click.option("--labels", type=common.PATH, help="CSV with the columns path and label: the truth, for metrics.")
+@click.option("--output", type=common.PATH, help="File for the rows: .csv, .jsonl or .parquet.")
 @click.option("--resume", is_flag=True, help="Go on with the rows that --output holds, whatever stopped their command.")
 @click.option("--batch-size", type=click.IntRange(1, 65536), default=32, show_default=True)
 @common.workers_option
 @common.limits_options
 @common.device_option
 @common.runtime_option
-@common.invert_option(default=None)
+@common.invert_option(default="as in training")
 @common.strict_option
 @common.json_option
 def score(
@@ -52,14 +48,11 @@ def score(
     labels: Path | None,
     output: Path | None,
     resume: bool,
-    batch_size: int,
-    workers: int | None,
-    limits: Limits,
     device: str,
     runtime: str,
-    invert: Any,
     strict: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Score X-rays: files, and all images below folders and in ZIP and TAR archives; - for a list of paths on stdin.
 
@@ -83,23 +76,19 @@ def score(
         check_suffix(output)  # before the time that loading takes
     images = find_images(common.existing_paths(paths))
     model = load.find(checkpoint)
-    start(min(workers_or_default(workers), len(images.paths)))  # while the model is loaded
+    start(min(workers_or_default(options["workers"]), len(images.paths)))  # while the model is loaded
     classifier = Classifier.load(model, device=device, runtime=runtime)
     _say_model(classifier, model, chosen=bool(checkpoint))
     common.say_skipped(images.passed_over)
     summary = ScoreSummary(
-        classifier,
-        model,
-        labels_from_csv(labels, classifier.classes) if labels else labels_from_folders(images.roots),
+        classifier=classifier,
+        model=model,
+        label_of=labels_from_csv(labels, classifier.classes) if labels else labels_from_folders(images.roots),
         labels_given=bool(labels),
         output=output,
         max_rows=0 if output else math.inf if as_json else SHOWN_ROWS,
     )
-    facts = {"invert": invert or classifier.preprocess.invert, "limits": asdict(limits)}
-    with _open_output(output, classifier, model, options=facts, resume=resume) as table:
-        _score_images(
-            classifier, images.paths, table, summary, batch_size=batch_size, workers=workers, invert=invert, limits=limits
-        )
+    _score_images(summary, images.paths, resume=resume, **options)
     common.show_summary(summary, as_json=as_json, strict=strict)
 
 
@@ -115,45 +104,36 @@ def _say_model(classifier: Classifier, model: Path, *, chosen: bool) -> None:
             common.say("These are other lung masks than the run was trained with: its weights came with another version.")
 
 
-def _open_output(
-    output: Path | None, classifier: Classifier, model: Path, *, options: dict[str, Any], resume: bool
-) -> contextlib.AbstractContextManager[TableWriter | None]:
-    """The table of the rows, or None where no output file is named."""
-    if not output:
-        return contextlib.nullcontext()
+def _score_images(summary: ScoreSummary, paths: Sequence[Source], *, resume: bool, **options: Any) -> None:
+    """Score the images that have no row yet. The options are those of ``Classifier.score``."""
     from covidjax.runs import load
-    from covidjax.scoring.output import open_table
-    from covidjax.scoring.row import columns
+    from covidjax.scoring.output import open_table, paths_without_rows
 
-    facts = {
-        "model": load.digests(model),
-        "segmenter": classifier.segmenter.digest if classifier.segmenter else "",
-        "options": options,
-    }
-    return open_table(output, columns(classifier.classes, lungs=bool(classifier.segmenter)), facts=facts, resume=resume)
-
-
-def _score_images(
-    classifier: Classifier, paths: Sequence[Source], table: TableWriter | None, summary: ScoreSummary, **options: Any
-) -> None:
-    """Score the images that have no row in the table yet."""
-    from covidjax.scoring.output import paths_without_rows
-
-    hint = ""
-    if table:
-        for previous in table.previous_rows:
-            summary.add(previous, show=False)
-        hint = f"; go on with the same command and --resume, {table.path} has the rows so far"
-        paths = paths_without_rows(paths, table)
-        if table.previous_rows:
-            common.say(f"{table.path} has {len(table.previous_rows)} rows already; {len(paths)} files are left.")
-    timing = summary.timing
-    with common.advancing("Scoring", len(paths), hint) as advance:
-        for row in classifier.score(paths, timing=timing, **options):
+    classifier, output, hint = summary.classifier, summary.output, ""
+    with contextlib.ExitStack() as stack:
+        table = None
+        if output:
+            facts = {
+                "model": load.digests(summary.model),
+                "segmenter": classifier.segmenter.digest if classifier.segmenter else "",
+                "options": {
+                    "invert": options["invert"] or classifier.preprocess.invert,
+                    "limits": asdict(options["limits"]),
+                },
+            }
+            table = stack.enter_context(open_table(output, summary.columns, facts=facts, resume=resume))
+            for previous in table.previous_rows:
+                summary.add(previous, show=False)
+            paths = paths_without_rows(paths, table)
+            if table.previous_rows:
+                common.say(f"{output} has {summary.files} rows already; {len(paths)} files are left.")
+            hint = f"; go on with the same command and --resume, {output} has the rows so far"
+        advance = stack.enter_context(common.advancing("Scoring", len(paths), hint))
+        for row in classifier.score(paths, timing=summary.timing, **options):
             start = time.perf_counter()
             if table:
-                table.write(row.cells(classifier.classes, lungs=bool(classifier.segmenter)))
-            timing.add("write", start, 1)
+                table.write(summary.cells(row))
+            summary.timing.add("write", start, 1)
             summary.add(row)
             advance()
     summary.stop()

@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from covidjax.errors import UsageError, UserError
-from covidjax.images.formats import Limits
 from covidjax_cli import common
 
 
@@ -17,18 +16,13 @@ from covidjax_cli import common
     epilog="Example: covidjax segment xrays/ --out lungs/ --output-type overlay",
 )
 @common.paths_argument
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the PNG files and lungs.csv.")
-@click.option(
-    "--output-type",
-    type=click.Choice(["mask", "crop", "overlay"]),
-    default="mask",
-    show_default=True,
-    help="mask: white lungs on black; crop: the box of both; overlay: the X-ray with lungs and box drawn in.",
+@click.option("--out", required=True, type=common.PATH, help="Folder for the PNG files and lungs.csv.")
+@common.choice_option(
+    *("--output-type", "mask", "crop", "overlay"),
+    text="mask: white lungs on black; crop: the box of both; overlay: the X-ray with lungs and box drawn in.",
 )
 @common.renamed("--what", "--output-type")
-@click.option(
-    "--checkpoint", metavar="RUN", type=click.Path(path_type=Path), help="A run of lung-unet.  [default: bundled]"
-)
+@click.option("--checkpoint", metavar="RUN", type=common.PATH, help="A run of lung-unet.  [default: bundled]")
 @common.workers_option
 @common.limits_options
 @common.device_option
@@ -40,12 +34,11 @@ def segment(
     out: Path,
     output_type: Any,
     checkpoint: Path | None,
-    workers: int | None,
-    limits: Limits,
     device: str,
     runtime: str,
     strict: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Find the lungs on X-rays: files, and all images below folders and in ZIP and TAR archives; - for a list on stdin.
 
@@ -73,12 +66,12 @@ def segment(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out} cannot be made ({error.strerror}); name a folder that you may write to.") from error
-    csv, summary = out / "lungs.csv", SegmentSummary(out)
+    csv, summary = out / "lungs.csv", SegmentSummary(output=out)
     hint = f"; {csv} has their rows"
     with open_table(csv, COLUMNS) as table, common.advancing("Segmenting", len(images.paths), hint) as advance:
         names = output_names(images.paths, images.roots)
         batcher = MicroBatcher(segmenter, segmenter.size, segmenter.title, segmenter.digest)
-        for row in export_images(images.paths, names, out, output_type, batcher, workers=workers, limits=limits):
+        for row in export_images(images.paths, names, out, output_type, batcher, **options):
             table.write(row.cells())
             summary.add(row)
             advance()

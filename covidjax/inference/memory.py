@@ -43,22 +43,16 @@ class MicroBatcher:
           UserError: a single image does not fit.
         """
         size = self._micro_batch or max(len(images) // 2, 1)
-        while True:
-            try:
-                with _memory_errors():
-                    outputs = self._compute_parts(images, size)
-            except _OutOfMemory as error:
-                if size == 1:
-                    raise UserError(
-                        "The device has not enough memory for a single image; free some, or choose --device cpu."
-                    ) from error
-                size //= 2
-                continue
-            if self._micro_batch is None:
-                message = "The device has not enough memory for batches of %d images; they have %d from now on."
-                LOG.warning(message, len(images), size)
-            self._micro_batch = size
-            return outputs
+        while size:
+            with contextlib.suppress(_OutOfMemory), _memory_errors():
+                outputs = self._compute_parts(images, size)
+                if self._micro_batch is None:
+                    message = "The device has not enough memory for batches of %d images; they have %d from now on."
+                    LOG.warning(message, len(images), size)
+                self._micro_batch = size
+                return outputs
+            size //= 2
+        raise UserError("The device has not enough memory for a single image; free some, or choose --device cpu.")
 
     def _compute_parts(self, images: np.ndarray, size: int) -> np.ndarray:
         parts = [images[start : start + size] for start in range(0, len(images), size)]

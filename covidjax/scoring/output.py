@@ -49,69 +49,48 @@ def open_table(
     """
     check_suffix(path)
     writer_class = WRITERS[path.suffix.lower()]
+    facts = {"columns": list(columns), **facts} if facts else {}
+    job_file = path.with_name(f".{path.name}.job")
     with contextlib.ExitStack() as stack:
         with naming_faults(path):
-            os.scandir(path.parent).close()  # a lock file makes the folders above it
+            os.scandir(path.parent).close()  # the lock would make a folder that is missing
             busy = f"{path} is being written by another command; wait for it, or name another file."
             stack.enter_context(lock(path.with_name(f".{path.name}.lock"), busy))
-        job = _Job(path, None if facts is None else {"columns": list(columns), **facts})
-        resume = resume and writer_class.exists(path)
-        if writer_class.exists(path):
-            job.check(resume)
+        begun = _read_facts(job_file)
+        exists = writer_class.exists(path)
+        if exists and facts and begun:
+            _check_job(path, begun, facts, resume)
         with naming_faults(path):
-            writer = writer_class(path, columns, resume=resume)
-        writer.finished = resume and not job.interrupted
+            writer = writer_class(path, columns, resume=resume and exists)
+        writer.finished = resume and exists and not begun
+        resumable = bool(facts) and not writer.finished
         try:
             with naming_faults(path):
-                if not writer.finished:
-                    job.begin()
+                if resumable:
+                    write_atomic(job_file, json.dumps(facts))
                 writer.begin()
             yield writer
-        except BaseException:
-            writer.close()
-            if not writer.count:
-                job.end()
-            raise
-        writer.close()
-        job.end()
+            resumable = False
+        finally:
+            resumable = resumable and writer.count > 0
+            writer.close(resumable=resumable)
+            if not resumable:
+                job_file.unlink(missing_ok=True)
 
 
-class _Job:
-    """The facts of a job, in a file beside its table until it ends."""
+def _read_facts(job_file: Path) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(job_file.read_text())
+    return {}
 
-    def __init__(self, table: Path, facts: dict[str, Any] | None):
-        self._table, self._facts = table, facts
-        self._file = table.with_name(f".{table.name}.job")
-        self._previous_facts: dict[str, Any] = {}
-        with contextlib.suppress(OSError, ValueError):
-            self._previous_facts = json.loads(self._file.read_text())
 
-    @property
-    def interrupted(self) -> bool:
-        """Whether an earlier command began this job and did not end it."""
-        return bool(self._previous_facts)
-
-    def check(self, resume: bool) -> None:
-        """Raises UserError where an interrupted job's rows would be lost, or follow from other facts than this one's."""
-        if self._facts is None or not self.interrupted:
-            return
-        if not resume:
-            raise UserError(
-                f"{self._table} holds the rows of a job that was interrupted; go on with --resume, or remove it."
-            )
-        if self._previous_facts != self._facts:
-            names = [name for name, value in self._facts.items() if self._previous_facts.get(name) != value]
-            raise UserError(
-                f"{self._table} was begun with another {', '.join(names) or 'version'}; resume with the same, or name "
-                "another --output."
-            )
-
-    def begin(self) -> None:
-        if self._facts is not None:
-            write_atomic(self._file, json.dumps(self._facts))
-
-    def end(self) -> None:
-        self._file.unlink(missing_ok=True)
+def _check_job(path: Path, begun: dict[str, Any], facts: dict[str, Any], resume: bool) -> None:
+    """Raises UserError where an interrupted job's rows would be lost, or go on with other facts."""
+    if not resume:
+        raise UserError(f"{path} holds the rows of a job that was interrupted; go on with --resume, or remove it.")
+    if begun != facts:
+        names = ", ".join(name for name, value in facts.items() if begun.get(name) != value) or "version"
+        raise UserError(f"{path} was begun with another {names}; resume with the same, or name another --output.")
 
 
 def paths_without_rows(paths: Sequence[Source], table: TableWriter) -> list[Source]:

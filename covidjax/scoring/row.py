@@ -39,8 +39,3 @@ class Row(NamedTuple):
             "warning": self.warning,
             **({"lungs": self.lungs} if lungs else {}),
         }
-
-
-def columns(classes: Sequence[str], *, lungs: bool = False) -> list[str]:
-    """The columns of a table of rows."""
-    return list(Row("", "").cells(classes, lungs=lungs))

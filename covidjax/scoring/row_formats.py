@@ -1,7 +1,7 @@
 """Tables that grow row by row: CSV, JSON lines and Parquet.
 
-The file holds whole rows only at every moment: whole lines, or whole Parquet files in a folder beside the one that they
-become. So the rows of a process that was killed can be read, and appended to.
+Each row is one or several whole lines, written by one call of the system, so the rows of a process that was killed can be
+read, and appended to. Parquet, whose files are whole only when they are closed, is made of JSON lines at the end.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import itertools
 import json
 import os
-import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,7 +22,7 @@ from covidjax.files import write_atomic
 from covidjax.scoring.row import Row
 
 SYNC_SECONDS = 5.0
-"""Most time that rows wait until they are on disk for good, and that Parquet's wait to be written."""
+"""Most time that rows wait until they are on disk for good."""
 
 RESUMED_COLUMNS = ("path", "status", "prediction", "warning", "lungs")
 """Columns that are read again of the rows of an earlier command."""
@@ -36,6 +36,10 @@ def naming_faults(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"{path} cannot be written ({reason}); name a file in a folder that you may write to.") from error
+
+
+def _other_columns(path: Path) -> UserError:
+    return UserError(f"{path} has other columns than the rows of this job; name another --output.")
 
 
 class TableWriter:
@@ -52,21 +56,37 @@ class TableWriter:
       finished: whether the job whose table this is had come to its end.
 
     Raises:
-      UserError: Parquet without pyarrow, a table of other columns.
+      UserError: Parquet without pyarrow, a damaged Parquet file, a table of other columns.
       OSError: the table cannot be read or written.
     """
 
-    def __init__(self, path: Path, columns: Sequence[str]):
+    def __init__(self, path: Path, columns: Sequence[str], *, resume: bool):
         self.path, self.columns = path, list(columns)
         self.previous_rows: list[Row] = []
-        self.count = 0
         self.finished = False
+        self._lines, self._size = self.lines_file(path), 0
+        if resume:
+            with self._lines.open("rb") as file:
+                for cells in self._read_rows(file):
+                    values: dict[str, Any] = {name: cells.get(name) or "" for name in RESUMED_COLUMNS}
+                    self.previous_rows.append(Row(**values))
+                    self._size = file.tell()
+        self._file = self._lines.open("r+b" if resume else "wb", buffering=0)
+        if resume:
+            self._file.seek(self._size)
+            self._file.truncate()
+        self.count = len(self.previous_rows)
         self._synced = time.monotonic()
 
-    @staticmethod
-    def exists(path: Path) -> bool:
+    @classmethod
+    def exists(cls, path: Path) -> bool:
         """Whether anything was written to the table."""
-        return path.exists() and path.stat().st_size > 0
+        return any(file.exists() and file.stat().st_size for file in (path, cls.lines_file(path)))
+
+    @staticmethod
+    def lines_file(path: Path) -> Path:
+        """The file of the lines that become the table."""
+        return path
 
     def key(self, path: str) -> str:
         """A path as the rows of this format hold it."""
@@ -74,61 +94,21 @@ class TableWriter:
 
     def begin(self) -> None:
         """Write what stands before the first row."""
+        if not self._size:
+            self._append(self._header())
 
-    def write(self, cells: Mapping[str, Any]) -> None:
+    def write(self, cells: dict[str, Any]) -> None:
         """Append a row, given its cells by column."""
         with naming_faults(self.path):
-            self._append_row(cells)
+            self._append(self._line(cells))
             self.count += 1
             if time.monotonic() - self._synced >= SYNC_SECONDS:
                 self._sync()
-                self._synced = time.monotonic()
 
-    def close(self) -> None:
-        """Bring all rows to disk."""
-        raise NotImplementedError
-
-    def _append_row(self, cells: Mapping[str, Any]) -> None:
-        raise NotImplementedError
-
-    def _sync(self) -> None:
-        raise NotImplementedError
-
-    def _add_previous(self, cells: Mapping[str, Any]) -> None:
-        values: dict[str, Any] = {name: cells.get(name) or "" for name in RESUMED_COLUMNS}
-        self.previous_rows.append(Row(**values))
-        self.count += 1
-
-    def _other_columns(self) -> UserError:
-        return UserError(f"{self.path} has other columns than the rows of this job; name another --output.")
-
-
-class _LineWriter(TableWriter):
-    """A table of lines, each written by one call of the system, so that there are whole ones only."""
-
-    header = b""
-
-    def __init__(self, path: Path, columns: Sequence[str], *, resume: bool):
-        super().__init__(path, columns)
-        self._size = 0
-        if resume:
-            with path.open("rb") as file:
-                for cells in self._read_rows(file):
-                    self._add_previous(cells)
-                    self._size = file.tell()
-        self._file = path.open("r+b" if resume else "wb", buffering=0)
-        if resume:
-            self._file.truncate(self._size)
-            self._file.seek(self._size)
-
-    def begin(self) -> None:
-        if not self._size:
-            self._append(self.header)
-
-    def _append_row(self, cells: Mapping[str, Any]) -> None:
-        # Probabilities to six decimals: float32 has no more.
-        rounded = {name: round(value, 6) if isinstance(value, float) else value for name, value in cells.items()}
-        self._append(self._line(rounded))
+    def close(self, *, resumable: bool) -> None:
+        """Bring all rows to disk; if ``resumable``, what it takes to append to them later is kept."""
+        with naming_faults(self.path), self._file:
+            self._sync()
 
     def _append(self, line: bytes) -> None:
         try:
@@ -144,12 +124,12 @@ class _LineWriter(TableWriter):
     def _sync(self) -> None:
         with contextlib.suppress(OSError):  # a device, perhaps, which cannot
             os.fsync(self._file.fileno())
-        if not os.path.samestat(self.path.stat(), os.fstat(self._file.fileno())):
+        self._synced = time.monotonic()
+        if not os.path.samestat(self._lines.stat(), os.fstat(self._file.fileno())):
             raise OSError("another file has taken its place")
 
-    def close(self) -> None:
-        with naming_faults(self.path), self._file:
-            self._sync()
+    def _header(self) -> bytes:
+        return b""
 
     def _read_rows(self, file: BinaryIO) -> Iterator[Mapping[str, Any]]:
         """The cells of every whole row, up to the first line that is none; ``file`` is then read up to that row's end."""
@@ -159,21 +139,19 @@ class _LineWriter(TableWriter):
         raise NotImplementedError
 
 
-class CsvWriter(_LineWriter):
-    def __init__(self, path: Path, columns: Sequence[str], *, resume: bool):
-        self.header = _csv_line(columns)
-        super().__init__(path, columns, resume=resume)
+class CsvWriter(TableWriter):
+    def _header(self) -> bytes:
+        return _csv_line(self.columns)
 
     def _line(self, cells: dict[str, Any]) -> bytes:
-        # The csv module quotes a line feed of itself, but not a carriage return.
-        return _csv_line(cells.values(), csv.QUOTE_ALL if "\r" in cells["path"] else csv.QUOTE_MINIMAL)
+        return _csv_line(map(_rounded, cells.values()))
 
     def _read_rows(self, file: BinaryIO) -> Iterator[Mapping[str, Any]]:
         lines = (line.decode("utf-8", "surrogateescape") for line in iter(file.readline, b"") if line.endswith(b"\n"))
         reader = csv.reader(lines)
         with contextlib.suppress(csv.Error):
             if next(reader, self.columns) != self.columns:
-                raise self._other_columns()
+                raise _other_columns(self.path)
             for row in reader:
                 cells = dict(zip(self.columns, row, strict=False))
                 if len(row) != len(self.columns) or cells["status"] not in ("ok", "error"):
@@ -181,16 +159,22 @@ class CsvWriter(_LineWriter):
                 yield cells
 
 
-def _csv_line(cells: Any, quoting: Any = csv.QUOTE_MINIMAL) -> bytes:
+def _csv_line(cells: Iterable[Any]) -> bytes:
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n", quoting=quoting).writerow(cells)
+    # Cells that hold a character of the terminator are quoted: with this one also those with a carriage return.
+    csv.writer(text, lineterminator="\r\n").writerow(cells)
     # surrogateescape: a file name that is no UTF-8 comes out as the bytes it is.
-    return text.getvalue().encode("utf-8", "surrogateescape")
+    return text.getvalue().removesuffix("\r\n").encode("utf-8", "surrogateescape") + b"\n"
 
 
-class JsonLinesWriter(_LineWriter):
+def _rounded(value: Any) -> Any:
+    """Probabilities to six decimals: float32 has no more."""
+    return round(value, 6) if isinstance(value, float) else value
+
+
+class JsonLinesWriter(TableWriter):
     def _line(self, cells: dict[str, Any]) -> bytes:
-        return json.dumps(cells).encode() + b"\n"
+        return json.dumps({name: _rounded(value) for name, value in cells.items()}).encode() + b"\n"
 
     def _read_rows(self, file: BinaryIO) -> Iterator[Mapping[str, Any]]:
         for line in iter(file.readline, b""):
@@ -201,19 +185,17 @@ class JsonLinesWriter(_LineWriter):
             if not isinstance(cells, dict):
                 return
             if list(cells) != self.columns:
-                raise self._other_columns()
+                raise _other_columns(self.path)
             yield cells
 
 
-class ParquetWriter(TableWriter):
-    """A Parquet file is whole only when it is closed. So rows are written as small files into a folder, ``NAME.parts``, and
-    become one file at the end, also where that is an early one."""
+class ParquetWriter(JsonLinesWriter):
+    """Rows stand as JSON lines in ``.NAME.jsonl`` until the end, also where that is an early one."""
 
     GROUP = 1024
-    """Rows held in memory before they are written."""
+    """Rows of a row group."""
 
     def __init__(self, path: Path, columns: Sequence[str], *, resume: bool):
-        super().__init__(path, columns)
         try:
             import pyarrow
             import pyarrow.parquet
@@ -221,72 +203,39 @@ class ParquetWriter(TableWriter):
             raise UserError(f"{path} needs pyarrow; run `pip install 'covidjax[parquet]'` or write .csv.") from None
         numbers = {name for name in columns if name == "confidence" or name.startswith("p_")}
         types = [(name, pyarrow.float32() if name in numbers else pyarrow.string()) for name in columns]
-        self._schema, self._parquet = pyarrow.schema(types), pyarrow.parquet
-        self._to_table = pyarrow.Table.from_pylist
-        self._parts_folder = _parts_folder(path)
-        self._rows: list[Mapping[str, Any]] = []
-        if resume:
-            # Where the whole table is there, it was made of the parts that may be there too.
-            for part in [path] if path.exists() else self._parts():
-                self._read(part)
-        if not resume or path.exists():
-            shutil.rmtree(self._parts_folder, ignore_errors=True)
-        self._parts_folder.mkdir(exist_ok=True)
+        self._schema, self._pyarrow = pyarrow.schema(types), pyarrow
+        lines = self.lines_file(path)
+        if resume and not lines.exists():
+            try:
+                table = pyarrow.parquet.read_table(path)
+            except ValueError as error:
+                raise UserError(f"{path} is damaged; remove it to score its images again.") from error
+            if table.column_names != list(columns):
+                raise _other_columns(path)
+            write_atomic(lines, b"".join(map(self._line, table.to_pylist())))
+        super().__init__(path, columns, resume=resume)
         if not resume:
             path.unlink(missing_ok=True)
-        elif path.exists():
-            path.rename(self._part(0))
-        # Not their count: one that was damaged may have been removed.
-        self._next = max((int(part.stem) for part in self._parts()), default=-1) + 1
 
     @staticmethod
-    def exists(path: Path) -> bool:
-        return path.exists() or any(_parts_folder(path).glob("*.parquet"))
+    def lines_file(path: Path) -> Path:
+        return path.with_name(f".{path.name}.jsonl")
 
     def key(self, path: str) -> str:
         return printable(path)
 
-    def _part(self, number: int) -> Path:
-        return self._parts_folder / f"{number:06}.parquet"
-
-    def _parts(self) -> list[Path]:
-        return sorted(self._parts_folder.glob("*.parquet"))
-
-    def _read(self, part: Path) -> None:
-        try:
-            table = self._parquet.read_table(part)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{part} is damaged; remove it to score its images again.") from error
-        if not table.schema.equals(self._schema):
-            raise self._other_columns()
-        for cells in table.select([name for name in RESUMED_COLUMNS if name in self.columns]).to_pylist():
-            self._add_previous(cells)
-
-    def _append_row(self, cells: Mapping[str, Any]) -> None:
+    def _line(self, cells: dict[str, Any]) -> bytes:
         # Parquet's text is UTF-8: a name that is not stands with escapes.
-        self._rows.append({**cells, "path": printable(cells["path"])})
-        if len(self._rows) >= self.GROUP:
-            self._sync()
+        return json.dumps({**cells, "path": printable(cells["path"])}).encode() + b"\n"
 
-    def _sync(self) -> None:
-        if self._rows:
-            table = self._to_table(self._rows, schema=self._schema)
-            write_atomic(self._part(self._next), lambda file: self._parquet.write_table(table, file))
-            self._next += 1
-            self._rows.clear()
-
-    def close(self) -> None:
-        """Make one file of the parts. Where that fails, a full disk perhaps, the parts stay."""
+    def close(self, *, resumable: bool) -> None:
+        super().close(resumable=resumable)
         with naming_faults(self.path):
-            self._sync()
-            write_atomic(self.path, self._write_parts)
-        shutil.rmtree(self._parts_folder, ignore_errors=True)
+            write_atomic(self.path, self._write_parquet)
+            if not resumable:
+                self._lines.unlink()
 
-    def _write_parts(self, file: Any) -> None:
-        with self._parquet.ParquetWriter(file, self._schema) as writer:
-            for part in self._parts():
-                writer.write_table(self._parquet.read_table(part))
-
-
-def _parts_folder(path: Path) -> Path:
-    return path.with_name(path.name + ".parts")
+    def _write_parquet(self, file: Any) -> None:
+        with self._pyarrow.parquet.ParquetWriter(file, self._schema) as writer, self._lines.open() as lines:
+            while rows := [json.loads(line) for line in itertools.islice(lines, self.GROUP)]:
+                writer.write_table(self._pyarrow.Table.from_pylist(rows, schema=self._schema))

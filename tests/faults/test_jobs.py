@@ -27,21 +27,25 @@ from covidjax.inference.memory import MicroBatcher
 from covidjax.labels import CLASSES
 from covidjax.runs import checkpoint, folder
 from covidjax.scoring import row_formats
-from covidjax.scoring.output import open_table
-from covidjax.scoring.row import Row, columns
+from covidjax.scoring.output import WRITERS, open_table
+from covidjax.scoring.row import Row
 
 KILLS = int(os.environ.get("COVIDJAX_FAULT_KILLS", "3"))
 ENDINGS = [".csv", ".jsonl", ".parquet"]
 
 
+def lines_of(path: Path) -> Path:
+    """The file of the lines that become a table."""
+    return WRITERS[path.suffix].lines_file(path)
+
+
 def rows(path: Path) -> list[dict[str, Any]]:
     """All rows of a table, which must be whole: also of one that is still being written."""
-    if path.suffix == ".parquet":
-        parts = [path] if path.exists() else sorted(path.with_name(path.name + ".parts").glob("*.parquet"))
-        return [row for part in parts for row in pyarrow.parquet.read_table(part).to_pylist()]
-    text = path.read_text()
+    if path.suffix == ".parquet" and path.exists():
+        return pyarrow.parquet.read_table(path).to_pylist()
+    text = lines_of(path).read_text()
     assert text.endswith("\n")
-    if path.suffix == ".jsonl":
+    if path.suffix != ".csv":
         return [json.loads(line) for line in text.splitlines()]
     found = list(csv.DictReader(text.splitlines()))
     assert all(None not in row.values() and None not in row for row in found)
@@ -84,15 +88,14 @@ def test_killed_scoring_resumes_to_the_same_rows(trained: Path, many: Path, tmp_
     seen = 0
     for kill in range(KILLS):
         # Mostly while rows are written, sometimes while the command starts or goes through the rows that are there.
-        # Parquet's come in seconds, which is too seldom to wait for.
-        time.sleep(chance.uniform(0, 4.0 if ending == ".parquet" else 0.6))
+        time.sleep(chance.uniform(0, 0.6))
         process.kill()
         process.communicate()
         found = rows(out)
         assert len(found) >= seen
         seen = len(found)
-        if kill == 1 and ending != ".parquet":  # as a power cut may leave it
-            with out.open("ab") as file:
+        if kill == 1:  # as a power cut may leave it
+            with lines_of(out).open("ab") as file:
                 file.write(b'many/0007.png,"ok' if ending == ".csv" else b'{"path": "ma')
         process = start(*words, "--output", out, "--resume", cwd=tmp_path)
         if kill + 1 < KILLS:
@@ -102,7 +105,7 @@ def test_killed_scoring_resumes_to_the_same_rows(trained: Path, many: Path, tmp_
     same(rows(out), rows(tmp_path / f"whole{ending}"))
     assert not out.with_name(f".{out.name}.job").exists()
     assert not out.with_name(f".{out.name}.lock").exists()
-    assert not out.with_name(f"{out.name}.parts").exists()
+    assert not out.with_name(f".{out.name}.jsonl").exists()
     finished = run(*words, "--output", out, "--resume")
     assert finished.exit_code == 0
     assert f"{out} has 1500 rows already; 0 files are left." in finished.stderr
@@ -110,10 +113,9 @@ def test_killed_scoring_resumes_to_the_same_rows(trained: Path, many: Path, tmp_
 
 
 def output_has(path: Path, count: int) -> bool:
-    """Whether so many rows are there; of Parquet any at all, which come in seconds."""
-    if path.suffix == ".parquet":
-        return path.exists() or any(path.with_name(path.name + ".parts").glob("*.parquet"))
-    return path.exists() and path.read_bytes().count(b"\n") > count
+    """Whether so many rows are there."""
+    lines = lines_of(path)
+    return lines.exists() and lines.read_bytes().count(b"\n") > count
 
 
 def written_since(folder: Path, moment: float) -> bool:
@@ -198,15 +200,10 @@ def one_sentence(done: subprocess.CompletedProcess[str]) -> str:
 def test_full_disk_keeps_the_rows_that_are_there(trained: Path, many: Path, tmp_path: Path, ending: str):
     out = tmp_path / f"rows{ending}"
     words = ("score", many, "--checkpoint", trained, "--runtime", "jax", "--output", out)
-    most = 20_000
-    if ending == ".parquet":  # the whole does not fit, and any part of it does: the largest has 1,024 of its 1,500 rows
-        assert run(*words).exit_code == 0
-        most = out.stat().st_size * 4 // 5
-        out.unlink()
-    message = one_sentence(limited(most, *words, cwd=tmp_path))
+    message = one_sentence(limited(20_000, *words, cwd=tmp_path))
     assert f"{out} cannot be written (File too large)" in message
     found = rows(out)
-    assert len(found) > (0 if ending == ".parquet" else 50)
+    assert len(found) > 50
     done = run(*words, "--resume")
     assert done.exit_code == 0, done.output
     assert [row["path"] for row in rows(out)] == sorted(str(path) for path in many.iterdir())
@@ -233,7 +230,7 @@ def test_output_whose_folder_vanished(tmp_path: Path, monkeypatch: pytest.Monkey
     for ending in ENDINGS:
         folder = tmp_path / ending
         folder.mkdir()
-        with pytest.raises(Exception) as caught, open_table(folder / f"rows{ending}", columns(CLASSES)) as writer:
+        with pytest.raises(Exception) as caught, open_table(folder / f"rows{ending}", list(cells)) as writer:
             writer.write(cells)
             shutil.rmtree(folder)
             writer.write(cells)
@@ -243,7 +240,7 @@ def test_output_whose_folder_vanished(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_output_of_another_model_does_not_go_on(trained: Path, films: Path, tmp_path: Path):
     out = tmp_path / "rows.csv"
     cells = Row(paths_below(films)[0], "error", error="no image").cells(CLASSES)
-    with pytest.raises(ZeroDivisionError), open_table(out, columns(CLASSES), facts={"model": "another"}) as writer:
+    with pytest.raises(ZeroDivisionError), open_table(out, list(cells), facts={"model": "another"}) as writer:
         writer.write(cells)
         raise ZeroDivisionError
     words = ("score", films, "--checkpoint", trained, "--runtime", "jax", "--output", out, "--resume")
