@@ -96,7 +96,7 @@ def score(
 
     if output:
         check_suffix(output)  # before the time that loading takes
-    run = load.find(checkpoint)
+    run = load.default_run(checkpoint)
     found = find_images(given)
     start(min(workers_or_default(workers), len(found.paths)))  # while the model is loaded
     classifier = Classifier.load(run, device=device, runtime=runtime)
