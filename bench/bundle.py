@@ -10,8 +10,8 @@ import rich
 from covidjax.errors import UserError
 from covidjax.lungs import segmenter
 from covidjax.report.tables import confusion_table, metrics_table
-from covidjax.runs import folder, load
-from covidjax.training.calibrate import bundle, figures
+from covidjax.runs import folder, load, weights_file
+from covidjax.training.calibrate import bundle, test_metrics
 
 
 @click.command(epilog="Example: python -m bench.bundle runs/mine")
@@ -20,13 +20,14 @@ def main(run: Path) -> None:
     """Put RUN in the place of the bundled weights: a classifier, calibrated on its validation fold, whose figures are
     printed, or a lung segmenter."""
     try:
-        if folder.read_run(run).config.model.name == "lung-unet":
-            patients = sorted(key for key in folder.read_trained_on(run) if ":" in key)
-            segmenter.save(segmenter.BUNDLED, *segmenter._trained(run), patients)
+        settings = folder.read_run(run)
+        if settings.config.model.is_segmenter:
+            networks = load.load_run(run, "cpu").networks
+            weights_file.write(segmenter.BUNDLED, settings, networks, "", folder.read_trained_on(run))
             return
         print(bundle(run))
-        for name, found in figures(load.BUNDLED, load.settings(run).config.data.path).items():
-            rich.print(metrics_table(found, name), confusion_table(found))
+        for name, measured in test_metrics(load.BUNDLED, settings.config.data.path).items():
+            rich.print(metrics_table(measured, name), confusion_table(measured))
     except UserError as error:
         raise click.ClickException(str(error)) from error
 

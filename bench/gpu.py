@@ -2,9 +2,8 @@
 
 It checks the GPU's logits, gradients and losses of some steps against the CPU's, in float32 and in the automatic precision;
 measures forward pass and training step in turns with PyTorch; trains 100 epochs on 1,044 images at 224 × 224 with the real
-``covidjax.train``, evaluation and checkpoints included, beside what PyTorch takes for as many steps; trains five folds at
-once and one alone; and works out which share of the card's bandwidth and arithmetic the step takes. With --small it does
-all that on tiny inputs, on a CPU too.
+``covidjax.train``, evaluation and checkpoints included, beside what PyTorch takes for as many steps; and works out which
+share of the card's bandwidth and arithmetic the step takes. With --small it does all that on tiny inputs, on a CPU too.
 """
 
 from __future__ import annotations
@@ -58,7 +57,6 @@ ASKED = (
     Asked("losses_auto", "losses of 5 steps, the same", most=0.05),
     Asked("seconds_after_compilation", "100 epochs on 1,044 images, seconds without compilation", most=10.0),
     Asked("run_vs_torch", "the same work, times the best PyTorch", least=2.0),
-    Asked("folds_vs_one", "five folds at once, times one", most=2.5),
 )
 
 
@@ -68,7 +66,6 @@ class Size:
     def __init__(self, small: bool):
         self.pixels, self.batch = (32, 4) if small else (224, 32)
         self.images, self.folds, self.epochs = (60, 5, 3) if small else (1308, 5, 100)
-        self.fold_epochs = 3 if small else 20
         self.rounds, self.seconds = (2, 0.01) if small else (9, 1.0)
         self.copy, self.product = (2**20, 256) if small else (2**30, 8192)
 
@@ -115,9 +112,9 @@ def answers(batch: str, run: str, where: str, precision: Any) -> dict[str, Any]:
     from covidjax import device
     from covidjax.config import Config, TrainConfig
     from covidjax.inference.forward import normalize
-    from covidjax.models import Network, Weights
+    from covidjax.models import Weights, create_model
     from covidjax.runs.load import load_run
-    from covidjax.training.step import initial_state, learning_rate, make_optimizer, make_step
+    from covidjax.training.step import create_train_state, learning_rate, make_optimizer, make_train_step
     from covidjax.training.tasks import Classification
 
     used = device.start(where)
@@ -129,7 +126,7 @@ def answers(batch: str, run: str, where: str, precision: Any) -> dict[str, Any]:
     dtype, scaled = device.precision(precision, used)
     train = TrainConfig(learning_rate=1e-4, schedule="constant", batch_size=len(images), precision=precision)
     config = Config(augment=UNCHANGED, train=train)
-    network = Network(config.model, loaded.run.preprocess, dtype)
+    network = create_model(config.model, loaded.run.preprocess, dtype)
 
     def loss(params: Any) -> jax.Array:
         logits = network.apply(Weights(params, loaded.weights.batch_stats), normalize(jnp.asarray(images)), train=True)[0]
@@ -138,13 +135,18 @@ def answers(batch: str, run: str, where: str, precision: Any) -> dict[str, Any]:
     logits = jax.jit(lambda weights: network.apply(weights, normalize(jnp.asarray(images)))[0])(loaded.weights)
     gradients = jax.jit(jax.grad(loss))(loaded.weights.params)
     optimizer = functools.partial(make_optimizer, train)
-    step = jax.jit(make_step(network, Classification(config), optimizer, scaled))
+    task = Classification(config)
+    step = jax.jit(make_train_step(network, task.inputs, task.losses, optimizer, loss_scaling=scaled))
     given = constant_given(train.learning_rate, logits.shape[-1])
-    state, losses, before = initial_state(loaded.weights, optimizer(learning_rate(train, 1)), scaled), [], 0.0
+    state, losses, before = (
+        create_train_state(loaded.weights, optimizer(learning_rate(train, 1)), loss_scaling=scaled),
+        [],
+        0.0,
+    )
     for _ in range(5):
         state = step(state, given, images, labels)
-        losses.append((float(state.totals.loss) - before) / len(images))
-        before = float(state.totals.loss)
+        losses.append((float(state.sums.loss) - before) / len(images))
+        before = float(state.sums.loss)
     return {
         "device": used.device_kind,
         "dtype": np.dtype(dtype).name,
@@ -200,10 +202,10 @@ def study(dataset: str, epochs: int, batch: int) -> dict[str, Any]:
     class Watch:
         """Takes the seconds of each epoch's evaluation, of which the first has its compilation in it."""
 
-        def begin(self, what: str, steps: int, score: str) -> None:
+        def begin(self, description: str, steps: int, metric: str) -> None:
             self.steps, self.stepped, self.evaluations = steps, 0.0, []
 
-        def step(self, epoch: int, step: int, loss: float, score: float, images_per_second: float) -> None:
+        def step(self, epoch: int, step: int, loss: float, metric: float, images_per_second: float) -> None:
             self.stepped = time.perf_counter()
 
         def epoch(self, record: dict[str, Any]) -> None:
@@ -227,62 +229,6 @@ def study(dataset: str, epochs: int, batch: int) -> dict[str, Any]:
         "accuracy": headline_metrics(result.metrics)["accuracy"],
         "device": used.device_kind,
         "dtype": np.dtype(device.precision(config.train.precision, used)[0]).name,
-    }
-
-
-def folded(size: Size) -> Result:
-    """Five folds at once against one of them, evaluation and checkpoints included."""
-    dataset = data.dataset(size.images, size.pixels, size.folds)
-    found = apart("bench.gpu", "folds", str(dataset), size.fold_epochs, size.batch)
-    one, five = found["one"], found["five"]
-    rows = [
-        Row("one fold", Spread.of([one]), samples=[one]),
-        Row(f"{size.folds} folds at once", Spread.of([five]), f"{five / one:.2f} times one", [five]),
-    ]
-    note = f"{found['device']}; without the first epoch, which has the compilation in it."
-    title = f"{size.fold_epochs - 1} epochs at {size.pixels} × {size.pixels}, batch {size.batch}"
-    return Result([Table(title, "seconds", rows, note)], {"folds_vs_one": five / one})
-
-
-def folds(dataset: str, epochs: int, batch: int) -> dict[str, Any]:
-    """Seconds from the end of the first epoch to that of the last, of one fold alone and of all at once."""
-    import jax
-
-    from covidjax.config import Config, DataConfig, TrainConfig
-    from covidjax.data.dataset import Dataset
-    from covidjax.training.cross_validation import train_networks
-    from covidjax.training.loop import train
-
-    class Watch:
-        """Remembers when each epoch of any network ended."""
-
-        def __init__(self) -> None:
-            self.ended: list[float] = []
-
-        def begin(self, what: str, steps: int, score: str) -> None:
-            pass
-
-        def step(self, epoch: int, step: int, loss: float, score: float, images_per_second: float) -> None:
-            pass
-
-        def epoch(self, record: dict[str, Any]) -> None:
-            self.ended.append(time.perf_counter())
-
-    opened = Dataset(Path(dataset))
-    alone, together = Watch(), Watch()
-    settings = DataConfig(path=dataset)
-    with tempfile.TemporaryDirectory() as folder:
-        single = Config(data=settings, train=TrainConfig(epochs=epochs, batch_size=batch))
-        train(single, opened, Path(folder, "one"), progress=alone)
-        several = Config(data=settings, train=TrainConfig(epochs=epochs, batch_size=batch, cv=True, together="yes"))
-        lines: list[str] = []
-        train_networks(several, opened, Path(folder, "five"), progress=lambda name: together, say=lines.append)
-    if lines:
-        raise RuntimeError(lines[0])  # another way than the one to be measured
-    return {
-        "device": jax.devices()[0].device_kind,
-        "one": alone.ended[-1] - alone.ended[0],
-        "five": together.ended[-1] - together.ended[opened.folds - 1],
     }
 
 
@@ -344,9 +290,9 @@ def limits(batch: str, run: str, copied: int, side: int) -> dict[str, Any]:
     from bench.peers.ours import constant_given, read_batch
     from covidjax import device
     from covidjax.config import Config, TrainConfig
-    from covidjax.models import Network
+    from covidjax.models import create_model
     from covidjax.runs.load import load_run
-    from covidjax.training.step import initial_state, learning_rate, make_optimizer, make_step
+    from covidjax.training.step import create_train_state, learning_rate, make_optimizer, make_train_step
     from covidjax.training.tasks import Classification
 
     used = device.start()
@@ -371,10 +317,12 @@ def limits(batch: str, run: str, copied: int, side: int) -> dict[str, Any]:
     images, labels = read_batch(batch)
     loaded = load_run(Path(run))
     train = TrainConfig(batch_size=len(images))
-    network = Network(Config().model, loaded.run.preprocess, dtype)
+    network = create_model(Config().model, loaded.run.preprocess, dtype)
     optimizer = functools.partial(make_optimizer, train)
-    step = make_step(network, Classification(Config(train=train)), optimizer, scaled)
-    state, given = initial_state(loaded.weights, optimizer(learning_rate(train, 100)), scaled), constant_given(1e-3, 3)
+    task = Classification(Config(train=train))
+    step = make_train_step(network, task.inputs, task.losses, optimizer, loss_scaling=scaled)
+    state = create_train_state(loaded.weights, optimizer(learning_rate(train, 100)), loss_scaling=scaled)
+    given = constant_given(1e-3, 3)
     cost: Any = jax.jit(step, donate_argnums=0).lower(state, given, images, labels).compile().cost_analysis()
     return {
         "bandwidth": bandwidth,
@@ -413,7 +361,7 @@ def apart(module: str, function: str, *arguments: Any) -> Any:
     return json.loads(done.stdout.rpartition("RESULT")[2])
 
 
-PARTS = ("check", "pace", "study", "folds", "limits")
+PARTS = ("check", "pace", "study", "limits")
 
 
 @click.command(help=__doc__)
@@ -431,7 +379,6 @@ def main(out: Path, small: bool, parts: tuple[str, ...], pattern: str | None) ->
         "check": lambda: checked(size),
         "pace": lambda: paced(size, pattern),
         "study": lambda: trained(size, figures.get("torch_train_images_per_second")),
-        "folds": lambda: folded(size),
         "limits": lambda: limited(size, figures.get("train_images_per_second")),
     }
     for part in PARTS:

@@ -70,18 +70,17 @@ def masks(options: Options) -> tuple[Table, dict[str, float]]:
     in the way of training: at the network's size, each film by the output for its kind."""
     import jax
 
-    from covidjax.config import Config
     from covidjax.data import readers
     from covidjax.data.loader import Batch
     from covidjax.images import stream
     from covidjax.labels import MASK_KINDS
     from covidjax.lungs import segmenter
-    from covidjax.models import Network
+    from covidjax.runs.load import load_run
     from covidjax.training.tasks import Segmentation
 
-    pixels, preprocess = segmenter.read(segmenter.BUNDLED)
-    weights = segmenter.load(segmenter.BUNDLED, pixels, preprocess)
-    examine = Segmentation(Config(model=segmenter.MODEL)).examine(Network(segmenter.MODEL, preprocess))
+    loaded = load_run(segmenter.BUNDLED, "cpu")
+    preprocess, weights = loaded.run.preprocess, loaded.weights
+    eval_step = Segmentation(loaded.run.config).eval_step(loaded.network)
     rows, figures = [], {}
     for kind, name in (("fields", "lungs"), ("lungs", "ieee8023")):
         root = folder(name)
@@ -94,7 +93,7 @@ def masks(options: Options) -> tuple[Table, dict[str, float]]:
         found = [film for film in stream.read_pairs(pairs, preprocess) if film.image is not None]
         images, true = (np.stack(list(each)) for each in zip(*((film.image, film.mask) for film in found), strict=True))
         kinds = np.full(len(found), MASK_KINDS.index(kind), np.int32)
-        dice = np.asarray(jax.device_get(examine(weights, Batch(images, kinds, len(found), true))))[:, 1].tolist()
+        dice = np.asarray(jax.device_get(eval_step(weights, Batch(images, kinds, len(found), true))))[:, 1].tolist()
         rows.append(Row(f"{kind} of {name}", Spread.of(dice), f"{len(dice)} films", samples=dice))
         figures[f"lungs_dice_{kind}"] = float(np.mean(dice))
     return Table("Masks of held-out films", "Dice", rows), figures
@@ -109,9 +108,10 @@ def held_out(examples: Sequence[Example]) -> list[Example]:
     """Those of whose patients the bundled weights have not seen any film; one film under two names is of one patient."""
     from covidjax.data.duplicates import identical_files
     from covidjax.data.folds import patients_of
-    from covidjax.lungs.segmenter import patients
+    from covidjax.lungs.segmenter import BUNDLED
+    from covidjax.runs.load import trained_on as keys_of
 
-    trained_on = patients()
+    trained_on = keys_of(BUNDLED)
     names = patients_of(examples, identical_files(examples))
     seen = {name for example, name in zip(examples, names, strict=True) if trained_on & {example.patient, name}}
     return [example for example, name in zip(examples, names, strict=True) if name not in seen]

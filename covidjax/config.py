@@ -1,115 +1,173 @@
-"""Every default of the project, once: frozen dataclasses, TOML files that hold only differences, ``key=value`` overrides.
+"""Every setting and its default, once: frozen dataclasses, TOML files that hold only differences, ``key=value`` overrides.
 
-A key that is not a field here is an error, in a file as on the command line.
+A key that is not a field here is an error, in a file as on the command line. docs/settings.md is generated from this file.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import types
-from collections.abc import Mapping, Sequence
+import typing
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from covidjax.errors import UsageError
 from covidjax.labels import CLASSES
-from covidjax.toml import _value, from_table, read_toml
+from covidjax.toml import from_table, parse_value, read_toml
+
+PIXEL_MEAN, PIXEL_STD = 0.5, 0.25
+"""Mean and standard deviation of a typical chest X-ray's gray, as shares of white; inputs are normalized by them."""
+
+RENAMED = {
+    "augment.flip": "augment.horizontal_flip",
+    "model.views": "model.tta",
+    "train.averaging": "train.ema_decay",
+    "train.refresh": "train.recalibrate_batch_norm",
+}
+"""Settings of earlier versions and what they are called now; refused as settings, understood in the runs of those
+versions."""
+
+REMOVED = {"train.together": "networks are trained one after another, which is as fast"}
+"""Settings of earlier versions that are gone, and why; understood likewise."""
+
+
+class Range(NamedTuple):
+    """The numbers that a setting takes."""
+
+    least: float
+    most: float = inf
+    includes_least: bool = True
+    includes_most: bool = True
+
+    def __contains__(self, value: object) -> bool:
+        low, high = typing.cast(float, value) - self.least, self.most - typing.cast(float, value)
+        return (low > 0 or (low == 0 and self.includes_least)) and (high > 0 or (high == 0 and self.includes_most))
+
+    def __str__(self) -> str:
+        if self.includes_least and self.includes_most and self.most < inf:
+            return f"from {self.least} to {self.most}"
+        low = f"{'at least' if self.includes_least else 'above'} {self.least}"
+        high = "" if self.includes_most else " and finite" if self.most == inf else f" and below {self.most}"
+        return low + high
+
+
+POSITIVE_INT = Range(1)
+SHARE = Range(0, 1, includes_most=False)
+FINITE = Range(0, includes_most=False)
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What is done to a film before a model sees it: the same in ``prepare`` and in ``score``."""
+    """What is done to an image before a model sees it: the same in ``prepare`` and in ``score``."""
 
     image_size: int = 224
     """Height and width in pixels after resizing."""
     lungs: Literal["none", "crop", "mask"] = "none"
-    """What is done with the lungs: ``none`` keeps the whole film, ``crop`` a square around the box of both lungs,
-    ``mask`` the box, black outside the lungs; see ``lungs.framed``."""
+    """What is done with the lungs: ``none`` keeps the whole image, ``crop`` a square around the box of both lungs,
+    ``mask`` the box, black outside the lungs; see ``lungs.geometry.frame_lungs``."""
     classes: tuple[str, ...] = CLASSES
-    """Class names, in the order of the labels; of films with lung masks, the kinds of mask."""
+    """Class names, in the order of the labels; of images with lung masks, the kinds of mask."""
     invert: Literal["auto", "never"] = "auto"
-    """``auto`` turns negatives into positives; ``never`` takes films as they are."""
+    """``auto`` turns negatives into positives; ``never`` takes images as they are."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
     path: str = "sample"
     """A prepared dataset, or ``sample`` for the built-in synthetic one."""
-    test_fold: int = 0
-    """The fold that is held out of training."""
+    test_fold: Annotated[int, Range(0)] = 0
+    """The fold that is held out of training, for the final metrics only."""
     val_fold: int | None = None
-    """A second fold held out of training, which chooses the best checkpoint."""
+    """A second fold that is held out, which chooses the best checkpoint."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     name: Literal["darkcovidnet", "cnn13", "lung-unet"] = "darkcovidnet"
-    """A classifier, or the lung segmenter."""
+    """The network: two classifiers, and a lung segmenter for datasets of ``prepare --masks``."""
     channels: Literal[1, 3] = 1
     """Input channels; 3 repeats the gray image, as the paper did."""
-    width: int = 16
+    width: Annotated[int, POSITIVE_INT] = 16
     """Channels of the first block of ``cnn13``; the last two have eight times as many."""
-    dropout: float = 0.5
-    """Share of the last map of ``cnn13`` that is set to zero in training."""
-    views: Literal[1, 10] = 1
-    """Of a film that is classified: itself, or ten, mirrored and shifted, whose mean logits count."""
+    dropout: Annotated[float, SHARE] = 0.5
+    """Share of the last feature map of ``cnn13`` that is set to zero in training."""
+    tta: Literal[1, 10] = 1
+    """Test-time augmentation: 10 classifies an image by the mean logits of ten views of it, the image itself and the image
+    shifted towards its four corners by a thirty-second of its side, and these mirrored. The forward pass takes ten times as
+    long, and is JAX's on a CPU too. The metrics after each epoch of training are those of one view, the final ones of
+    all."""
+
+    @property
+    def is_segmenter(self) -> bool:
+        """Whether the network finds lungs, not classes."""
+        return self.name == "lung-unet"
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
     """Random changes to each training image; 0 or ``false`` switches one off."""
 
-    flip: bool = True
+    horizontal_flip: bool = True
     """Mirror left to right, half the time."""
-    rotation: float = 10.0
+    rotation: Annotated[float, Range(0, 180)] = 10.0
     """Greatest rotation, degrees either way."""
-    shift: float = 0.05
+    shift: Annotated[float, SHARE] = 0.05
     """Greatest shift in each direction, as a share of the image's side."""
-    zoom: float = 0.1
+    zoom: Annotated[float, FINITE] = 0.1
     """Greatest change of scale either way: 0.1 is ×1/1.1 to ×1.1."""
-    brightness: float = 0.1
+    brightness: Annotated[float, Range(0, 1)] = 0.1
     """Greatest change of brightness either way, as a share of full white."""
-    contrast: float = 0.1
+    contrast: Annotated[float, FINITE] = 0.1
     """Greatest change of contrast either way: 0.1 is ×1/1.1 to ×1.1."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    epochs: int = 100
-    batch_size: int = 32
-    learning_rate: float = 3e-3
+    epochs: Annotated[int, POSITIVE_INT] = 100
+    """Passes over the training images."""
+    batch_size: Annotated[int, POSITIVE_INT] = 32
+    """Images a step; the incomplete last batch of an epoch is left out."""
+    learning_rate: Annotated[float, Range(0, includes_least=False, includes_most=False)] = 3e-3
     """The peak of the one-cycle schedule, or the constant rate."""
     schedule: Literal["one-cycle", "constant"] = "one-cycle"
-    weight_decay: float = 0.0
+    """How the learning rate changes from step to step."""
+    weight_decay: Annotated[float, FINITE] = 0.0
     """Decoupled weight decay (AdamW); 0 is plain Adam."""
-    label_smoothing: float = 0.0
-    averaging: float = 0.0
-    """Decay, per step, of the running mean of the weights that is tested and used; 0 uses the weights as they are."""
-    refresh: bool = False
-    """Take the batch statistics of the weights that are kept anew, from the training images as they are in testing."""
+    label_smoothing: Annotated[float, SHARE] = 0.0
+    """Share of each target that is spread over all classes."""
+    ema_decay: Annotated[float, SHARE] = 0.0
+    """Decay, per step, of the exponential moving average of the weights, which is what is tested and used; 0 uses the
+    weights as they are."""
+    recalibrate_batch_norm: bool = False
+    """Compute the batch statistics of the weights that are kept anew when training has ended, from the training images
+    without augmentation: as images are when they are tested."""
     class_weights: Literal["none", "balanced"] = "none"
-    """``balanced`` weighs each class's loss by the inverse of its share of the training images."""
+    """``balanced`` weights each class's loss by the inverse of its share of the training images."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of convolutions and activations; float16 has loss scaling, ``auto`` chooses by the device."""
     cache: Literal["auto", "device", "stream"] = "auto"
-    """``device`` keeps the training images in the device's memory; ``stream`` reads them batch by batch."""
-    checkpoint_seconds: float = 10.0
+    """``device`` keeps the training images in the device's memory, ``stream`` reads them batch by batch; on a CPU both
+    give the same bits."""
+    checkpoint_seconds: Annotated[float, Range(0)] = 10.0
     """Least time between two checkpoints, also within an epoch; the last epoch always saves one."""
     cv: bool = False
-    """Train a network for every fold of the dataset, which is that one's test fold."""
-    ensemble: int = 1
-    """Train so many networks, with seeds one after another from ``seed``, or with ``cv`` so many for every fold; their mean
-    probabilities count."""
-    together: Literal["auto", "yes", "no"] = "auto"
-    """Whether the networks of ``cv`` or ``ensemble`` are trained as one program; ``auto`` is ``no``, which is as fast or
-    faster."""
+    """Train a network for every fold of the dataset as its test fold. A validation fold keeps its distance from the
+    test fold: with ``data.test_fold`` 0 and ``data.val_fold`` 1 it is the next fold each time, after the last one the
+    first."""
+    ensemble: Annotated[int, POSITIVE_INT] = 1
+    """Train so many networks on the same folds, with consecutive seeds from ``seed``; with ``train.cv`` so many for
+    every fold. Their mean probabilities count."""
 
 
 @dataclass(frozen=True)
 class Config:
     """All settings of a training run."""
 
-    seed: int = 0
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
+    """Of weights, order and augmentation: the same seed on the same machine gives the same bits."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -123,7 +181,7 @@ def load_config(
     changed by values for ``section.key`` names.
 
     Raises:
-      UsageError: an unknown key, a value of the wrong kind, a file that is not TOML.
+      UsageError: an unknown or renamed key, a value of the wrong kind or out of range, a file that is not TOML.
     """
     table: dict[str, Any] = read_toml(file) if file else {}
     changes: list[tuple[str, Any]] = []
@@ -131,7 +189,7 @@ def load_config(
         key, equals, text = override.partition("=")
         if not equals:
             raise UsageError(f"--set takes key=value, such as train.epochs=20, not {override!r}.")
-        changes.append((key.strip(), _value(text.strip())))
+        changes.append((key.strip(), parse_value(text.strip())))
     for key, value in (*changes, *values.items()):
         *sections, name = key.split(".")
         target = table
@@ -140,40 +198,52 @@ def load_config(
             if not isinstance(target, dict):
                 raise UsageError(f"{key} is no setting: {section} has no keys below it.")
         target[name] = value
-    config = from_table(Config, table, where=str(file) if file else "--set")
+    where = str(file) if file else "--set"
+    for section, name in _former_settings(table):
+        key = f"{section}.{name}"
+        now = f"is called {RENAMED[key]} now; write that" if key in RENAMED else f"is gone: {REMOVED[key]}; leave it out"
+        raise UsageError(f"{where}: {key} {now}.")
+    config: Config = from_table(Config, table, where=where)
     _check(config)
     return config
 
 
+def modernize(table: dict[str, Any]) -> None:
+    """Give the settings in a run's table, as an earlier version wrote it, the names they have now."""
+    for section, name in list(_former_settings(table)):
+        value = table[section].pop(name)
+        if new_name := RENAMED.get(f"{section}.{name}"):
+            table[section][new_name.partition(".")[2]] = value
+
+
+def _former_settings(table: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for key in (*RENAMED, *REMOVED):
+        section, _, name = key.partition(".")
+        if isinstance(table.get(section), dict) and name in table[section]:
+            yield section, name
+
+
 def _check(config: Config) -> None:
-    train = config.train
-    for name, good, wanted in (
-        ("model.width", config.model.width >= 1, "at least 1"),
-        ("model.dropout", 0 <= config.model.dropout < 1, "at least 0 and below 1"),
-        ("train.epochs", train.epochs >= 1, "at least 1"),
-        ("train.batch_size", train.batch_size >= 1, "at least 1"),
-        ("train.learning_rate", 0 < train.learning_rate < inf, "above 0 and finite"),
-        ("train.weight_decay", 0 <= train.weight_decay < inf, "at least 0 and finite"),
-        ("train.checkpoint_seconds", train.checkpoint_seconds >= 0, "at least 0"),
-        ("train.ensemble", train.ensemble >= 1, "at least 1"),
-        ("train.averaging", 0 <= train.averaging < 1, "at least 0 and below 1"),
-        ("train.label_smoothing", 0 <= train.label_smoothing < 1, "at least 0 and below 1"),
-        ("data.test_fold", config.data.test_fold >= 0, "at least 0"),
-        ("augment.shift", 0 <= config.augment.shift < 1, "at least 0 and below 1"),
-        ("augment.rotation", 0 <= config.augment.rotation <= 180, "from 0 to 180"),
-        ("augment.zoom", 0 <= config.augment.zoom < inf, "at least 0 and finite"),
-        ("augment.brightness", 0 <= config.augment.brightness <= 1, "from 0 to 1"),
-        ("augment.contrast", 0 <= config.augment.contrast < inf, "at least 0 and finite"),
-        ("seed", 0 <= config.seed < 2**32, "from 0 to 4294967295"),
-    ):
-        if not good:
-            raise UsageError(f"{name} must be {wanted}.")
-    if config.model.name == "lung-unet" and train.ensemble > 1:
+    for name, value, allowed in _ranges(config):
+        if allowed and value not in allowed:
+            raise UsageError(f"{name} must be {allowed}.")
+    model = config.model
+    if model.is_segmenter and config.train.ensemble > 1:
         raise UsageError("An ensemble of segmenters is not to be had; leave train.ensemble out.")
-    if config.model.name == "lung-unet" and config.model.channels != 1:
+    if model.is_segmenter and model.channels != 1:
         raise UsageError("lung-unet takes gray images; leave model.channels at 1.")
-    if config.model.name == "lung-unet" and config.model.views != 1:
-        raise UsageError("lung-unet looks at a film once; leave model.views at 1.")
+    if model.is_segmenter and model.tta != 1:
+        raise UsageError("lung-unet looks at an image once; leave model.tta at 1.")
     for name in ("width", "dropout"):
-        if config.model.name != "cnn13" and getattr(config.model, name) != getattr(ModelConfig(), name):
-            raise UsageError(f"model.{name} is of cnn13 alone, and the model is {config.model.name}; leave it out.")
+        if model.name != "cnn13" and getattr(model, name) != getattr(ModelConfig(), name):
+            raise UsageError(f"model.{name} is of cnn13 alone, and the model is {model.name}; leave it out.")
+
+
+def _ranges(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Range | None]]:
+    """Name, value and range of every setting."""
+    for name, hint in typing.get_type_hints(type(config), include_extras=True).items():
+        value = getattr(config, name)
+        if dataclasses.is_dataclass(value):
+            yield from _ranges(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value, next(iter(getattr(hint, "__metadata__", ())), None)

@@ -17,7 +17,8 @@ _LONGEST_TOML = 2**14
 """Most bytes of a file of settings: of a key with 50,000 dots tomllib makes a minute and a half."""
 
 
-def _value(text: str) -> Any:
+def parse_value(text: str) -> Any:
+    """A value as TOML has it, or, where it is none, the text itself."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except (tomllib.TOMLDecodeError, RecursionError):

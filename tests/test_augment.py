@@ -12,7 +12,7 @@ from covidjax.data import synthetic
 from covidjax.inference.forward import normalize, ten_crop
 from covidjax.training.augment import _warp, augment, augment_with_masks
 
-OFF = AugmentConfig(flip=False, rotation=0, shift=0, zoom=0, brightness=0, contrast=0)
+OFF = AugmentConfig(horizontal_flip=False, rotation=0, shift=0, zoom=0, brightness=0, contrast=0)
 IMAGES = np.stack([synthetic.draw(index, size=32).image for index in range(8)])[..., None]
 
 
@@ -44,7 +44,7 @@ def test_all_off_changes_nothing():
 
 def test_flip_mirrors_some_images_left_to_right_and_leaves_the_others():
     images = np.repeat(IMAGES, 4, axis=0)
-    found = augmented(only(flip=True), images)
+    found = augmented(only(horizontal_flip=True), images)
     same = (found == images).all((1, 2, 3))
     mirrored = (found == images[:, :, ::-1]).all((1, 2, 3))
     assert (same ^ mirrored).all()
@@ -63,7 +63,7 @@ def test_ten_views_are_shifted_and_mirrored():
 
 
 def test_output_stays_in_range_and_finite_whatever_is_asked():
-    wild = AugmentConfig(flip=True, rotation=180, shift=0.9, zoom=3, brightness=2, contrast=5)
+    wild = AugmentConfig(horizontal_flip=True, rotation=180, shift=0.9, zoom=3, brightness=2, contrast=5)
     for images in (IMAGES, np.zeros_like(IMAGES), np.full_like(IMAGES, 255)):
         found = augmented(wild, images)
         assert np.isfinite(found).all()
@@ -91,8 +91,8 @@ def test_compiled_it_gives_the_same():
 
 
 def test_one_setting_does_not_shift_the_draws_of_another():
-    mirrored = augmented(only(flip=True))
-    both = augmented(only(flip=True, brightness=1e-6))
+    mirrored = augmented(only(horizontal_flip=True))
+    both = augmented(only(horizontal_flip=True, brightness=1e-6))
     np.testing.assert_allclose(both, mirrored, atol=1e-3)
 
 
@@ -187,7 +187,7 @@ def test_masks_move_with_their_images():
     """An image that is its own mask stays so, whatever is done to the two."""
     masks = np.stack([synthetic.draw(index, size=32).lungs for index in range(8)])[..., None].astype(np.uint8)
     images = masks * np.uint8(200)
-    moving = only(flip=True, rotation=25, shift=0.2, zoom=0.3)
+    moving = only(horizontal_flip=True, rotation=25, shift=0.2, zoom=0.3)
     found, moved = augment_with_masks(jax.random.key(3), jnp.asarray(images), jnp.asarray(masks), moving)
     assert moved.dtype == jnp.float32
     np.testing.assert_array_equal(moved, np.asarray(found) >= 100)

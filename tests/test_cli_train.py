@@ -76,7 +76,7 @@ def test_evaluate_repeats_the_test_fold_and_takes_all_of_another_dataset(trained
     found = json.loads(run("evaluate", trained, "--data", tmp_path / "other", "--json").stdout)
     assert found["metrics"] == {key: report[key] for key in found["metrics"]}
     trained_on = 30 - found["metrics"]["macro"]["support"]
-    assert found["data"] == f"{tmp_path / 'other'}, without {trained_on} films of the run's training"
+    assert found["data"] == f"{tmp_path / 'other'}, without {trained_on} images of the run's training"
     synthetic.main([str(tmp_path / "new"), "--images", "12", "--size", "64", "--seed", "5"])
     prepare([tmp_path / "new"], tmp_path / "unseen", Options(Preprocess(image_size=32), folds=2))
     found = json.loads(run("evaluate", trained, "--data", tmp_path / "unseen", "--json").stdout)
@@ -137,13 +137,13 @@ def test_sigterm_saves_first_and_resume_goes_on_to_the_same_bits(prepared: Path,
 def test_two_trainings_do_not_share_a_folder(
     trained: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from covidjax_cli.train import _fresh_folder
+    from covidjax.runs.resume import new_folder
 
     with folder.lock(trained):
         message = refused("train", "--resume", "--run", trained, code=1)
     assert message == f"{trained} is being trained by another process; wait for it, or name another folder."
     monkeypatch.chdir(tmp_path)
-    assert len({_fresh_folder("net") for _ in range(5)}) == 5
+    assert len({new_folder("net") for _ in range(5)}) == 5
 
 
 def test_moved_dataset_is_named_again(trained: Path, prepared: Path, tmp_path: Path):

@@ -23,18 +23,18 @@ from covidjax.config import ModelConfig, Preprocess, load_config
 from covidjax.data.dataset import Dataset
 from covidjax.errors import UsageError
 from covidjax.inference import runtimes
-from covidjax.models import Network, Weights, count_parameters
+from covidjax.models import Network, Weights, count_parameters, create_model
 from covidjax.models.layers import Mode, dropout
 from covidjax.runs import checkpoint
 from covidjax.runs.load import load_run
-from covidjax.runs.recorder import Interrupted
 from covidjax.scoring import classifier
+from covidjax.training.loop import Interrupted
 
 NARROW = ("model.name=cnn13", "model.width=2", "train.learning_rate=1e-3")
 
 
 def network(size: int, width: int = 16, channels: int = 1, rate: float = 0.5, **more: Any) -> Network:
-    return Network(ModelConfig("cnn13", 3 if channels == 3 else 1, width, rate), Preprocess(image_size=size), **more)
+    return create_model(ModelConfig("cnn13", 3 if channels == 3 else 1, width, rate), Preprocess(image_size=size), **more)
 
 
 def test_thirteen_convolutions_and_one_dense_layer():
@@ -149,7 +149,9 @@ def finished(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def bits(out: Path) -> list[Any]:
-    restored = checkpoint.restore(out, "last", Network(ModelConfig("cnn13", 1, 2), Preprocess(image_size=32)).abstract())
+    restored = checkpoint.restore(
+        out, "last", create_model(ModelConfig("cnn13", 1, 2), Preprocess(image_size=32)).abstract()
+    )
     return [restored.step, *map(np.asarray, jax.tree.leaves(restored.weights))]
 
 
@@ -177,18 +179,6 @@ def test_dropout_changes_training(dataset: Dataset, finished: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_together_as_one_after_another(dataset: Dataset, tmp_path: Path):
-    from test_together import trained
-
-    settings = (*NARROW, "train.learning_rate=1e-6", "train.cv=true")
-    trained(dataset, tmp_path / "alone", *settings, "train.together=no")
-    trained(dataset, tmp_path / "joined", *settings, "train.together=yes")
-    for fold in ("fold0", "fold1", "fold2"):
-        one, other = (without_times(tmp_path / way / fold / "metrics.jsonl") for way in ("alone", "joined"))
-        assert [record["train"]["loss"] for record in one] == pytest.approx([r["train"]["loss"] for r in other], rel=1e-4)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in runtimes.RUNTIMES if name not in ("auto", "jax")])
 def test_every_runtime_gives_the_probabilities_of_jax(finished: Path, films: Path, name: str):
     if not runtimes.is_installed(name):
@@ -197,7 +187,7 @@ def test_every_runtime_gives_the_probabilities_of_jax(finished: Path, films: Pat
     loaded = load_run(finished, "cpu")
     seen = jnp.asarray((images / np.float32(255) - 0.5) / 0.25)
     logits = jax.jit(functools.partial(loaded.network.apply, train=False))(loaded.weights, seen)[0]
-    found = classifier.open_run(finished, "cpu", name).runtime(images)
+    found = classifier.Classifier.load(finished, device="cpu", runtime=name).probabilities(images)
     np.testing.assert_allclose(np.asarray(found), jax.nn.softmax(logits), atol=1e-5)
 
 

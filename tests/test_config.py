@@ -30,7 +30,7 @@ def test_defaults_are_the_documented_ones():
     assert config.data == DataConfig("sample", 0, None)
     assert config.model == ModelConfig("darkcovidnet", 1)
     assert (config.train.epochs, config.train.batch_size, config.train.learning_rate) == (100, 32, 3e-3)
-    assert config.augment.flip is True
+    assert config.augment.horizontal_flip is True
     assert Preprocess() == Preprocess(224, "none", ("COVID-19", "No-Findings", "Pneumonia"))
 
 
@@ -40,12 +40,12 @@ def test_settings_cannot_be_changed_once_made():
 
 
 def test_file_changes_defaults_and_override_changes_file(tmp_path):
-    file = toml(tmp_path, "seed = 7\n[train]\nepochs = 5\nbatch_size = 8\n[augment]\nflip = false\n")
+    file = toml(tmp_path, "seed = 7\n[train]\nepochs = 5\nbatch_size = 8\n[augment]\nhorizontal_flip = false\n")
     config = load_config(file, ["train.epochs=9", "data.test_fold=2"])
     assert config == Config(
         seed=7,
         data=DataConfig(test_fold=2),
-        augment=AugmentConfig(flip=False),
+        augment=AugmentConfig(horizontal_flip=False),
         train=TrainConfig(epochs=9, batch_size=8),
     )
 
@@ -60,7 +60,7 @@ def test_of_two_overrides_of_one_key_the_last_holds():
         ("train.learning_rate=1e-2", "train", "learning_rate", 0.01),
         ("train.learning_rate = 1", "train", "learning_rate", 1.0),  # int for float
         ("augment.rotation=0", "augment", "rotation", 0.0),
-        ("augment.flip=false", "augment", "flip", False),
+        ("augment.horizontal_flip=false", "augment", "horizontal_flip", False),
         ("train.schedule=constant", "train", "schedule", "constant"),  # bare text
         ('train.schedule="constant"', "train", "schedule", "constant"),  # text as in TOML
         ("data.path=/a/b=c", "data", "path", "/a/b=c"),
@@ -98,7 +98,7 @@ def test_none_in_an_override_takes_back_what_the_file_set(tmp_path):
         ("train.epochs=1.5", ["train.epochs must be of type int, not 1.5"]),
         ("train.epochs=true", ["train.epochs must be of type int, not True"]),
         ("train.learning_rate=true", ["train.learning_rate must be of type float, not True"]),
-        ("augment.flip=1", ["augment.flip must be of type bool, not 1"]),
+        ("augment.horizontal_flip=1", ["augment.horizontal_flip must be of type bool, not 1"]),
         ("data.path=3", ["data.path must be of type str, not 3"]),
         ("data.val_fold=x", ["data.val_fold must be of type int, not 'x'"]),
         ("train.schedule=cosine", ["train.schedule must be one of one-cycle, constant, not 'cosine'"]),
@@ -122,7 +122,7 @@ def test_wrong_override_is_a_usage_error_that_names_the_key(override, parts):
         ("train.learning_rate=nan", "train.learning_rate must be above 0 and finite."),
         ("train.weight_decay=-1", "train.weight_decay must be at least 0 and finite."),
         ("train.label_smoothing=1", "train.label_smoothing must be at least 0 and below 1."),
-        ("train.averaging=1", "train.averaging must be at least 0 and below 1."),
+        ("train.ema_decay=1", "train.ema_decay must be at least 0 and below 1."),
         ("data.test_fold=-1", "data.test_fold must be at least 0."),
         ("augment.shift=1", "augment.shift must be at least 0 and below 1."),
         ("augment.zoom=-0.1", "augment.zoom must be at least 0 and finite."),
@@ -139,6 +139,39 @@ def test_value_out_of_range_is_a_usage_error_that_says_the_range(override, wante
 @pytest.mark.parametrize("value", ["nan", "inf", "-1"])
 def test_augmentation_that_cannot_be_is_a_usage_error(name, value):
     assert name in message_of(UsageError, load_config, overrides=[f"{name}={value}"])
+
+
+@pytest.mark.parametrize(
+    ("former", "told"),
+    [
+        ("augment.flip=true", "--set: augment.flip is called augment.horizontal_flip now; write that."),
+        ("model.views=10", "--set: model.views is called model.tta now; write that."),
+        ("train.averaging=0.9", "--set: train.averaging is called train.ema_decay now; write that."),
+        ("train.refresh=true", "--set: train.refresh is called train.recalibrate_batch_norm now; write that."),
+        ("train.together=yes", "--set: train.together is gone: networks are trained one after another, which is as fast; "),
+    ],
+)
+def test_setting_of_an_earlier_version_is_refused_with_its_present_name(tmp_path, former, told):
+    assert message_of(UsageError, load_config, overrides=[former]).startswith(told)
+    section, _, line = former.partition(".")
+    line = line.replace("yes", '"yes"')
+    file = toml(tmp_path, f"[{section}]\n{line}\n")
+    assert message_of(UsageError, load_config, file).startswith(told.replace("--set", str(file)))
+
+
+def test_run_of_an_earlier_version_is_read(tmp_path):
+    """Its settings have the names that they had then; what is gone is passed over."""
+    path = tmp_path / "config.toml"
+    path.write_text(
+        "[config]\nseed = 3\n[config.model]\nviews = 10\n[config.augment]\nflip = false\n"
+        '[config.train]\naveraging = 0.5\nrefresh = true\ntogether = "no"\n[preprocess]\nimage_size = 64\n'
+    )
+    run = Run.load(path)
+    assert (run.config.seed, run.config.model.tta, run.config.augment.horizontal_flip) == (3, 10, False)
+    assert (run.config.train.ema_decay, run.config.train.recalibrate_batch_norm) == (0.5, True)
+    run.save(path)
+    assert Run.load(path) == run
+    assert "averaging" not in path.read_text()
 
 
 def test_number_of_another_type_is_no_literal_choice():

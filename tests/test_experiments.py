@@ -45,17 +45,20 @@ def test_a_table_of_times_brings_what_it_times():
 
 def test_recipe_stands_instead_of_the_defaults(tmp_path: Path):
     file = tmp_path / "recipe.toml"
-    file.write_text("[train]\nlearning_rate = 0.5\nweight_decay = 0.25\n[augment]\nflip = false")
+    file.write_text("[train]\nlearning_rate = 0.5\nweight_decay = 0.25\n[augment]\nhorizontal_flip = false")
     found = experiments.load(recipe=file)
     assert {each.settings.train.weight_decay for each in found.values()} == {0.25}
-    assert not any(each.settings.augment.flip for each in found.values())
+    assert not any(each.settings.augment.horizontal_flip for each in found.values())
     # An experiment's own settings stay.
     assert {name: found[name].settings.train.learning_rate for name in ("table1", "table5")} == {
         "table1": 0.5,
         "table5": 1e-3,
     }
     assert found["table2"].settings.train.cv
-    assert experiments.describe_recipe(file) == "train.learning_rate 0.5, train.weight_decay 0.25, augment.flip False"
+    assert (
+        experiments.describe_recipe(file)
+        == "train.learning_rate 0.5, train.weight_decay 0.25, augment.horizontal_flip False"
+    )
     file.write_text("[train]\nrate = 1")
     with pytest.raises(UsageError, match=r"unknown key train\.rate"):
         experiments.load(recipe=file)

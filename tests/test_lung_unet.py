@@ -11,13 +11,13 @@ import pytest
 from covidjax.config import ModelConfig, Preprocess
 from covidjax.data import synthetic
 from covidjax.inference.forward import normalize
-from covidjax.models import Network, Weights, count_parameters
+from covidjax.models import Network, Weights, count_parameters, create_model
 from covidjax.models.kernels import from_blocks
 from covidjax.models.lung_unet import repeat, to_blocks
 
 
 def network(size: int, **choices) -> Network:
-    return Network(ModelConfig("lung-unet"), Preprocess(size, classes=("fields", "lungs")), **choices)
+    return create_model(ModelConfig("lung-unet"), Preprocess(size, classes=("fields", "lungs")), **choices)
 
 
 def test_blocks_and_back():

@@ -11,13 +11,13 @@ import pytest
 
 from covidjax.config import ModelConfig, Preprocess
 from covidjax.labels import CLASSES
-from covidjax.models import Network, Weights, count_parameters
+from covidjax.models import Network, Weights, count_parameters, create_model
 from covidjax.models.darkcovidnet import head_size
 
 
 def network(size: int, channels: int = 1, classes: int = 3, dtype=jnp.float32) -> Network:
     assert channels in (1, 3)
-    return Network(ModelConfig(channels=channels), Preprocess(image_size=size, classes=CLASSES[:classes]), dtype)
+    return create_model(ModelConfig(channels=channels), Preprocess(image_size=size, classes=CLASSES[:classes]), dtype)
 
 
 def train_mode(net: Network):

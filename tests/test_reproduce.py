@@ -131,7 +131,7 @@ def test_folder_of_other_settings_is_refused(done: tuple[Path, dict[str, Any]], 
     with pytest.raises(UserError, match="was begun with data sample, epochs 2; give the same again"):
         reproduce.reproduce("sample", out, loaded(tmp_path), 3, Quiet())
     with pytest.raises(UserError, match="was begun with data sample, epochs 2; give the same again"):
-        reproduce.reproduce("sample", out, loaded(tmp_path), 2, Quiet(), "train.averaging 0.9")
+        reproduce.reproduce("sample", out, loaded(tmp_path), 2, Quiet(), "train.ema_decay 0.9")
     with pytest.raises(UserError, match="prepared by another version of this experiment"):
         reproduce.reproduce("sample", out, loaded(tmp_path, more='lungs = "crop"'), 2, Quiet())
     with pytest.raises(UserError, match="trained by another version of this experiment"):
@@ -268,7 +268,7 @@ def test_command_on_the_sample(tmp_path: Path):
     assert (tmp_path / "out" / "report.html").is_file()
     found = json.loads(run(*words, "--json").stdout)
     assert found["experiments"]["table3"]["protocols"]["patient"]["dataset"]["lungs"] == "crop"
-    assert "model.views 10, train.weight_decay 0.05" in found["about"]["settings"]
+    assert "model.tta 10, train.weight_decay 0.05" in found["about"]["settings"]
     assert found["about"]["settings"] in (tmp_path / "out" / "report.md").read_text()
     assert str(tmp_path) not in (tmp_path / "out" / "results.json").read_text()
-    assert Run.load(tmp_path / "out" / "runs" / "table3-random" / "config.toml").config.model.views == 10
+    assert Run.load(tmp_path / "out" / "runs" / "table3-random" / "config.toml").config.model.tta == 10

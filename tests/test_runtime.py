@@ -11,6 +11,8 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +24,8 @@ from covidjax.errors import UsageError, UserError
 from covidjax.images import stream
 from covidjax.inference import onnx as converter
 from covidjax.inference import runtimes
-from covidjax.scoring import classifier
+from covidjax.runs import load
+from covidjax.runs.load import load_run
 
 OTHERS = ["openvino", "onnxruntime"]
 
@@ -50,8 +53,8 @@ def settled(trained: Path, films: Path, tmp_path_factory: pytest.TempPathFactory
 
     from covidjax.inference.forward import normalize
     from covidjax.models import Weights
+    from covidjax.runs import checkpoint
     from covidjax.runs.checkpoint import CheckpointWriter
-    from covidjax.runs.load import load_run
 
     run_folder = tmp_path_factory.mktemp("settled") / "run"
     shutil.copytree(trained, run_folder)
@@ -63,7 +66,8 @@ def settled(trained: Path, films: Path, tmp_path_factory: pytest.TempPathFactory
     for _ in range(50):
         stats = apply(stats)
     checkpoints = CheckpointWriter(run_folder, "last", keep=1)
-    checkpoints.save(loaded.step + 1, Weights(loaded.weights.params, stats), {"nothing": np.zeros(1)}, {})
+    step = checkpoint.steps(run_folder, "last")[-1] + 1
+    checkpoints.save(step, Weights(loaded.weights.params, stats), {"nothing": np.zeros(1)}, {})
     checkpoints.close()
     return run_folder
 
@@ -137,11 +141,12 @@ def converted(
     made: list[Path] = []
     model = next(converter.cache_folder().glob("*.onnx")).read_bytes()[32:]
 
-    def convert(path: Path) -> bytes:
+    def load_run(path: Path, _: str) -> Any:
         made.append(path)
-        return model
+        return SimpleNamespace(networks=[])
 
-    monkeypatch.setattr(classifier, "convert", convert)
+    monkeypatch.setattr(load, "load_run", load_run)
+    monkeypatch.setattr(converter, "convert", lambda *_: model)
     return made
 
 
@@ -223,7 +228,7 @@ def test_auto_takes_the_first_that_is_installed(there: tuple[str, ...], expected
 def test_auto_is_jax_on_a_gpu_and_in_another_precision(monkeypatch: pytest.MonkeyPatch):
     assert runtimes.choose_runtime("auto", "gpu", "auto") == "jax"
     assert runtimes.choose_runtime("auto", "cpu", "bfloat16") == "jax"
-    assert runtimes.choose_runtime("auto", "cpu", "float32", views=10) == "jax"
+    assert runtimes.choose_runtime("auto", "cpu", "float32", tta=10) == "jax"
     monkeypatch.setattr(runtimes, "has_gpu", lambda: True)
     assert runtimes.choose_runtime("auto", "auto", "auto") == "jax"
 
@@ -234,8 +239,8 @@ def test_a_runtime_that_is_not_there_is_one_sentence(trained: Path, films: Path,
     assert message == "OpenVINO is not installed; run `pip install 'covidjax[openvino]'`, or choose --runtime auto."
     message = refused("score", films, "--checkpoint", trained, "--runtime", "onnxruntime", "--device", "gpu", code=2)
     assert message == "ONNX Runtime is used on CPUs only; choose --runtime jax, or another --device."
-    with pytest.raises(UsageError, match=r"OpenVINO takes one view of a film, and the run has model\.views 10; choose"):
-        runtimes.choose_runtime("openvino", "cpu", "auto", views=10)
+    with pytest.raises(UsageError, match=r"OpenVINO takes one view of an image, and the run has model\.tta 10; choose"):
+        runtimes.choose_runtime("openvino", "cpu", "auto", tta=10)
     with pytest.raises(UsageError, match="There is no runtime 'tvm'; choose one of auto, jax, "):
         covidjax.load(trained, runtime="tvm")
 
@@ -248,8 +253,9 @@ def test_a_network_that_cannot_be_converted_is_one_sentence(trained: Path, monke
         raise NotImplementedError("no such\nprimitive")
 
     monkeypatch.setattr(jax2onnx, "to_onnx", fails)
+    loaded = load_run(trained, "cpu")
     with pytest.raises(UserError, match=r"cannot be converted \(no such primitive\); choose --runtime jax\."):
-        classifier.convert(trained)
+        converter.convert(loaded.networks, loaded.run.config.model, loaded.run.preprocess)
 
 
 def test_scoring_again_imports_no_jax_and_no_converter(

@@ -16,14 +16,15 @@ from commands import refused, run
 from PIL import Image
 from test_lungs import SIZE, Perfect
 
-from covidjax.config import ModelConfig, Preprocess
+from covidjax.config import Config, ModelConfig, Preprocess
 from covidjax.data import synthetic
 from covidjax.errors import UserError
 from covidjax.lungs import geometry, segmenter
 from covidjax.lungs import stream as lung_stream
 from covidjax.lungs.export import output_names
-from covidjax.models import Network
-from covidjax.runs import weights_file
+from covidjax.models import create_model
+from covidjax.runs import load, weights_file
+from covidjax.runs.folder import Run
 
 KINDS = Preprocess(32, classes=("fields", "lungs"))
 
@@ -122,26 +123,34 @@ def test_weights_that_are_missing_or_damaged(tmp_path, monkeypatch):
         segmenter.open_segmenter("cpu")
 
 
+def write(path):
+    """Fresh weights, and the file of them."""
+    run = Run(Config(model=ModelConfig("lung-unet")), KINDS)
+    weights = create_model(run.config.model, KINDS).init(0)
+    weights_file.write(path, run, [weights], "", ["nlm:1", "file:a"])
+    return weights
+
+
 def test_weights_come_back_rounded_to_float16(tmp_path):
-    weights = Network(ModelConfig("lung-unet"), KINDS).init(0)
     path = tmp_path / "weights.safetensors"
-    segmenter.save(path, weights, KINDS, ["nlm:1", "file:a"])
-    assert segmenter.patients(path) == {"nlm:1", "file:a"}
+    weights = write(path)
+    assert load.trained_on(path) == {"nlm:1", "file:a"}
     assert path.stat().st_size < 1_000_000
-    found = segmenter.load(path, path.read_bytes(), KINDS)
-    assert jax.tree.structure(found) == jax.tree.structure(weights)
-    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(weights), strict=True):
+    restored = load.load_run(path, "cpu").weights
+    assert jax.tree.structure(restored) == jax.tree.structure(weights)
+    for ours, theirs in zip(jax.tree.leaves(restored), jax.tree.leaves(weights), strict=True):
         assert ours.dtype == np.float32
         np.testing.assert_array_equal(ours, np.asarray(theirs).astype(np.float16))
+    other = create_model(ModelConfig("lung-unet"), Preprocess(32, classes=("fields",))).abstract()
     with pytest.raises(UserError, match="arrays are those of another network"):
-        segmenter.load(path, path.read_bytes(), Preprocess(32, classes=("fields",)))
+        weights_file.networks(path, weights_file.read(path), other)
 
 
 @pytest.mark.slow
 def test_runtimes_agree(tmp_path):
     pytest.importorskip("openvino")
     path = tmp_path / "weights.safetensors"
-    segmenter.save(path, Network(ModelConfig("lung-unet"), KINDS).init(0), KINDS)
+    write(path)
     images = np.stack([synthetic.draw(index, size=32).image for index in range(8)])[..., None]
     results = {}
     for runtime in ("jax", "openvino", "onnxruntime"):
@@ -155,11 +164,7 @@ def test_runtimes_agree(tmp_path):
 
 def test_score_cuts_out_the_lungs_as_prepare_did(perfect, folder, tmp_path, monkeypatch):
     """The classifier is given the pixels that training had, and every row tells what was done."""
-    from covidjax.config import Config
-    from covidjax.runs import load
-    from covidjax.runs.folder import Run
     from covidjax.scoring import classifier
-    from covidjax.scoring.classifier import Opened
 
     class Runtime:
         title = "none"
@@ -170,8 +175,9 @@ def test_score_cuts_out_the_lungs_as_prepare_did(perfect, folder, tmp_path, monk
             return np.full((len(images), 3), 1 / 3, np.float32)
 
     runtime = Runtime()
-    opened = Opened(Run(Config(), Preprocess(32, "mask")), "last checkpoint, step 1", runtime)
-    monkeypatch.setattr(classifier, "open_run", lambda *_: opened)
+    monkeypatch.setattr(load, "read_run", lambda _: Run(Config(), Preprocess(32, "mask")))
+    monkeypatch.setattr(load, "describe", lambda _: "last checkpoint, step 1")
+    monkeypatch.setattr(classifier, "open_runtime", lambda *_, **__: runtime)
     monkeypatch.setattr(classifier, "open_segmenter", lambda *_: Perfect(perfect))
     monkeypatch.setattr(load, "digests", lambda _: ["1" * 64])
     result = run("score", folder, "--checkpoint", tmp_path, "--output", tmp_path / "rows.csv", "--batch-size", 4)
@@ -187,7 +193,7 @@ def test_score_cuts_out_the_lungs_as_prepare_did(perfect, folder, tmp_path, monk
     assert told.pop("upside.png") == "whole film: no lungs"
     assert told.pop("bad.png") == ""
     assert set(told.values()) == {"mask"}
-    expected = list(lung_stream.read_lungs([row["path"] for row in rows], opened.run.preprocess, Perfect(perfect)))
+    expected = list(lung_stream.read_lungs([row["path"] for row in rows], Preprocess(32, "mask"), Perfect(perfect)))
     images = [film.image for film in expected if film.image is not None]
     np.testing.assert_array_equal(runtime.given[: len(images)], images)
     assert "whole film: no lungs" in run("score", folder, "--checkpoint", tmp_path).stdout
@@ -223,7 +229,7 @@ def test_the_bundled_segmenter(tmp_path):
 def test_what_comes_with_the_bundled_weights():
     card = segmenter.BUNDLED.with_suffix(".md").read_text()
     assert segmenter.BUNDLED.stat().st_size < 1_000_000
-    assert {key.partition(":")[0] for key in segmenter.patients()} == {"nlm", "ieee8023"}
+    assert {key.partition(":")[0] for key in load.trained_on(segmenter.BUNDLED)} == {"nlm", "ieee8023"}
     assert hashlib.sha256(segmenter.BUNDLED.read_bytes()).hexdigest() in card
     for licence in ("CC BY-NC-SA 4.0", "CC BY 4.0"):
         assert licence in card

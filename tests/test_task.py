@@ -62,15 +62,15 @@ def test_only_the_films_own_kind_of_mask_counts():
         targets = jnp.array([kind]), masks
         a, b = (task.losses(logits, targets, jnp.ones(2)) for logits in (first, second))
         assert (float(a.loss[0]) == float(b.loss[0])) == same
-    assert task.losses(first, (jnp.array([1]), masks), jnp.array([1.0, 3.0])).importance.tolist() == [3]
+    assert task.losses(first, (jnp.array([1]), masks), jnp.array([1.0, 3.0])).sample_weight.tolist() == [3]
 
 
 def test_measures_and_table_of_masks():
     found = np.array([[0.1, 0.9, 0.8], [0.2, 0.7, 0.5], [0.3, 1.0, 1.0], [0.2, 0.8, 0.6]])
     examined = Predictions(found, np.array([0, 0, 1, 0]), ["a", "a", "b", "c"])
     task = Segmentation(MASKED)
-    assert task.summary(found, examined.labels) == pytest.approx({"loss": 0.2, "dice": 0.85})
-    assert task.merit({"loss": 0.2, "dice": 0.85}) == (0.85, -0.2)
+    assert task.summarize(found, examined.labels) == pytest.approx({"loss": 0.2, "dice": 0.85})
+    assert task.selection_key({"loss": 0.2, "dice": 0.85}) == (0.85, -0.2)
     measured = task.measure(examined, ("fields", "lungs"))
     fields, lungs = measured.per_class["fields"], measured.per_class["lungs"]
     assert (fields.dice, fields.median, fields.least, fields.iou) == pytest.approx((0.8, 0.8, 0.7, 1.9 / 3))
@@ -98,7 +98,7 @@ def test_task_follows_model_and_dataset(prepared):
         make_task(MASKED, dataset)
 
 
-@pytest.mark.parametrize("setting", ["train.ensemble=2", "model.channels=3", "model.views=10"])
+@pytest.mark.parametrize("setting", ["train.ensemble=2", "model.channels=3", "model.tta=10"])
 def test_settings_that_no_segmenter_has(setting):
     with pytest.raises(UsageError):
         load_config(None, ["model.name=lung-unet", setting])

@@ -21,14 +21,22 @@ from covidjax.errors import UserError
 from covidjax.inference.forward import make_predict, normalize, ten_crop
 from covidjax.labels import CLASSES
 from covidjax.metrics import headline_metrics
-from covidjax.models import Network, Weights
+from covidjax.models import Weights, create_model
 from covidjax.runs import checkpoint, folder
 from covidjax.runs.folder import Run
 from covidjax.runs.load import load_run
-from covidjax.runs.recorder import Interrupted, without_weights
 from covidjax.training import engine, loop
+from covidjax.training.loop import Interrupted
 from covidjax.training.predictions import predict
-from covidjax.training.step import State, StepInputs, class_weights, initial_state, learning_rate, make_step
+from covidjax.training.step import (
+    StepInputs,
+    TrainState,
+    class_weights,
+    create_train_state,
+    learning_rate,
+    make_train_step,
+    to_checkpoint,
+)
 from covidjax.training.tasks import Classification
 
 
@@ -39,10 +47,10 @@ class Silent:
         self.steps, self.stop_after = 0, stop_after
         self.records: list[dict[str, Any]] = []
 
-    def begin(self, what: str, steps: int, score: str) -> None:
-        self.what, self.epoch_steps = what, steps
+    def begin(self, description: str, steps: int, metric: str) -> None:
+        self.what, self.epoch_steps = description, steps
 
-    def step(self, epoch: int, step: int, loss: float, score: float, images_per_second: float) -> None:
+    def step(self, epoch: int, step: int, loss: float, metric: float, images_per_second: float) -> None:
         self.steps += 1
 
     def epoch(self, record: dict[str, Any]) -> None:
@@ -57,7 +65,7 @@ def run_training(
 ) -> tuple[loop.Result, Silent]:
     config = load_config(None, ["train.epochs=2", "train.batch_size=4", *settings])
     progress = Silent(stop_after)
-    loop.TELL_SECONDS = 0.0  # tell of every step, so that steps can be counted
+    loop.PROGRESS_SECONDS = 0.0  # tell of every step, so that steps can be counted
     result = loop.train(config, dataset, run, resume=resume, progress=progress, stop=progress.stop)
     return result, progress
 
@@ -75,14 +83,14 @@ def finished(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @functools.cache
-def shapes(averaging: float) -> State:
-    network, optimizer = Network(ModelConfig(), Preprocess(image_size=32)), optax.adam(optax.constant_schedule(1.0))
-    return jax.eval_shape(lambda: initial_state(network.init(0), optimizer, False, averaging))
+def shapes(ema_decay: float) -> TrainState:
+    network, optimizer = create_model(ModelConfig(), Preprocess(image_size=32)), optax.adam(optax.constant_schedule(1.0))
+    return jax.eval_shape(lambda: create_train_state(network.init(0), optimizer, loss_scaling=False, ema_decay=ema_decay))
 
 
 def saved(run: Path, kind: str = "last") -> checkpoint.Saved:
-    state = shapes(Run.load(run / "config.toml").config.train.averaging)
-    return checkpoint.restore(run, kind, state.weights, without_weights(state))
+    state = shapes(Run.load(run / "config.toml").config.train.ema_decay)
+    return checkpoint.restore(run, kind, state.weights, to_checkpoint(state))
 
 
 def assert_same_bits(first: checkpoint.Saved, second: checkpoint.Saved) -> None:
@@ -116,7 +124,7 @@ def test_class_weights():
 
 
 def no_augmentation(*settings: str) -> Config:
-    off = ("flip=false", "rotation=0", "shift=0", "zoom=0", "brightness=0", "contrast=0")
+    off = ("horizontal_flip=false", "rotation=0", "shift=0", "zoom=0", "brightness=0", "contrast=0")
     return load_config(None, [*(f"augment.{each}" for each in off), *settings])
 
 
@@ -134,14 +142,14 @@ class OneStep:
     def __init__(self, importance: tuple[float, ...] = (1, 1, 1), dtype: Any = jnp.float32, *settings: str):
         config = no_augmentation(*settings)
         scaled = dtype == jnp.float16
-        self.network = Network(config.model, Preprocess(image_size=32), dtype)
-        averaging = config.train.averaging
-        self.before = initial_state(self.network.init(0), optax.sgd(optax.constant_schedule(0.1)), scaled, averaging)
-        self._given = given(importance)
-        self._step = jax.jit(make_step(self.network, Classification(config), optax.sgd, scaled, averaging=averaging))
+        self.network = create_model(config.model, Preprocess(image_size=32), dtype)
+        options: Any = {"loss_scaling": scaled, "ema_decay": config.train.ema_decay}
+        self.before = create_train_state(self.network.init(0), optax.sgd(optax.constant_schedule(0.1)), **options)
+        self._given, task = given(importance), Classification(config)
+        self._step = jax.jit(make_train_step(self.network, task.inputs, task.losses, optax.sgd, **options))
 
-    def after(self, scale: float = 1.0, before: State | None = None) -> State:
-        state = before or self.before._replace(scale=self.before.scale._replace(value=jnp.float32(scale)))
+    def after(self, scale: float = 1.0, before: TrainState | None = None) -> TrainState:
+        state = before or self.before._replace(loss_scale=self.before.loss_scale._replace(value=jnp.float32(scale)))
         return self._step(state, self._given, IMAGES, LABELS)
 
 
@@ -152,16 +160,17 @@ def test_two_devices_come_to_the_state_of_one(model: tuple[str, ...]):
     assert mesh.size == 2
     # With augmentation: the draws must be shared out too.
     config = load_config(None, [*model, "train.class_weights=balanced"])
-    network = Network(config.model, Preprocess(image_size=32))
+    network = create_model(config.model, Preprocess(image_size=32))
     task, arguments = Classification(config), (given((0.5, 1.0, 3.0)), IMAGES, LABELS)
-    before = initial_state(network.init(0), optax.sgd(optax.constant_schedule(0.1)), False)
-    alone = jax.jit(make_step(network, task, optax.sgd, False))(before, *arguments)
-    step = make_step(network, task, optax.sgd, False, device.AXIS)
+    before = create_train_state(network.init(0), optax.sgd(optax.constant_schedule(0.1)), loss_scaling=False)
+    make = functools.partial(make_train_step, network, task.inputs, task.losses, optax.sgd, loss_scaling=False)
+    alone = jax.jit(make())(before, *arguments)
+    step = make(axis=device.AXIS)
     share = P(device.AXIS)
     shared = jax.jit(device.shard(step, mesh, P(), P(), share, share, result=P()))(before, *arguments)
-    assert float(shared.totals.loss) == pytest.approx(float(alone.totals.loss), rel=1e-5)
-    assert int(shared.totals.score) == int(alone.totals.score)
-    assert int(shared.totals.images) == len(IMAGES)
+    assert float(shared.sums.loss) == pytest.approx(float(alone.sums.loss), rel=1e-5)
+    assert int(shared.sums.metric) == int(alone.sums.metric)
+    assert int(shared.sums.images) == len(IMAGES)
     for a, b in zip(jax.tree.leaves(shared.weights), jax.tree.leaves(alone.weights), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
@@ -181,15 +190,15 @@ def test_loss_is_weighted_and_smoothed_cross_entropy():
     targets = np.eye(3)[LABELS] * 0.9 + 0.1 / 3
     losses = -(targets * log_probabilities).sum(1)
     expected = (losses * importance[LABELS]).sum() / importance[LABELS].sum()
-    assert float(after.totals.loss) / 8 == pytest.approx(expected, rel=1e-5)
-    assert int(after.totals.score) == (logits.argmax(1) == LABELS).sum()
-    assert int(after.totals.images) == 8
+    assert float(after.sums.loss) / 8 == pytest.approx(expected, rel=1e-5)
+    assert int(after.sums.metric) == (logits.argmax(1) == LABELS).sum()
+    assert int(after.sums.images) == 8
     assert int(after.step) == 1
 
 
-def test_running_mean_of_the_weights():
+def test_moving_average_of_the_weights():
     """The steps are those that are taken without it, and the mean follows them, the first ones closer."""
-    plain, mean = OneStep(), OneStep((1, 1, 1), jnp.float32, "train.averaging=0.15")
+    plain, mean = OneStep(), OneStep((1, 1, 1), jnp.float32, "train.ema_decay=0.15")
     expected: Any = plain.before.weights
     states, averaged = [plain.after()], [mean.after()]
     for _ in range(2):
@@ -197,7 +206,7 @@ def test_running_mean_of_the_weights():
         averaged.append(mean.after(before=averaged[-1]))
     for decay, state, found in zip((1 / 10, 0.15, 0.15), states, averaged, strict=True):
         expected = jax.tree.map(lambda old, new, d=decay: d * old + (1 - d) * new, expected, state.weights)
-        for one, other in ((found.newest, state.weights), (found.weights, expected)):
+        for one, other in ((found.raw_weights, state.weights), (found.weights, expected)):
             jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), one, other)
     assert np.abs(dense_of(averaged[-1]) - dense_of(states[-1])).max() > 1e-5
 
@@ -209,10 +218,10 @@ def test_scaled_float16_step():
     overflowed = half.after(scale=2.0**24)
     same = jax.tree.map(lambda a, b: bool((a == b).all()), half.before.weights, overflowed.weights)
     assert all(jax.tree.leaves(same))
-    assert float(overflowed.scale.value) == 2.0**23
-    assert int(overflowed.bad_step) == -1
+    assert float(overflowed.loss_scale.value) == 2.0**23
+    assert int(overflowed.first_bad_step) == -1
     good = half.after(scale=1024.0)
-    assert float(good.scale.value) == 1024.0
+    assert float(good.loss_scale.value) == 1024.0
     exact = OneStep()
     moved = [dense_of(state) - dense_of(exact.before) for state in (good, exact.after())]
     assert np.linalg.norm(moved[0] - moved[1]) / np.linalg.norm(moved[1]) < 0.05
@@ -276,30 +285,30 @@ def test_stopped_anywhere_resumes_to_the_same_bits(dataset: Dataset, finished: P
     assert without_times(finished / "metrics.jsonl") == without_times(run / "metrics.jsonl")
 
 
-def test_views_count_when_training_has_ended(dataset: Dataset, tmp_path: Path):
+def test_tta_counts_when_training_has_ended(dataset: Dataset, tmp_path: Path):
     """Epochs are tested by one view, and the finished network by the mean logits of ten."""
-    result, _ = run_training(dataset, tmp_path / "run", "train.epochs=4", "train.learning_rate=0.01", "model.views=10")
+    result, _ = run_training(dataset, tmp_path / "run", "train.epochs=4", "train.learning_rate=0.01", "model.tta=10")
     loaded = load_run(tmp_path / "run")
     data = loader.load_all(dataset.source([0]))
     predict = make_predict(loaded.network, ModelConfig())
     views = np.asarray(ten_crop(jnp.asarray(data.images))).reshape(10, *data.images.shape)
     logits = [np.asarray(predict(loaded.weights, view)) for view in views]
     assert np.std(logits, 0).max() > 1e-2
-    np.testing.assert_allclose(result.examined.found, np.mean(logits, 0), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(result.predictions.outputs, np.mean(logits, 0), rtol=1e-4, atol=1e-4)
     task = Classification(loaded.run.config)
-    assert result.history[-1]["test"]["loss"] == pytest.approx(task.summary(logits[0], data.labels)["loss"], rel=1e-4)
+    assert result.history[-1]["test"]["loss"] == pytest.approx(task.summarize(logits[0], data.labels)["loss"], rel=1e-4)
 
 
-def test_refreshed_statistics_are_of_images_without_augmentation(dataset: Dataset, tmp_path: Path):
+def test_recalibrated_statistics_are_of_images_without_augmentation(dataset: Dataset, tmp_path: Path):
     run, plain = tmp_path / "run", tmp_path / "plain"
     settings = ("train.epochs=3", "train.learning_rate=0.01")
     run_training(dataset, plain, *settings)
-    result, _ = run_training(dataset, run, *settings, "train.refresh=true")
+    result, _ = run_training(dataset, run, *settings, "train.recalibrate_batch_norm=true")
     refreshed, before = saved(run), saved(plain)
     jax.tree.map(np.testing.assert_array_equal, refreshed.weights.params, before.weights.params)
     images = loader.load_all(dataset.source(dataset.split(0)[0])).images
     rows = loader.epoch_rows(len(images), 4, seed=0, epoch=0)
-    network = Network(ModelConfig(), Preprocess(image_size=32))
+    network = create_model(ModelConfig(), Preprocess(image_size=32))
     inputs = [normalize(jnp.asarray(images[row])) for row in rows]
     moved = [network.apply(before.weights, each, train=True)[2]["stem1"]["norm"]["mean"] for each in inputs]
     old = np.asarray(before.weights.batch_stats["stem1"]["norm"]["mean"])
@@ -308,18 +317,18 @@ def test_refreshed_statistics_are_of_images_without_augmentation(dataset: Datase
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
     assert np.abs(found - old).max() > 1e-3
     tested, _ = predict(
-        Classification(Config()).examine(network), load_run(run).weights, loader.eval_batches(dataset.source([0]), 4)
+        Classification(Config()).eval_step(network), load_run(run).weights, loader.eval_batches(dataset.source([0]), 4)
     )
-    np.testing.assert_allclose(result.examined.found, tested, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(result.predictions.outputs, tested, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
-def test_running_mean_is_resumed_tested_and_used(dataset: Dataset, tmp_path: Path):
+def test_moving_average_is_resumed_tested_and_used(dataset: Dataset, tmp_path: Path):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    result, progress = run_training(dataset, whole, "train.averaging=0.9")
+    result, progress = run_training(dataset, whole, "train.ema_decay=0.9")
     with pytest.raises(Interrupted):
-        run_training(dataset, stopped, "train.averaging=0.9", stop_after=3)
-    run_training(dataset, stopped, "train.averaging=0.9", resume=True)
+        run_training(dataset, stopped, "train.ema_decay=0.9", stop_after=3)
+    run_training(dataset, stopped, "train.ema_decay=0.9", resume=True)
     assert_same_bits(saved(whole), saved(stopped))
     assert without_times(whole / "metrics.jsonl") == without_times(stopped / "metrics.jsonl")
     assert headline_metrics(result.metrics)["accuracy"] == pytest.approx(progress.records[-1]["test"]["accuracy"])
@@ -408,18 +417,18 @@ def test_batch_larger_than_the_dataset(dataset: Dataset, tmp_path: Path):
 
 
 def test_checkpoint_of_other_shapes_is_refused(finished: Path):
-    other = Network(ModelConfig(), Preprocess(image_size=64, classes=CLASSES[:2])).abstract()
+    other = create_model(ModelConfig(), Preprocess(image_size=64, classes=CLASSES[:2])).abstract()
     with pytest.raises(UserError, match="of another network"):
         checkpoint.restore(finished, "last", other)
 
 
 def test_predictions_ignore_padding(dataset: Dataset, finished: Path):
     loaded = load_run(finished)
-    examine = Classification(loaded.run.config).examine(loaded.network)
+    eval_step = Classification(loaded.run.config).eval_step(loaded.network)
     source = dataset.source([0])
     weights = Weights(*loaded.weights)
-    whole, labels = predict(examine, weights, loader.eval_batches(source, len(source)))
-    parts, same = predict(examine, weights, loader.eval_batches(source, 4))
+    whole, labels = predict(eval_step, weights, loader.eval_batches(source, len(source)))
+    parts, same = predict(eval_step, weights, loader.eval_batches(source, 4))
     assert labels.tolist() == same.tolist()
     assert len(whole) == len(source)
     np.testing.assert_allclose(whole, parts, rtol=1e-4, atol=1e-5)

@@ -17,16 +17,16 @@ from bench.harness import Missing
 from covidjax import device
 from covidjax.config import AugmentConfig, Config, TrainConfig
 from covidjax.inference.forward import make_predict
-from covidjax.models import Network
+from covidjax.models import create_model
 from covidjax.runs.load import load_run
 from covidjax.scoring.classifier import Classifier
-from covidjax.training.step import State, StepInputs, initial_state, make_optimizer, make_step
+from covidjax.training.step import StepInputs, TrainState, create_train_state, make_optimizer, make_train_step
 from covidjax.training.tasks import Classification
 
 ACCELERATED_STEPS = 32
 """Steps in one compiled scan off the CPU, as many as an epoch of the study's 1,044 images has."""
 
-UNCHANGED = AugmentConfig(flip=False, rotation=0, shift=0, zoom=0, brightness=0, contrast=0)
+UNCHANGED = AugmentConfig(horizontal_flip=False, rotation=0, shift=0, zoom=0, brightness=0, contrast=0)
 
 
 def read_batch(file: str) -> tuple[np.ndarray, np.ndarray]:
@@ -71,12 +71,13 @@ class Train:
         train = TrainConfig(learning_rate=1e-3, schedule="constant", batch_size=len(images), precision=precision)
         config = Config(augment=AugmentConfig() if augmented else UNCHANGED, train=train)
         dtype, scaled = device.precision(precision, where)
-        network = Network(config.model, loaded.run.preprocess, dtype)
+        network = create_model(config.model, loaded.run.preprocess, dtype)
         optimizer = functools.partial(make_optimizer, train)
         mesh = device.mesh(len(images))
         axis = device.AXIS if mesh.size > 1 else None
-        step = make_step(network, Classification(config), optimizer, scaled, axis)
-        state = initial_state(loaded.weights, optimizer(optax.constant_schedule(0.0)), scaled)
+        task = Classification(config)
+        step = make_train_step(network, task.inputs, task.losses, optimizer, loss_scaling=scaled, axis=axis)
+        state = create_train_state(loaded.weights, optimizer(optax.constant_schedule(0.0)), loss_scaling=scaled)
         given = constant_given(1e-3, len(loaded.run.preprocess.classes))
         self._state, given = device.replicate((state, given), mesh)
         self._call, steps = compiled(step, given, images, labels, where.platform)
@@ -92,7 +93,7 @@ class Train:
     def answer(self) -> list[float]:
         """Mean loss of the first steps."""
         self.run(self._first)
-        return [float(self._state.totals.loss) / int(self._state.totals.images)]
+        return [float(self._state.sums.loss) / int(self._state.sums.images)]
 
 
 def constant_given(rate: float, classes: int) -> StepInputs:
@@ -113,7 +114,7 @@ def compiled(step: Any, given: StepInputs, images: np.ndarray, labels: np.ndarra
     kept_images, kept_labels = jax.device_put((images, labels))
     rows = np.tile(np.arange(len(images), dtype=np.int32), (ACCELERATED_STEPS, 1))
 
-    def scan(state: State, given: StepInputs, images: jax.Array, labels: jax.Array, rows: jax.Array) -> State:
+    def scan(state: TrainState, given: StepInputs, images: jax.Array, labels: jax.Array, rows: jax.Array) -> TrainState:
         return jax.lax.scan(lambda s, row: (step(s, given, images[row], labels[row]), None), state, rows)[0]
 
     jitted = jax.jit(scan, donate_argnums=0)

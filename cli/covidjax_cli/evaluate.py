@@ -16,7 +16,7 @@ from covidjax_cli import common
 )
 @click.argument("run", required=False, type=click.Path(path_type=Path))
 @click.option("--data", metavar="DIR|sample", help="A prepared dataset.  [default: the test fold of the run's own]")
-@click.option("--json", "as_json", is_flag=True, help="Print the metrics as JSON instead of tables.")
+@common.json_option
 def evaluate(run: Path | None, data: str | None, as_json: bool) -> None:
     """Metrics of RUN (or the newest one under runs/, or else the bundled classifier) on films that it was not trained on.
 
@@ -25,22 +25,21 @@ def evaluate(run: Path | None, data: str | None, as_json: bool) -> None:
     """
     from covidjax.report import tables
     from covidjax.runs import load
-    from covidjax.runs.checkpoint import newest_run
     from covidjax.training.evaluate import evaluate as evaluate_run
 
-    chosen = run or newest_run() or (load.BUNDLED if data else None)
-    if chosen is None:
+    path = run or load.newest_run() or (load.BUNDLED if data else None)
+    if path is None:
         raise UserError(
-            "There is no run under runs/; train one with `covidjax train`, name one, or name films for the bundled "
+            "There is no run under runs/; train one with `covidjax train`, name one, or name images for the bundled "
             "classifier with --data."
         )
-    found = evaluate_run(chosen, data)
-    note = tables.SYNTHETIC if found.synthetic else ""
-    what = "The bundled classifier" if chosen == load.BUNDLED else f"Run {chosen}"
-    common.say(f"{what} on {found.described}.")
+    evaluation = evaluate_run(path, data)
+    note = tables.SYNTHETIC if evaluation.synthetic else ""
+    subject = "The bundled classifier" if path == load.BUNDLED else f"Run {path}"
+    common.say(f"{subject} on {evaluation.description}.")
     if as_json:
-        about = {"run": str(chosen), "data": found.described, "note": note}
-        common.show_json({**about, "metrics": found.metrics.as_dict()})
+        about = {"run": str(path), "data": evaluation.description, "note": note}
+        common.show_json({**about, "metrics": evaluation.metrics.as_dict()})
         return
-    title = f"{chosen}" + f"\n{note}" * bool(note)
-    common.show(tables.result_tables(found.metrics, title))
+    title = f"{path}" + f"\n{note}" * bool(note)
+    common.show(tables.result_tables(evaluation.metrics, title))

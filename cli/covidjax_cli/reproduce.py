@@ -76,9 +76,9 @@ class _Show:
         return common.counting(verb)
 
     def training(self, epochs: int) -> contextlib.AbstractContextManager[Callable[[str], Progress]]:
-        from covidjax_cli.train import progress_of
+        from covidjax_cli.progress import training_progress
 
-        return progress_of(epochs)
+        return training_progress(epochs)
 
 
 def _tables(results: dict[str, Any]) -> list[Any]:

@@ -1,9 +1,9 @@
-"""A trained run in JAX: its network, its weights and its jitted forward pass."""
+"""The forward pass: from uint8 images to logits and probabilities, with test-time augmentation and ensembles."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,18 +11,20 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.typing import ArrayLike
 
 from covidjax import device
-from covidjax.config import ModelConfig
-from covidjax.models import Network, Weights
+from covidjax.config import PIXEL_MEAN, PIXEL_STD, ModelConfig
+from covidjax.models.network import Network, Weights
 
-MEAN, STD = 0.5, 0.25
-"""Of a typical film's gray, as a share of white: what normalisation takes off and divides by."""
+Predict = Callable[[Weights | list[Weights], Any], Array]
+"""Weights and uint8 images ``[B, S, S, 1]`` → float32 logits ``[B, classes]``; jitted. Of several networks' weights the
+logits are the logarithms of their mean probabilities."""
 
 
 def normalize(images: Array, channels: int = 1) -> Array:
     """Pixels from 0 to 255, ``[B, S, S, 1]`` → float32 ``[B, S, S, channels]`` of about zero mean and unit variance."""
-    scaled = (images.astype(jnp.float32) / 255 - MEAN) / STD
+    scaled = (images.astype(jnp.float32) / 255 - PIXEL_MEAN) / PIXEL_STD
     return jnp.broadcast_to(scaled, (*images.shape[:3], channels))
 
 
@@ -37,44 +39,46 @@ def ten_crop(images: Array) -> Array:
     step = max(side // 32, 1)
     corners = [(y, x) for y in (0, 2 * step) for x in (0, 2 * step)]
     views = []
-    for film in (images, images[:, :, ::-1]):
-        wide = jnp.pad(film, ((0, 0), (step, step), (step, step), (0, 0)), "edge")
-        views += [film, *(wide[:, y : y + side, x : x + side] for y, x in corners)]
+    for view in (images, images[:, :, ::-1]):
+        padded = jnp.pad(view, ((0, 0), (step, step), (step, step), (0, 0)), "edge")
+        views += [view, *(padded[:, y : y + side, x : x + side] for y, x in corners)]
     return jnp.concatenate(views)
-
-
-Predict = Callable[[Weights | list[Weights], Any], Array]
-"""Weights and uint8 images ``[B, S, S, 1]`` → float32 logits ``[B, classes]``; jitted. Of several networks' weights the
-logits are the logarithms of their mean probabilities."""
 
 
 def make_forward(network: Network, model: ModelConfig) -> Callable[[Weights, Array], Array]:
     """From one network's weights and uint8 images ``[B, S, S, 1]`` to logits ``[B, classes]``, of several views of each
-    image their means; not jitted."""
+    image their means; of a segmenter to ``[B, S, S, kinds]``. Not jitted."""
 
     def forward(weights: Weights, images: Array) -> Array:
-        seen = images if model.views == 1 else ten_crop(images)
-        logits, *_ = network.apply(weights, normalize(seen, model.channels))
-        return logits if model.views == 1 else logits.reshape(model.views, images.shape[0], logits.shape[-1]).mean(0)
+        views = images if model.tta == 1 else ten_crop(images)
+        logits, *_ = network.apply(weights, normalize(views, model.channels))
+        return logits if model.tta == 1 else logits.reshape(model.tta, images.shape[0], logits.shape[-1]).mean(0)
 
     return forward
 
 
+def ensemble_mean(logits: Sequence[Array] | ArrayLike) -> Array:
+    """Logits of several networks, each ``[B, classes]`` → the logarithms of their mean probabilities, ``[B, classes]``."""
+    log_probabilities = jax.nn.log_softmax(jnp.asarray(logits))
+    return jax.nn.logsumexp(log_probabilities, 0) - jnp.log(len(log_probabilities))
+
+
+def probabilities(logits: Array, model: ModelConfig) -> Array:
+    """Logits → probabilities: of the classes ``[B, classes]``, or of a segmenter, whose last kind of mask is the widest,
+    that a pixel belongs to the lungs, ``[B, S, S]``."""
+    return jax.nn.sigmoid(logits[..., -1]) if model.is_segmenter else jax.nn.softmax(logits)
+
+
 def make_predict(network: Network, model: ModelConfig) -> Predict:
     """The jitted forward pass from pixels to logits; the devices share the batch."""
-
-    call = data_parallel(make_forward(network, model))
-
-    @jax.jit
-    def mean(logits: list[Array]) -> Array:
-        log_probabilities = jax.nn.log_softmax(jnp.stack(logits))
-        return jax.nn.logsumexp(log_probabilities, 0) - jnp.log(len(logits))
+    forward = data_parallel(make_forward(network, model))
+    mean = jax.jit(ensemble_mean)
 
     def predict(weights: Weights | list[Weights], images: Any) -> Array:
         if isinstance(weights, list):
-            logits = [predict(each, images) for each in weights]
+            logits = [forward(one, images) for one in weights]
             return mean(logits) if len(logits) > 1 else logits[0]
-        return call(weights, images)
+        return forward(weights, images)
 
     return predict
 

@@ -1,4 +1,10 @@
-"""Networks as ONNX: converting them, and the cache of converted ones."""
+"""Networks as ONNX: converting them, and the cache of converted ones.
+
+jax2onnx writes the network from pixels to probabilities as ONNX, and ONNX Runtime's own basic optimizations fold batch
+normalization into the convolutions and take jax's channels-last order out of it, without which OpenVINO spends half its
+time transposing arrays. The converted network is kept in the user's cache folder, so that the next scoring with the
+same weights imports neither the converter nor jax.
+"""
 
 from __future__ import annotations
 
@@ -9,35 +15,36 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 
+from covidjax.config import ModelConfig, Preprocess
 from covidjax.errors import UserError
 from covidjax.files import write_atomic
 
 CACHED_MODELS = 16
 """Converted networks that are kept in the cache folder; the longest unused ones go."""
 
-_OPSET = 21
+OPSET = 21
 
 
 def cached_model(key: str, make: Callable[[], bytes]) -> bytes:
     """A converted network from the cache, or made anew and put there."""
     file = cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.onnx"
     with contextlib.suppress(OSError):
-        kept = file.read_bytes()
-        if hashlib.sha256(kept[32:]).digest() == kept[:32]:
+        cached = file.read_bytes()
+        if hashlib.sha256(cached[32:]).digest() == cached[:32]:
             os.utime(file)
-            return kept[32:]
+            return cached[32:]
     model = make()
     # A cache that cannot be written costs the next scoring some seconds, and nothing else.
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(file, hashlib.sha256(model).digest() + model)
-        for old in sorted(file.parent.glob("*.onnx"), key=lambda each: each.stat().st_mtime)[:-CACHED_MODELS]:
+        for old in sorted(file.parent.glob("*.onnx"), key=lambda path: path.stat().st_mtime)[:-CACHED_MODELS]:
             old.unlink()
     return model
 
@@ -45,6 +52,35 @@ def cached_model(key: str, make: Callable[[], bytes]) -> bytes:
 def cache_folder() -> Path:
     """The folder of the converted networks."""
     return platformdirs.user_cache_path("covidjax") / "models"
+
+
+def convert(networks: Sequence[Any], model: ModelConfig, preprocess: Preprocess) -> bytes:
+    """Trained networks as ONNX, from uint8 ``[B, S, S, 1]`` to float32 probabilities as ``forward.probabilities`` gives
+    them, with any ``B``.
+
+    Args:
+      networks: ``models.Weights`` of each; of several the probabilities are the means.
+      model: which network.
+      preprocess: size of the images, and classes.
+
+    Raises:
+      UserError: something in the network that the converter cannot write.
+    """
+    import jax.numpy as jnp
+
+    from covidjax.inference.forward import ensemble_mean, make_forward, probabilities
+    from covidjax.models import create_model
+
+    forward = make_forward(create_model(model, preprocess, jnp.float32, plain=True), model)
+
+    def predict(images: Any) -> Any:
+        logits = [forward(weights, images) for weights in networks]
+        return probabilities(ensemble_mean(logits) if len(logits) > 1 else logits[0], model)
+
+    try:
+        return to_onnx(predict, preprocess.image_size)
+    except UserError as error:
+        raise UserError(f"The network cannot be converted ({error}); choose --runtime jax.") from error
 
 
 def to_onnx(predict: Callable[[Any], Any], size: int) -> bytes:
@@ -62,7 +98,7 @@ def to_onnx(predict: Callable[[Any], Any], size: int) -> bytes:
 
         try:
             images = jax.ShapeDtypeStruct(("B", size, size, 1), jnp.uint8)
-            jax2onnx.to_onnx(predict, [images], opset=_OPSET, return_mode="file", output_path=f"{folder}/plain.onnx")
+            jax2onnx.to_onnx(predict, [images], opset=OPSET, return_mode="file", output_path=f"{folder}/plain.onnx")
             options = onnxruntime.SessionOptions()
             options.log_severity_level = 3
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC

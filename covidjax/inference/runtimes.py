@@ -1,9 +1,6 @@
 """What computes the probabilities of a trained run: JAX, or OpenVINO or ONNX Runtime from the same weights.
 
-On CPUs both are ahead of XLA. jax2onnx writes the network from pixels to probabilities as ONNX, and ONNX Runtime's own
-basic optimisations fold batch normalisation into the convolutions and take jax's channels-last order out of it, without
-which OpenVINO spends half its time turning arrays over. The outcome is kept in the user's cache folder, so that the next
-scoring with the same weights imports neither the converter nor jax.
+On CPUs both are faster than XLA.
 """
 
 from __future__ import annotations
@@ -11,13 +8,18 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import io
+import json
 import os
 import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any, Protocol
 
 import numpy as np
 
+from covidjax.config import Config, Preprocess
 from covidjax.errors import UsageError, UserError
+from covidjax.inference import onnx
 
 RUNTIMES = ("auto", "jax", "openvino", "onnxruntime")
 
@@ -35,9 +37,36 @@ class Runtime(Protocol):
     """For the reader, with the version."""
 
     def __call__(self, images: np.ndarray) -> Any:
-        """uint8 ``[B, S, S, 1]``, preprocessed → float32 ``[B, classes]``, each row adding up to 1; what comes back may
-        still be computing until ``np.asarray`` is taken of it. Every new ``B`` is compiled once."""
+        """uint8 ``[B, S, S, 1]``, preprocessed → float32 ``[B, classes]``, each row adding up to 1, or of a segmenter
+        ``[B, S, S]``; the result may still be computing until ``np.asarray`` is taken of it. Every new ``B`` is compiled
+        once."""
         ...
+
+
+def open_runtime(
+    name: str, device: str, config: Config, preprocess: Preprocess, *, digests: Sequence[str], load: Callable[[str], Any]
+) -> Runtime:
+    """Make a trained run ready to compute.
+
+    Args:
+      name: one of ``RUNTIMES``; ``auto`` is jax on a GPU, and on a CPU the first that is installed of OpenVINO, ONNX
+        Runtime and jax, which is their order of speed.
+      device: ``auto``, ``cpu`` or ``gpu``.
+      config: settings of the run.
+      preprocess: of the run.
+      digests: of the run's weights, by which its converted network is known again.
+      load: device → ``runs.load.LoadedRun``; called only where no converted network is cached.
+
+    Raises:
+      UserError: no such device, a runtime that is not installed, a network that cannot be converted.
+    """
+    name = choose_runtime(name, device, config.train.precision, config.model.tta)
+    if name == "jax":
+        return Jax(load(device))
+    versions = [importlib.metadata.version(package) for package in ("covidjax", "jax2onnx", "onnxruntime")]
+    key = json.dumps([digests, asdict(config.model), asdict(preprocess), onnx.OPSET, versions])
+    model = onnx.cached_model(key, lambda: onnx.convert(load("cpu").networks, config.model, preprocess))
+    return OpenVino(model) if name == "openvino" else OnnxRuntime(model)
 
 
 def is_installed(name: str) -> bool:
@@ -45,22 +74,27 @@ def is_installed(name: str) -> bool:
     return all(importlib.util.find_spec(package) for package in _NEEDED.get(name, ()))
 
 
-def choose_runtime(name: str, device: str, precision: str, views: int = 1) -> str:
-    """The runtime that is meant by one of ``RUNTIMES`` on a device, for a run of the given ``train.precision`` and
-    ``model.views``."""
+def choose_runtime(name: str, device: str, precision: str, tta: int = 1) -> str:
+    """The runtime that is meant by one of ``RUNTIMES`` on a device, for a run with these settings ``train.precision`` and
+    ``model.tta``.
+
+    Raises:
+      UsageError: a runtime that there is not, or that cannot compute this run.
+      UserError: a runtime that is not installed.
+    """
     if name not in RUNTIMES:
         raise UsageError(f"There is no runtime {name!r}; choose one of {', '.join(RUNTIMES)}.")
     if name == "auto":
         # Another precision was asked for in training: only jax computes with the very same rounding.
-        if device == "gpu" or precision not in ("auto", "float32") or views > 1 or (device == "auto" and has_gpu()):
+        if device == "gpu" or precision not in ("auto", "float32") or tta > 1 or (device == "auto" and has_gpu()):
             return "jax"
-        return next((each for each in _FASTEST_ON_CPU if is_installed(each)), "jax")
+        return next((runtime for runtime in _FASTEST_ON_CPU if is_installed(runtime)), "jax")
     if name != "jax" and device == "gpu":
         raise UsageError(f"{TITLES[name]} is used on CPUs only; choose --runtime jax, or another --device.")
-    if name != "jax" and views > 1:
+    if name != "jax" and tta > 1:
         # The converter takes ten times a batch of any size for the batch itself.
         raise UsageError(
-            f"{TITLES[name]} takes one view of a film, and the run has model.views {views}; choose --runtime jax."
+            f"{TITLES[name]} takes one view of an image, and the run has model.tta {tta}; choose --runtime jax."
         )
     if not is_installed(name):
         raise UserError(f"{TITLES[name]} is not installed; run `pip install 'covidjax[{name}]'`, or choose --runtime auto.")
@@ -82,19 +116,20 @@ class Jax:
     def __init__(self, loaded: Any):
         import jax
 
-        from covidjax.inference.forward import make_predict
+        from covidjax.inference.forward import make_predict, probabilities
 
+        model = loaded.run.config.model
         self.title = f"{TITLES['jax']} {jax.__version__}"
-        self._predict = make_predict(loaded.network, loaded.run.config.model)
-        self._softmax = jax.jit(jax.nn.softmax)
-        self._weights = loaded.members
+        self._predict = make_predict(loaded.network, model)
+        self._probabilities = jax.jit(lambda logits: probabilities(logits, model))
+        self._weights = loaded.networks
 
     def __call__(self, images: np.ndarray) -> Any:
         from covidjax import device
 
         # They move with the first batch, and where one of another size is shared by other devices.
         self._weights = device.replicate(self._weights, device.mesh(len(images)))
-        return self._softmax(self._predict(self._weights, images))
+        return self._probabilities(self._predict(self._weights, images))
 
 
 class OpenVino:

@@ -1,16 +1,9 @@
-"""The networks by name, as pure functions of their weights.
-
-Flax NNX's own transformations walk the Python object graph at every call, which costs a network this small more than
-its layers do; so a network is split once here, and plain ``jax.jit`` does the rest.
-"""
+"""The networks by name."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -19,85 +12,30 @@ from jax.typing import DTypeLike
 from covidjax.config import ModelConfig, Preprocess
 from covidjax.models.cnn13 import CNN13
 from covidjax.models.darkcovidnet import DarkCovidNet
-from covidjax.models.layers import Mode
 from covidjax.models.lung_unet import LungUNet
+from covidjax.models.network import Network, Weights, count_parameters
 
-NETWORKS = {"darkcovidnet": DarkCovidNet, "cnn13": CNN13, "lung-unet": LungUNet}
+__all__ = ["MODELS", "Network", "Weights", "count_parameters", "create_model"]
 
-
-class Weights(NamedTuple):
-    """All arrays of a network, as nested dictionaries of float32 arrays."""
-
-    params: Any
-    batch_stats: Any
+MODELS = {"darkcovidnet": DarkCovidNet, "cnn13": CNN13, "lung-unet": LungUNet}
 
 
-class Network:
-    """A network without its weights.
+def create_model(
+    model: ModelConfig, preprocess: Preprocess, dtype: DTypeLike = jnp.float32, *, plain: bool = False
+) -> Network:
+    """A network by its settings.
 
     Args:
       model: which, and with how many input channels.
       preprocess: image size and classes.
       dtype: of convolutions and activations.
-      plain: compute each layer by the one operation that converters to other formats know it by, and not by what is
-        fastest in XLA.
+      plain: see ``Network``.
     """
 
-    def __init__(self, model: ModelConfig, preprocess: Preprocess, dtype: DTypeLike = jnp.float32, *, plain: bool = False):
-        def make(key: Array) -> nnx.Module:
-            kind: Any = NETWORKS[model.name]
-            shape = (preprocess.image_size, model.channels, len(preprocess.classes))
-            more = {"width": model.width, "rate": model.dropout} if kind is CNN13 else {}
-            return kind(*shape, **more, dtype=dtype, rngs=nnx.Rngs(params=key))
+    def make(key: Array) -> nnx.Module:
+        kind: Any = MODELS[model.name]
+        shape = (preprocess.image_size, model.channels, len(preprocess.classes))
+        options = {"width": model.width, "rate": model.dropout} if kind is CNN13 else {}
+        return kind(*shape, **options, dtype=dtype, rngs=nnx.Rngs(params=key))
 
-        self._make, self._plain = make, plain
-        self._graph, self._params, self._stats = nnx.split(
-            nnx.eval_shape(lambda: make(jax.random.key(0, impl="rbg"))), nnx.Param, nnx.BatchStat
-        )
-
-    def init(self, seed: int) -> Weights:
-        """Fresh weights, drawn as PyTorch draws them; the same on every platform.
-
-        Drawn in one program, on the CPU, by the generator that compiles fastest: JAX's default one costs this network
-        five seconds of compilation, and this one's numbers depend on the platform.
-        """
-
-        with jax.default_device(jax.local_devices(backend="cpu")[0]):
-            return self._draw(jax.random.key(seed, impl="rbg"))
-
-    @functools.cached_property
-    def _draw(self) -> Callable[[Array], Weights]:
-        def draw(key: Array) -> Weights:
-            _, params, stats = nnx.split(self._make(key), nnx.Param, nnx.BatchStat)
-            return Weights(nnx.to_pure_dict(params), nnx.to_pure_dict(stats))
-
-        return jax.jit(draw)
-
-    def abstract(self) -> Weights:
-        """Shapes and dtypes of the weights."""
-        return Weights(nnx.to_pure_dict(self._params), nnx.to_pure_dict(self._stats))
-
-    def apply(
-        self, weights: Weights, images: Array, *, train: bool = False, axis: str | None = None, key: Array | None = None
-    ) -> tuple[Array, dict[str, Array], dict[str, Any]]:
-        """Logits ``[B, classes]`` (of a segmenter ``[B, S, S, classes]``), named maps and the new batch statistics for
-        normalised images ``[B, S, S, C]``; with an ``axis`` of a mesh, of this device's share of a batch. Networks with
-        dropout need a ``key`` in training."""
-        params, stats = (
-            jax.tree.map(lambda variable, value: variable.replace(value), state, nnx.State(pure), is_leaf=_is_variable)
-            for state, pure in ((self._params, weights.params), (self._stats, weights.batch_stats))
-        )
-        model = nnx.merge(self._graph, params, stats, copy=True)
-        form = "plain" if self._plain else "cpu" if jax.default_backend() == "cpu" else "usual"
-        mode = Mode(train, axis, form, key)
-        logits, maps = model(images, mode)
-        return logits, maps, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
-
-
-def _is_variable(leaf: object) -> bool:
-    return isinstance(leaf, nnx.Variable)
-
-
-def count_parameters(weights: Weights) -> int:
-    """Trainable numbers of a network; batch statistics are not among them."""
-    return sum(leaf.size for leaf in jax.tree.leaves(weights.params))
+    return Network(make, plain=plain)

@@ -14,32 +14,16 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
-from covidjax.models.layers import BatchNorm, Conv, Dense, Mode, max_pool
-
-
-class Unit(nnx.Module):
-    """Convolution without bias, batch normalisation, leaky ReLU: the paper's ``conv_block``; with ``pool`` also the 2×2
-    max-pooling after it."""
-
-    def __init__(self, inputs: int, outputs: int, size: int = 3, *, padding: int = 1, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.conv = Conv(inputs, outputs, size, padding=padding, dtype=dtype, rngs=rngs)
-        self.norm = BatchNorm(outputs)
-
-    def __call__(self, x: Array, mode: Mode, *, pool: bool = False) -> Array:
-        # Blocks pay where the channels are few; they tile only maps of even height and width.
-        if pool and mode.form == "cpu" and x.shape[-1] < 16 and not (x.shape[1] % 2 or x.shape[2] % 2):
-            return self.norm.activated(self.conv(x, blocks=True), mode, blocks=True)
-        x = self.norm.activated(self.conv(x, mode), mode)
-        return max_pool(x, mode) if pool else x
+from covidjax.models.layers import BatchNorm, Conv, ConvNormAct, Dense, Mode, max_pool
 
 
 class Triple(nnx.Module):
     """3×3 a→b, 1×1 b→a, 3×3 a→b: the paper's ``triple_conv``."""
 
     def __init__(self, narrow: int, wide: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.first = Unit(narrow, wide, dtype=dtype, rngs=rngs)
-        self.squeeze = Unit(wide, narrow, 1, dtype=dtype, rngs=rngs)
-        self.last = Unit(narrow, wide, dtype=dtype, rngs=rngs)
+        self.first = ConvNormAct(narrow, wide, dtype=dtype, rngs=rngs)
+        self.squeeze = ConvNormAct(wide, narrow, 1, dtype=dtype, rngs=rngs)
+        self.last = ConvNormAct(narrow, wide, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array, mode: Mode) -> Array:
         return self.last(self.squeeze(self.first(x, mode), mode), mode)
@@ -79,14 +63,14 @@ class DarkCovidNet(nnx.Module):
         if image_size < 16:
             raise ValueError(f"DarkCovidNet needs images of at least 16 pixels, not {image_size}.")
         unit = {"dtype": dtype, "rngs": rngs}
-        self.stem1 = Unit(channels, 8, **unit)
-        self.stem2 = Unit(8, 16, **unit)
+        self.stem1 = ConvNormAct(channels, 8, **unit)
+        self.stem2 = ConvNormAct(8, 16, **unit)
         self.stage1 = Triple(16, 32, **unit)
         self.stage2 = Triple(32, 64, **unit)
         self.stage3 = Triple(64, 128, **unit)
         self.stage4 = Triple(128, 256, **unit)
-        self.squeeze = Unit(256, 128, 1, **unit)
-        self.expand = Unit(128, 256, **unit)
+        self.squeeze = ConvNormAct(256, 128, 1, **unit)
+        self.expand = ConvNormAct(128, 256, **unit)
         self.score_map = Conv(256, classes, 3, padding=1, **unit)
         self.score_norm = BatchNorm(classes)
         self.dense = Dense(classes * head_size(image_size) ** 2, classes, rngs=rngs)

@@ -118,6 +118,22 @@ class BatchNorm(nnx.Module):
         self.var[...] += self.momentum * (lax.stop_gradient(unbiased) - self.var[...])
 
 
+class ConvNormAct(nnx.Module):
+    """Convolution without bias, batch normalisation, leaky ReLU: DarkCovidNet's ``conv_block``; with ``pool``
+    also the 2×2 max-pooling after it."""
+
+    def __init__(self, inputs: int, outputs: int, size: int = 3, *, padding: int = 1, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.conv = Conv(inputs, outputs, size, padding=padding, dtype=dtype, rngs=rngs)
+        self.norm = BatchNorm(outputs)
+
+    def __call__(self, x: Array, mode: Mode, *, pool: bool = False) -> Array:
+        # Blocks pay where the channels are few; they tile only maps of even height and width.
+        if pool and mode.form == "cpu" and x.shape[-1] < 16 and not (x.shape[1] % 2 or x.shape[2] % 2):
+            return self.norm.activated(self.conv(x, blocks=True), mode, blocks=True)
+        x = self.norm.activated(self.conv(x, mode), mode)
+        return max_pool(x, mode) if pool else x
+
+
 class Dense(nnx.Module):
     """``x @ kernel + bias`` in float32: the logits of a classifier are worth their full precision."""
 

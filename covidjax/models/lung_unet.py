@@ -16,9 +16,8 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
-from covidjax.models.darkcovidnet import Unit
 from covidjax.models.kernels import from_blocks
-from covidjax.models.layers import Conv, Mode, max_pool
+from covidjax.models.layers import Conv, ConvNormAct, Mode, max_pool
 
 WIDTHS = (16, 32, 48, 64, 64)
 """Channels at 1/2, 1/4, 1/8, 1/16 and 1/32 of the film's side."""
@@ -31,8 +30,8 @@ class Pair(nnx.Module):
     """Two 3×3 units."""
 
     def __init__(self, inputs: int, outputs: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.first = Unit(inputs, outputs, dtype=dtype, rngs=rngs)
-        self.last = Unit(outputs, outputs, dtype=dtype, rngs=rngs)
+        self.first = ConvNormAct(inputs, outputs, dtype=dtype, rngs=rngs)
+        self.last = ConvNormAct(outputs, outputs, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array, mode: Mode) -> Array:
         return self.last(self.first(x, mode), mode)
@@ -43,8 +42,8 @@ class Up(nnx.Module):
     ``[B, H, W, above]`` → ``[B, H, W, above]``."""
 
     def __init__(self, below: int, above: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.narrow = Unit(below, above, 1, padding=0, dtype=dtype, rngs=rngs)
-        self.merge = Unit(above, above, dtype=dtype, rngs=rngs)
+        self.narrow = ConvNormAct(below, above, 1, padding=0, dtype=dtype, rngs=rngs)
+        self.merge = ConvNormAct(above, above, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array, skip: Array, mode: Mode) -> Array:
         return self.merge(repeat(self.narrow(x, mode)) + skip, mode)

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 from covidjax.errors import UserError
 from covidjax.files import write_atomic
-from covidjax.runs import folder
 
 # jax and orbax are imported where they are used: what a run holds can be told without the second they take.
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax tells of every step it takes, and of faults in pages
@@ -71,7 +70,7 @@ class CheckpointWriter:
         self.wait()
         if step in self._manager.all_steps():
             return
-        with self._telling():
+        with self._naming_the_folder():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -87,14 +86,14 @@ class CheckpointWriter:
         Raises:
           UserError: it could not be written.
         """
-        with self._telling():
+        with self._naming_the_folder():
             self._manager.wait_until_finished()
             for step in self._manager.all_steps():
                 if not (self._folder / str(step) / _SEAL).exists():
                     _seal(self._folder / str(step))
 
     @contextlib.contextmanager
-    def _telling(self) -> Iterator[None]:
+    def _naming_the_folder(self) -> Iterator[None]:
         try:
             yield
         # A full disk surfaces as whatever the storage library makes of it.
@@ -124,41 +123,9 @@ def selected_kind(run: Path) -> str:
     return "best" if steps(run, "best") else "last"
 
 
-def newest_run(root: Path = Path("runs"), *, classifier: bool = False) -> Path | None:
-    """The run under ``root``, or only of the classifiers there, whose checkpoint is the newest, or None. Of a
-    cross-validation or an ensemble every network must have one."""
-
-    def newest(run: Path) -> float | None:
-        try:
-            folders = folder.member_folders(run) or [run]
-            if classifier and folder.read_run(run).config.model.name == "lung-unet":
-                return None
-        except UserError:  # its settings are damaged, which is told when it is used
-            folders = [run]
-        if not all(steps(folder, "last") for folder in folders):
-            return None
-        return max((folder / "checkpoints" / "last").stat().st_mtime for folder in folders)
-
-    times = {path.parent: newest(path.parent) for path in root.glob("*/config.toml")}
-    found = {run: time for run, time in times.items() if time is not None}
-    return max(found, key=found.__getitem__, default=None)
-
-
 def drop(run: Path, kind: str, step: int) -> None:
     """Remove a checkpoint, so that the one before it is the newest."""
     shutil.rmtree(run / "checkpoints" / kind / str(step))
-
-
-def described(run: Path) -> str:
-    """What a run is used by, in words, such as ``last checkpoint, step 120``."""
-    folders = folder.member_folders(run)
-    if folders:
-        train = folder.read_run(run).config.train
-        whole = "a cross-validation" if train.cv else "an ensemble"
-        kind = f"{'networks' if train.ensemble > 1 else 'folds'} of {whole}"
-        return f"mean probabilities of the {len(folders)} {kind}"
-    kind = selected_kind(run)
-    return f"{kind} checkpoint, step {verify(run, kind)[0]}"
 
 
 def verify(run: Path, kind: str) -> tuple[int, str]:
@@ -168,14 +135,14 @@ def verify(run: Path, kind: str) -> tuple[int, str]:
     Raises:
       UserError: there is none.
     """
-    found = steps(run, kind)
-    if not found:
+    finished = steps(run, kind)
+    if not finished:
         raise UserError(f"{run} has no finished checkpoint; train it, or go on with `covidjax train --resume --run {run}`.")
-    for step in reversed(found):
+    for step in reversed(finished):
         folder = run / "checkpoints" / kind / str(step)
         digests = _intact(folder)
         if digests:
-            _tell_of_damaged(run, kind, [each for each in found if each > step], step)
+            _warn_of_damaged(run, kind, [later for later in finished if later > step], step)
             return step, hashlib.sha256(json.dumps(digests).encode()).hexdigest()
     raise _damaged(run, kind)
 
@@ -198,14 +165,14 @@ def _whole(folder: Path) -> dict[str, str] | None:
 
 
 @functools.cache
-def _tell_once(text: str) -> None:
+def _warn_once(text: str) -> None:
     LOG.warning("%s", text)
 
 
-def _tell_of_damaged(run: Path, kind: str, damaged: list[int], used: int) -> None:
+def _warn_of_damaged(run: Path, kind: str, damaged: list[int], used: int) -> None:
     if damaged:
         names = ", ".join(str(run / "checkpoints" / kind / str(step)) for step in damaged)
-        _tell_once(f"Damaged: {names}. The checkpoint before it is used, step {used}.")
+        _warn_once(f"Damaged: {names}. The checkpoint before it is used, step {used}.")
 
 
 def _damaged(run: Path, kind: str) -> UserError:
@@ -227,41 +194,17 @@ def restore(run: Path, kind: str, weights: Any, training: Any = None) -> Saved:
       UserError: there is none, it is damaged, or it is of another network.
     """
     import jax
-    import orbax.checkpoint as ocp
 
     # Before orbax reads: its threads answer a damaged file with a page of tracebacks that name no cause.
     newest, _ = verify(run, kind)
     folder = run / "checkpoints" / kind
-    options = ocp.CheckpointManagerOptions(read_only=True)
-    handlers = {
-        "weights": ocp.StandardCheckpointHandler(),
-        "training": ocp.StandardCheckpointHandler(),
-        "facts": ocp.JsonCheckpointHandler(),
-    }
     expected = {"weights": weights} | ({"training": training} if training is not None else {})
-    # Onto this process's device, whatever the one was that trained: a GPU's run is scored on a CPU.
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    items = {
-        item: ocp.args.StandardRestore(
-            jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), tree)
-        )
-        for item, tree in expected.items()
-    }
     unreadable: list[int] = []
     for step in reversed(steps(run, kind)):
         if step > newest or not _intact(folder / str(step)):
             continue
         try:
-            with ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers) as manager:
-                stored = manager.item_metadata(step)
-                # Orbax would tell of a wrong shape by a page of tracebacks from its threads, so shapes are compared first.
-                for item, tree in expected.items():
-                    if stored[item] is not None and _shapes(stored[item]) != _shapes(tree):
-                        raise UserError(
-                            f"The checkpoint {folder / str(step)} is of another network than {run / 'config.toml'} says; "
-                            "restore the run's own files, or train again."
-                        )
-                loaded = manager.restore(step, args=ocp.args.Composite(**items, facts=ocp.args.JsonRestore()))
+            loaded = _restore_step(run, folder, step, expected)
         except UserError:
             raise
         # One that was cut off before its digests were noted surfaces as whatever the storage library meets first.
@@ -277,9 +220,40 @@ def restore(run: Path, kind: str, weights: Any, training: Any = None) -> Saved:
             if training is not None:
                 drop(run, kind, step)  # its step comes again
             continue
-        _tell_of_damaged(run, kind, unreadable, step)
+        _warn_of_damaged(run, kind, unreadable, step)
         return Saved(step, loaded["weights"], loaded.get("training"), loaded["facts"])
     raise _damaged(run, kind)
+
+
+def _restore_step(run: Path, folder: Path, step: int, expected: dict[str, Any]) -> Any:
+    """The items of one checkpoint: the expected ones, which are trees of ``jax.ShapeDtypeStruct``, and ``facts``."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    # Onto this process's device, whatever the one was that trained: a GPU's run is scored on a CPU.
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    items = {
+        name: ocp.args.StandardRestore(
+            jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), tree)
+        )
+        for name, tree in expected.items()
+    }
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    handlers = {
+        "weights": ocp.StandardCheckpointHandler(),
+        "training": ocp.StandardCheckpointHandler(),
+        "facts": ocp.JsonCheckpointHandler(),
+    }
+    with ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers) as manager:
+        stored = manager.item_metadata(step)
+        # Orbax would tell of a wrong shape by a page of tracebacks from its threads, so shapes are compared first.
+        for name, tree in expected.items():
+            if stored[name] is not None and _shapes(stored[name]) != _shapes(tree):
+                raise UserError(
+                    f"The checkpoint {folder / str(step)} is of another network than {run / 'config.toml'} says; "
+                    "restore the run's own files, or train again."
+                )
+        return manager.restore(step, args=ocp.args.Composite(**items, facts=ocp.args.JsonRestore()))
 
 
 def _shapes(tree: Any) -> list[tuple[int, ...]]:

@@ -8,21 +8,21 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tomli_w
 
 from covidjax import files
-from covidjax.config import Config, Preprocess
+from covidjax.config import Config, Preprocess, modernize
 from covidjax.errors import UsageError, UserError
-from covidjax.files import write_atomic
 from covidjax.toml import from_table, read_toml
 
-if TYPE_CHECKING:
-    from covidjax.data.loader import Source
+CONFIG, LOG, TRAINED_ON, LOCK = "config.toml", "metrics.jsonl", "trained_on.txt", ".lock"
+FORMER_TRAINED_ON = "seen.txt"
+"""What earlier versions called ``TRAINED_ON``."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Run:
     dataset: str = ""
     """Fingerprint of the dataset, so that its held-out fold is known again."""
     segmenter: str = ""
-    """Digest of the weights that found the lungs in the dataset; empty for whole films."""
+    """Digest of the weights that found the lungs in the dataset; empty for whole images."""
 
     def save(self, path: Path) -> None:
         """Write as TOML, whole or not at all."""
-        write_atomic(path, self.text())
+        files.write_atomic(path, self.text())
 
     def text(self) -> str:
         """As TOML; ``None`` is an absent key."""
@@ -46,18 +46,36 @@ class Run:
 
     @classmethod
     def parse(cls, text: str, where: str) -> Run:
-        """What ``text`` gave. Raises UserError where it is damaged; ``where`` names its file."""
+        """Read what ``text`` gave.
+
+        Args:
+          text: the TOML.
+          where: its file, for messages.
+
+        Raises:
+          UserError: it is damaged.
+        """
         try:
-            return from_table(cls, tomllib.loads(text), where=where)
+            return cls._from_table(tomllib.loads(text), where)
         except tomllib.TOMLDecodeError as error:
             raise UserError(f"{where} is damaged ({error}); put back the file as it was written.") from error
 
     @classmethod
     def load(cls, path: Path) -> Run:
-        """Read what ``save`` wrote. Raises UserError where the file is missing or damaged."""
+        """Read what ``save`` wrote.
+
+        Raises:
+          UserError: the file is missing or damaged.
+        """
         if not path.is_file():
             raise UserError(f"{path.parent} is not a run: it has no {path.name}; name a folder that `covidjax train` made.")
-        return from_table(cls, read_toml(path), where=str(path))
+        return cls._from_table(read_toml(path), str(path))
+
+    @classmethod
+    def _from_table(cls, table: dict[str, Any], where: str) -> Run:
+        if isinstance(settings := table.get("config"), dict):
+            modernize(settings)
+        return from_table(cls, table, where=where)
 
 
 def _without_none(table: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,11 +86,12 @@ def _without_none(table: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-CONFIG, LOG, TRAINED_ON, LOCK = "config.toml", "metrics.jsonl", "seen.txt", ".lock"
+def create_run(run: Path, settings: Run) -> None:
+    """Make a run's folder and write its settings; from here on --resume goes on, whatever happens.
 
-
-def make_folder(run: Path) -> None:
-    """Make a run's folder. One that holds anything else is refused: nothing of somebody else's is overwritten."""
+    Raises:
+      UserError: the folder holds anything else, since nothing is overwritten, or it cannot be written.
+    """
     try:
         str(run).encode()
         run.mkdir(parents=True, exist_ok=True)
@@ -86,6 +105,7 @@ def make_folder(run: Path) -> None:
         raise UserError(f"{run} holds a run already; go on with --resume, or name another folder with --run.")
     if inside:
         raise UserError(f"{run} holds other files, such as {min(inside)}; name a new or an empty folder with --run.")
+    settings.save(run / CONFIG)
 
 
 def read_run(run: Path) -> Run:
@@ -99,12 +119,6 @@ def read_run(run: Path) -> Run:
     return Run.load(run / CONFIG)
 
 
-def create_run(run: Path, settings: Run) -> None:
-    """Make a run's folder and write its settings; from here on --resume goes on, whatever happens."""
-    make_folder(run)
-    settings.save(run / CONFIG)
-
-
 def member_folders(run: Path) -> list[Path]:
     """The folders of the networks of a cross-validation or an ensemble, each a run; empty for a single run."""
     train = Run.load(run / CONFIG).config.train
@@ -113,8 +127,8 @@ def member_folders(run: Path) -> list[Path]:
         return []
     name = re.compile("-".join(rf"{part}(\d+)" for part in parts), re.ASCII)
     matches = [(name.fullmatch(path.parent.name), path.parent) for path in run.glob(f"*/{CONFIG}")]
-    found = {tuple(map(int, match.groups())): folder for match, folder in matches if match}
-    return [found[numbers] for numbers in sorted(found)]
+    by_number = {tuple(map(int, match.groups())): folder for match, folder in matches if match}
+    return [by_number[numbers] for numbers in sorted(by_number)]
 
 
 def lock(run: Path) -> contextlib.AbstractContextManager[None]:
@@ -149,20 +163,21 @@ def read_log(run: Path) -> list[dict[str, Any]]:
 def truncate_log(run: Path, epochs: int) -> None:
     """Drop the lines that were written after the checkpoint: those epochs come again."""
     kept = [record for record in read_log(run) if record["epoch"] <= epochs]
-    write_atomic(run / LOG, "".join(f"{json.dumps(record)}\n" for record in kept))
+    files.write_atomic(run / LOG, "".join(f"{json.dumps(record)}\n" for record in kept))
 
 
-def write_trained_on(run: Path, source: Source) -> None:
-    """Note in a run what its films can be known by again: ``seen.txt``, one key a line."""
-    from covidjax.data import loader  # here: grain is slow to import, and scoring does without
-
-    keys = sorted({key for keys in loader.identities(source) for key in keys})
-    (run / TRAINED_ON).write_text("".join(f"{key}\n" for key in keys), errors="surrogateescape")
+def write_trained_on(run: Path, keys: Iterable[str]) -> None:
+    """Note the keys that the training images can be known by in another dataset, one a line."""
+    files.write_atomic(run / TRAINED_ON, "".join(f"{key}\n" for key in sorted(set(keys))))
 
 
 def read_trained_on(run: Path) -> set[str]:
-    """What ``write_trained_on`` noted."""
-    file = run / TRAINED_ON
-    if not file.is_file():
-        raise UserError(f"{run} has no {TRAINED_ON}, which tells what it was trained on; evaluate it on its own test fold.")
-    return set(file.read_text(errors="surrogateescape").splitlines())
+    """Read what ``write_trained_on`` noted.
+
+    Raises:
+      UserError: the run has no such file.
+    """
+    for name in (TRAINED_ON, FORMER_TRAINED_ON):
+        if (run / name).is_file():
+            return set((run / name).read_text(errors="surrogateescape").splitlines())
+    raise UserError(f"{run} has no {TRAINED_ON}, which tells what it was trained on; evaluate it on its own test fold.")

@@ -1,11 +1,7 @@
-"""A trained classifier, wherever it lies: in a run's folder, or in one file, as the one that the package carries."""
+"""Trained networks, from a run's folder or from one file of weights: which there are, and loading them."""
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,149 +12,123 @@ from covidjax.runs.folder import Run
 if TYPE_CHECKING:
     from covidjax.models import Network, Weights
 
+BUNDLED = weights_file.FOLDER / "classifier.safetensors"
+"""The classifier that the package carries; MODEL_CARD.md says what it is and what it is not."""
 
-class Loaded(NamedTuple):
+
+class LoadedRun(NamedTuple):
     """A trained run, ready to predict."""
 
     run: Run
-    kind: str
-    """See ``networks.Saved``."""
-    step: int
-    members: list[Weights]
-    """One, or those of every fold of a cross-validation or every network of an ensemble."""
+    networks: list[Weights]
+    """float32 weights: one, or those of every network of a cross-validation or an ensemble."""
     network: Network
+    """The function that they are the weights of, in the precision of the run's settings on this device."""
 
     @property
     def weights(self) -> Weights:
         """Of a single run."""
-        return self.members[0]
+        return self.networks[0]
 
 
-def load_run(path: Path, device_name: str = "auto") -> Loaded:
-    """Settings and weights of a run, or of all members of a cross-validation or an ensemble, or of what ``networks.save``
-    wrote. The network computes in the precision that the run's settings give on this device.
+def newest_run(root: Path = Path("runs"), *, usable: bool = True, classifier: bool = False) -> Path | None:
+    """The run under a folder that was written to last.
 
-    Raises:
-      UserError: no run, no usable checkpoint in it, or no such device.
+    Args:
+      root: the folder.
+      usable: only runs of which every network has a checkpoint.
+      classifier: only runs of classifiers.
     """
-    from covidjax import device
-    from covidjax.models import Network
 
-    run = settings(path)
-    dtype, _ = device.precision(run.config.train.precision, device.start(device_name))
-    network = Network(run.config.model, run.preprocess, dtype)
-    return Loaded(run, *restore(path, network.abstract()), network)
+    def is_wanted(run: Path) -> bool:
+        try:
+            if classifier and folder.read_run(run).config.model.is_segmenter:
+                return False
+        except UserError:  # its settings are damaged, which is told when it is used
+            pass
+        return not usable or all(checkpoint.steps(member, "last") for member in _member_folders(run))
 
+    def written(run: Path) -> float:
+        checkpoints = [member / "checkpoints" / "last" for member in _member_folders(run)]
+        return max(path.stat().st_mtime for path in (run / folder.CONFIG, *checkpoints) if path.exists())
 
-BUNDLED = weights_file.FOLDER / "classifier.safetensors"
-"""The one that the package carries; MODEL_CARD.md says what it is and what it is not."""
-
-
-class Saved(NamedTuple):
-    """The networks of a run or a file."""
-
-    kind: str
-    """``best``, chosen by the validation fold, or ``last``, of several networks the first one's; or ``file``."""
-    step: int
-    """Of training; 0 of a file."""
-    members: list[Any]
-    """``models.Weights`` in float32 of one network, or of every network whose mean probabilities count."""
+    runs = [path.parent for path in root.glob(f"*/{folder.CONFIG}")]
+    return max(filter(is_wanted, runs), key=written, default=None)
 
 
-def find(given: Path | None) -> Path:
-    """What scores: what is given, else the newest run under ``runs/``, else what the package carries."""
-    return given or checkpoint.newest_run(classifier=True) or BUNDLED
+def _member_folders(run: Path) -> list[Path]:
+    try:
+        return folder.member_folders(run) or [run]
+    except UserError:
+        return [run]
+
+
+def default_run(path: Path | None) -> Path:
+    """What scores: the path, else the newest classifier under ``runs/``, else the one that the package carries."""
+    return path or newest_run(classifier=True) or BUNDLED
 
 
 def is_file(path: Path) -> bool:
     """Whether one file is meant, not a run's folder. Of a bundled one that is missing, what reads it says so."""
-    return path.is_file() or path == BUNDLED
+    return path.is_file() or path.parent == weights_file.FOLDER
 
 
-def settings(path: Path) -> Run:
+def read_run(path: Path) -> Run:
     """Settings and preprocessing.
 
     Raises:
       UserError: no run and no such file, or damaged ones.
     """
-    return _read(path).run if is_file(path) else folder.read_run(path)
+    return weights_file.read(path).run if is_file(path) else folder.read_run(path)
 
 
-def described(path: Path) -> str:
-    """What computes, in words, such as ``last checkpoint, step 120``."""
-    return _read(path).described if is_file(path) else checkpoint.described(path)
+def describe(path: Path) -> str:
+    """Which networks a run or a file is used by, in words, such as ``last checkpoint, step 120``."""
+    if is_file(path):
+        return weights_file.read(path).description
+    if folders := folder.member_folders(path):
+        train = folder.read_run(path).config.train
+        kind = f"{'networks' if train.ensemble > 1 else 'folds'} of {'a cross-validation' if train.cv else 'an ensemble'}"
+        return f"mean probabilities of the {len(folders)} {kind}"
+    kind = checkpoint.selected_kind(path)
+    return f"{kind} checkpoint, step {checkpoint.verify(path, kind)[0]}"
 
 
 def digests(path: Path) -> list[str]:
-    """By which the networks are known again."""
+    """Digests by which the networks are known again."""
     if is_file(path):
-        return [hashlib.sha256(_read(path).data).hexdigest()]
-    return [checkpoint.verify(folder, checkpoint.selected_kind(folder))[1] for folder in _folders(path)]
+        return [weights_file.read(path).digest]
+    folders = folder.member_folders(path) or [path]
+    return [checkpoint.verify(member, checkpoint.selected_kind(member))[1] for member in folders]
 
 
-def seen(path: Path) -> set[str]:
-    """What the films of training can be known by, see ``rundir.write_seen``."""
+def trained_on(path: Path) -> set[str]:
+    """Keys that the training images can be known by, see ``runs.folder.write_trained_on``."""
     if is_file(path):
-        return set(_read(path).seen)
-    return set().union(*map(folder.read_trained_on, _folders(path)))
+        return weights_file.read(path).trained_on
+    return set().union(*map(folder.read_trained_on, folder.member_folders(path) or [path]))
 
 
-def restore(path: Path, wanted: Any) -> Saved:
-    """The weights: of a run's best checkpoint where a validation fold chose one, else of its last.
+def load_run(path: Path, device_name: str = "auto") -> LoadedRun:
+    """Load the settings and weights of a run, of all networks of a cross-validation or an ensemble, or of a file of
+    weights. Of a run the best checkpoint counts where a validation fold chose one, else the last.
 
     Args:
-      path: the run or the file.
-      wanted: shapes of one network's weights, ``models.Network.abstract``.
+      path: the run's folder, or the file.
+      device_name: ``auto``, ``cpu`` or ``gpu``.
 
     Raises:
-      UserError: none that is whole, or of another network.
+      UserError: no run, no usable checkpoint in it, one of another network, or no such device.
     """
+    from covidjax import device
+    from covidjax.models import create_model
+
+    run = read_run(path)
+    dtype, _ = device.precision(run.config.train.precision, device.start(device_name))
+    network = create_model(run.config.model, run.preprocess, dtype)
+    expected: Any = network.abstract()
     if is_file(path):
-        file = _read(path)
-        members = weights_file.unpack(path, file.data, {str(number): wanted for number in range(file.members)})
-        return Saved("file", 0, list(members.values()))
-    folders = _folders(path)
-    saved = [checkpoint.restore(folder, checkpoint.selected_kind(folder), wanted) for folder in folders]
-    return Saved(checkpoint.selected_kind(folders[0]), saved[0].step, [each.weights for each in saved])
-
-
-def save(path: Path, run: Run, members: Sequence[Any], described: str, seen: Iterable[str]) -> None:
-    """Write a classifier as one file, its weights rounded to float16.
-
-    Args:
-      path: the file.
-      run: settings and preprocessing.
-      members: ``models.Weights`` of each network.
-      described: in words; what ``described`` answers.
-      seen: what ``seen`` answers.
-    """
-    data = dataclasses.replace(run.config.data, path=Path(run.config.data.path).name)  # nobody else has that folder
-    run = dataclasses.replace(run, config=dataclasses.replace(run.config, data=data))
-    about = {"run": run.text(), "members": str(len(members)), "described": described, "seen": json.dumps(sorted(seen))}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(weights_file.pack({str(number): weights for number, weights in enumerate(members)}, about))
-
-
-def _folders(path: Path) -> list[Path]:
-    return folder.member_folders(path) or [path]
-
-
-class _File(NamedTuple):
-    """What ``save`` wrote."""
-
-    data: bytes
-    run: Run
-    members: int
-    described: str
-    seen: list[str]
-
-
-def _read(path: Path) -> _File:
-    data, about = weights_file.read(path)
-    if not {"run", "members", "described", "seen"} <= about.keys():
-        raise UserError(f"{path} holds no classifier; name a run, or a file that `python -m bench.bundle` wrote.")
-    try:
-        members, seen = int(about["members"]), json.loads(about["seen"])
-    except ValueError as error:
-        raise weights_file.damaged(path, error) from error
-    return _File(data, Run.parse(about["run"], str(path)), members, about["described"], seen)
+        return LoadedRun(run, weights_file.networks(path, weights_file.read(path), expected), network)
+    folders = folder.member_folders(path) or [path]
+    saved = [checkpoint.restore(member, checkpoint.selected_kind(member), expected) for member in folders]
+    return LoadedRun(run, [one.weights for one in saved], network)

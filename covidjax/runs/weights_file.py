@@ -1,100 +1,147 @@
-"""Weights in one safetensors file, with what it takes to use them: how the package carries networks that are trained."""
+"""Trained networks in one safetensors file, with what it takes to use them: the format of the weights that the package
+carries.
+
+The arrays are float16. The header holds the run (``runs.folder.Run`` as TOML), the number of networks, a description,
+and the keys by which the training images are known again.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
+from covidjax.config import Config, ModelConfig, Preprocess
 from covidjax.errors import UserError
+from covidjax.runs.folder import Run
 
 FOLDER = Path(__file__).parents[1] / "weights"
 """What the package carries."""
 
 
-def pack(weights: Any, about: Mapping[str, str], dtype: Any = np.float16) -> bytes:
-    """The bytes of a file.
+class WeightsFile(NamedTuple):
+    """What a file holds."""
+
+    data: bytes
+    """The whole file."""
+    run: Run
+    networks: int
+    description: str
+    """What the networks are, in words."""
+    trained_on: set[str]
+    """Keys of the training images, see ``runs.folder.write_trained_on``."""
+    prefixed: bool
+    """Whether the names of the arrays begin with the number of their network."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the file, hexadecimal."""
+        return hashlib.sha256(self.data).hexdigest()
+
+
+def write(path: Path, run: Run, networks: Sequence[Any], description: str, trained_on: Iterable[str]) -> None:
+    """Write the weights of trained networks, rounded to float16.
 
     Args:
-      weights: any tree of arrays.
-      about: texts by name, kept beside them, with a digest of all.
-      dtype: what the arrays are rounded to.
+      path: the file.
+      run: settings and preprocessing.
+      networks: ``models.Weights`` of each.
+      description: in words.
+      trained_on: keys of the training images.
     """
-    arrays = {name: np.asarray(leaf, dtype) for name, leaf in _named(weights)}
-    return safetensors.numpy.save(arrays, metadata={**about, "digest": _digest(arrays, about)})
+    data = dataclasses.replace(run.config.data, path=Path(run.config.data.path).name)  # nobody else has that folder
+    run = dataclasses.replace(run, config=dataclasses.replace(run.config, data=data))
+    tree = {str(number): weights for number, weights in enumerate(networks)}
+    arrays = {name: np.asarray(leaf, np.float16) for name, leaf in _named_leaves(tree)}
+    header = {"run": run.text(), "members": str(len(networks)), "described": description}
+    header["seen"] = json.dumps(sorted(trained_on))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(safetensors.numpy.save(arrays, metadata=header | {"digest": _digest(arrays, header)}))
 
 
-def read(path: Path) -> tuple[bytes, dict[str, str]]:
-    """The bytes of a file and the texts in it.
+def read(path: Path) -> WeightsFile:
+    """Read a file's header, and check its bytes.
 
     Raises:
-      UserError: no file, or a damaged one.
+      UserError: no file, a damaged one, or one that holds something else.
     """
     try:
         data = path.read_bytes()
         arrays = safetensors.numpy.load(data)
         with safetensors.safe_open(path, "np") as file:
-            about = file.metadata() or {}
+            header = file.metadata() or {}
     except FileNotFoundError:
         raise UserError(f"{path} is not there; {_remedy(path)}.") from None
     # Damaged bytes are answered with errors of several kinds.
     except Exception as error:
-        raise damaged(path, error) from error
-    digest = about.pop("digest", None)  # files of older versions have none
-    if digest not in {None, _digest(arrays, about)}:
-        raise damaged(path, "its digest is that of other bytes")
-    return data, about
+        raise _damaged(path, error) from error
+    digest = header.pop("digest", None)  # files of older versions have none
+    if digest not in {None, _digest(arrays, header)}:
+        raise _damaged(path, "its digest is that of other bytes")
+    try:
+        if {"run", "members", "described", "seen"} <= header.keys():
+            run, trained_on = Run.parse(header["run"], str(path)), set(json.loads(header["seen"]))
+            return WeightsFile(data, run, int(header["members"]), header["described"], trained_on, prefixed=True)
+        if {"image_size", "masks", "patients"} <= header.keys():  # a segmenter of an earlier version
+            preprocess = Preprocess(int(header["image_size"]), classes=tuple(header["masks"].split(",")))
+            run = Run(Config(model=ModelConfig("lung-unet")), preprocess)
+            return WeightsFile(data, run, 1, "", set(json.loads(header["patients"])), prefixed=False)
+    except ValueError as error:
+        raise _damaged(path, error) from error
+    raise UserError(f"{path} holds no trained network; name a run, or a file that `python -m bench.bundle` wrote.")
 
 
-def damaged(path: Path, error: object) -> UserError:
-    """What is said of a file that cannot be used."""
-    return UserError(f"{path} is damaged or no file of weights ({' '.join(str(error).split())[:200]}); {_remedy(path)}.")
+def networks(path: Path, file: WeightsFile, expected: Any) -> list[Any]:
+    """The weights of every network of a file, in float32.
+
+    Args:
+      path: for messages.
+      file: what ``read`` gave.
+      expected: the tree of one network's weights, of ``jax.ShapeDtypeStruct``.
+
+    Raises:
+      UserError: other arrays than are expected, or numbers that are not finite.
+    """
+    import jax
+
+    tree = {str(number): expected for number in range(file.networks)} if file.prefixed else {"": expected}
+    arrays = safetensors.numpy.load(file.data)
+    leaves = _named_leaves(tree if file.prefixed else expected)
+    if {name: leaf.shape for name, leaf in leaves} != {name: array.shape for name, array in arrays.items()}:
+        raise _damaged(path, "its arrays are those of another network")
+    if not all(np.isfinite(array).all() for array in arrays.values()):
+        raise _damaged(path, "it holds numbers that are not finite")
+    values = [arrays[name].astype(np.float32) for name, _ in leaves]
+    return list(jax.tree.unflatten(jax.tree.structure(tree), values).values())
+
+
+def _damaged(path: Path, error: object) -> UserError:
+    reason = " ".join(str(error).split())[:200]
+    return UserError(f"{path} is damaged or no file of weights ({reason}); {_remedy(path)}.")
 
 
 def _remedy(path: Path) -> str:
     return "install covidjax again" if path.parent == FOLDER else "name another file, or a run's folder"
 
 
-def _digest(arrays: Mapping[str, np.ndarray], about: Mapping[str, str]) -> str:
+def _digest(arrays: Mapping[str, np.ndarray], header: Mapping[str, str]) -> str:
     """SHA-256, hexadecimal, of all that a file holds."""
     shapes = {name: [array.dtype.str, array.shape] for name, array in arrays.items()}
-    found = hashlib.sha256(json.dumps([dict(about), shapes], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([dict(header), shapes], sort_keys=True).encode())
     for name in sorted(arrays):
-        found.update(arrays[name].tobytes())
-    return found.hexdigest()
+        digest.update(arrays[name].tobytes())
+    return digest.hexdigest()
 
 
-def unpack(path: Path, data: bytes, wanted: Any) -> Any:
-    """The tree of a file in float32.
-
-    Args:
-      path: for messages.
-      data: the file's bytes.
-      wanted: the same tree of ``jax.ShapeDtypeStruct``.
-
-    Raises:
-      UserError: other arrays than are wanted, or numbers that are not finite.
-    """
-    import jax
-
-    arrays = safetensors.numpy.load(data)
-    named = _named(wanted)
-    if {name: leaf.shape for name, leaf in named} != {name: array.shape for name, array in arrays.items()}:
-        raise damaged(path, "its arrays are those of another network")
-    if not all(np.isfinite(array).all() for array in arrays.values()):
-        raise damaged(path, "it holds numbers that are not finite")
-    leaves = [arrays[name].astype(np.float32) for name, _ in named]
-    return jax.tree.unflatten(jax.tree.structure(wanted), leaves)
-
-
-def _named(tree: Any) -> list[tuple[str, Any]]:
-    """Leaves by their place in the tree, such as ``params.down.0.first.conv.kernel``."""
+def _named_leaves(tree: Any) -> list[tuple[str, Any]]:
+    """Leaves by their place in the tree, such as ``0.params.stem1.conv.kernel``."""
     import jax
 
     return [

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
-import json
 import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from covidjax.config import Preprocess
 from covidjax.errors import UserError
 from covidjax.images import stream
 from covidjax.images.archives import Source
@@ -23,84 +20,13 @@ from covidjax.images.decode import Invert
 from covidjax.images.formats import Limits
 from covidjax.images.stream import LoadedImage
 from covidjax.inference.memory import MicroBatcher
-from covidjax.inference.onnx import _OPSET, cached_model, to_onnx
-from covidjax.inference.runtimes import Jax, OnnxRuntime, OpenVino, Runtime, choose_runtime
+from covidjax.inference.runtimes import Runtime, open_runtime
 from covidjax.lungs import stream as lung_stream
 from covidjax.lungs.segmenter import open_segmenter
 from covidjax.runs import load
 from covidjax.runs.folder import Run
 from covidjax.scoring.row import Row
 from covidjax.timing import Timing
-
-
-class Opened(NamedTuple):
-    """A trained run, ready to compute."""
-
-    run: Run
-    described: str
-    """What of the run computes, such as ``last checkpoint, step 120``."""
-    runtime: Runtime
-
-
-def open_run(path: Path, device: str = "auto", name: str = "auto") -> Opened:
-    """Make a trained run ready.
-
-    Args:
-      path: its folder, or what ``networks.save`` wrote; of a cross-validation or an ensemble the probabilities are the
-        means of all its networks'.
-      device: ``auto``, ``cpu`` or ``gpu``.
-      name: one of ``CHOICES``; ``auto`` is jax on a GPU, and on a CPU the first that is installed of OpenVINO, ONNX
-        Runtime and jax, which is their order of speed.
-
-    Raises:
-      UserError: no run, a damaged checkpoint, no such device, or a runtime that is not installed.
-    """
-    run = load.settings(path)
-    if run.config.model.name == "lung-unet":
-        raise UserError(f"{path} finds lungs, not classes; use it with `covidjax segment --checkpoint {path}`.")
-    name = choose_runtime(name, device, run.config.train.precision, run.config.model.views)
-    if name == "jax":
-        from covidjax.runs.load import load_run
-
-        loaded = load_run(path, device)
-        return Opened(loaded.run, load.described(path), Jax(loaded))
-    model = _converted(path, run)
-    return Opened(run, load.described(path), OpenVino(model) if name == "openvino" else OnnxRuntime(model))
-
-
-def _converted(path: Path, run: Run) -> bytes:
-    """The run as ONNX, from the cache or made anew and put there."""
-    weights = load.digests(path)
-    versions = [importlib.metadata.version(package) for package in ("covidjax", "jax2onnx", "onnxruntime")]
-    key = json.dumps([weights, asdict(run.config.model), asdict(run.preprocess), _OPSET, versions])
-    return cached_model(key, lambda: convert(path))
-
-
-def convert(path: Path) -> bytes:
-    """A trained run as ONNX, from uint8 ``[B, S, S, 1]`` to float32 probabilities ``[B, classes]``, with any ``B``.
-
-    Raises:
-      UserError: no usable run, or a network that the converter cannot write.
-    """
-    import jax
-    import jax.numpy as jnp
-
-    from covidjax.inference.forward import make_forward
-    from covidjax.models import Network
-    from covidjax.runs.load import load_run
-
-    loaded = load_run(path, "cpu")
-    config, size = loaded.run.config, loaded.run.preprocess.image_size
-    forward = make_forward(Network(config.model, loaded.run.preprocess, jnp.float32, plain=True), config.model)
-
-    def predict(images: jax.Array) -> jax.Array:
-        each = [jax.nn.softmax(forward(weights, images)) for weights in loaded.members]
-        return sum(each[1:], each[0]) / len(each) if len(each) > 1 else each[0]
-
-    try:
-        return to_onnx(predict, size)
-    except UserError as error:
-        raise UserError(f"{path} cannot be converted ({error}); choose --runtime jax.") from error
 
 
 class Classifier:
@@ -115,29 +41,33 @@ class Classifier:
       segmenter: finds the lungs; None for a model that was trained on whole images.
     """
 
-    def __init__(self, opened: Opened, segmenter: lung_stream.Segmenter | None = None):
-        self.run: Run = opened.run
-        self.preprocess: Preprocess = opened.run.preprocess
-        self.classes = self.preprocess.classes
-        self.checkpoint = opened.described
-        self.runtime = opened.runtime.title
-        self._runtime = opened.runtime
-        self.segmenter = segmenter
+    def __init__(self, run: Run, runtime: Runtime, checkpoint: str, segmenter: lung_stream.Segmenter | None = None):
+        self.run, self.preprocess, self.classes = run, run.preprocess, run.preprocess.classes
+        self.checkpoint, self.runtime, self.segmenter = checkpoint, runtime.title, segmenter
+        self._runtime = runtime
 
     @classmethod
     def load(cls, run: str | os.PathLike[str], *, device: str = "auto", runtime: str = "auto") -> Classifier:
-        """Load a trained run, or a classifier in one file.
+        """Load a run, or a classifier in one file.
 
         Args:
-          run: the run's folder, or the file.
+          run: its folder, or the file.
           device: ``auto``, ``cpu`` or ``gpu``.
           runtime: ``jax``, ``openvino``, ``onnxruntime``, or ``auto``: the fastest that is installed for the device.
 
         Raises:
           UserError: no run, a damaged checkpoint, no such device, a runtime that is not installed.
         """
-        opened = open_run(Path(run), device, runtime)
-        return cls(opened, None if opened.run.preprocess.lungs == "none" else open_segmenter(device, runtime))
+        path = Path(run)
+        trained = load.read_run(path)
+        if trained.config.model.is_segmenter:
+            raise UserError(f"{path} finds lungs, not classes; use it with `covidjax segment --checkpoint {path}`.")
+        loader = partial(load.load_run, path)
+        computes = open_runtime(
+            runtime, device, trained.config, trained.preprocess, digests=load.digests(path), load=loader
+        )
+        segmenter = None if trained.preprocess.lungs == "none" else open_segmenter(device, runtime)
+        return cls(trained, computes, load.describe(path), segmenter)
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """uint8 ``[B, S, S, 1]``, preprocessed → float32 ``[B, classes]``, each row adding up to 1."""

@@ -15,8 +15,8 @@ LabelLookup = Callable[[str], str | None]
 
 
 def labels_from_folders(roots: Sequence[Path]) -> LabelLookup:
-    """The class that the nearest folder above a film is named after (``Covid-19``, ``NORMAL``, …), if any is, among those
-    below a given root: what the root lies in, a project called covid perhaps, says nothing of its films."""
+    """Looks up the class that the nearest folder above an image is named after (``Covid-19``, ``NORMAL``, …), among those
+    below a root: the folders above it, a project called covid perhaps, say nothing of its images."""
 
     def look_up(path: str) -> str | None:
         for root in roots:
@@ -29,7 +29,7 @@ def labels_from_folders(roots: Sequence[Path]) -> LabelLookup:
 
 
 def labels_from_csv(file: Path, classes: Sequence[str]) -> LabelLookup:
-    """Looks a film's class up in a table with the columns ``path`` and ``label``, by its path or by its file name alone.
+    """Looks an image's class up in a table with the columns ``path`` and ``label``, by its path or by its file name alone.
 
     Raises:
       UserError: no such file or columns, a label that is none of the model's classes, one name with two labels.

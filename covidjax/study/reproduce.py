@@ -28,11 +28,10 @@ from covidjax.metrics import AnyMetrics, mean_and_sd
 from covidjax.report import tables
 from covidjax.runs import folder
 from covidjax.runs.folder import Run
-from covidjax.runs.recorder import Interrupted, Progress, Result
 from covidjax.study.experiments import PROTOCOLS, Experiment, for_rehearsal
 from covidjax.study.rehearsal import _draw
 from covidjax.training.cross_validation import train_networks
-from covidjax.training.loop import train
+from covidjax.training.loop import Interrupted, Progress, Result, train
 
 SETTINGS, RESULTS, OUTCOME, PYTORCH = "settings.json", "results.json", "outcome.json", "pytorch.json"
 
@@ -192,7 +191,7 @@ def _several(
     settings: Config, dataset: Dataset, run: Path, resume: bool, title: str, progress: Callable[[str], Progress], show: Show
 ) -> dict[str, Any]:
     named = lambda name: progress(f"{title}, {name}")  # noqa: E731
-    joint = train_networks(settings, dataset, run, resume=resume, progress=named, say=show.say, stop=show.stop)
+    joint = train_networks(settings, dataset, run, resume=resume, progress=named, stop=show.stop)
     each = {name: result.metrics for name, result in joint.networks.items()}
     parts = joint.folds if settings.train.cv else each
     found = {
@@ -202,14 +201,14 @@ def _several(
     }
     if settings.train.ensemble > 1:
         found["alone"] = {"networks": len(each), "spread": _spread(each)}
-    return found | _trained(joint.networks, together=joint.together)
+    return found | _trained(joint.networks)
 
 
 def _spread(found: Mapping[str, AnyMetrics]) -> dict[str, Any]:
     return {name: figure._asdict() for name, figure in mean_and_sd(list(found.values())).items()}
 
 
-def _trained(members: Mapping[str, Result], *, together: bool = False) -> dict[str, Any]:
+def _trained(members: Mapping[str, Result]) -> dict[str, Any]:
     """What is to be told of training: parameters, curves (their means over several networks), time."""
     histories = [result.history for result in members.values()]
     speeds = [record["images_per_second"] for history in histories for record in history]
@@ -220,7 +219,7 @@ def _trained(members: Mapping[str, Result], *, together: bool = False) -> dict[s
         "device": device_name(),
         "images_per_second": median(speeds),
         # To the end of the last epoch, with compiling and with testing after each. Networks trained together share a clock.
-        "seconds": [max(seconds)] if together else seconds,
+        "seconds": seconds,
     }
 
 

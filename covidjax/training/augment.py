@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from covidjax.config import AugmentConfig
-from covidjax.inference.forward import MEAN
+from covidjax.config import PIXEL_MEAN, AugmentConfig
 
 
 def augment(key: Array, images: Array, config: AugmentConfig, axis: str | None = None) -> Array:
@@ -58,7 +57,7 @@ class _Draws:
     def moved(self, images: Array) -> Array:
         """Mirrored, rotated, scaled and shifted, ``[B, S, S, 1]``."""
         config, keys, batch, x = self._config, self._keys, self._batch, images[..., 0]
-        if config.flip:
+        if config.horizontal_flip:
             mirrored = self._own(jax.random.bernoulli(keys["flip"], 0.5, (batch, 1, 1)))
             x = jnp.where(mirrored, x[:, :, ::-1], x)
         if config.rotation or config.zoom or config.shift:
@@ -74,7 +73,7 @@ class _Draws:
         x = images.astype(jnp.float32)
         if config.contrast:
             factor = self._own(_factor(keys["contrast"], batch, config.contrast))
-            x = (x - 255 * MEAN) * factor[:, None, None, None] + 255 * MEAN
+            x = (x - 255 * PIXEL_MEAN) * factor[:, None, None, None] + 255 * PIXEL_MEAN
         if config.brightness:
             x = x + 255 * self._own(_either_way(keys["brightness"], batch, config.brightness))[:, None, None, None]
         return jnp.clip(x, 0, 255)

@@ -1,4 +1,4 @@
-"""A trained run as the classifier that the package carries.
+"""A trained run calibrated, as the classifier that the package carries.
 
 Its probabilities are calibrated by one temperature (Guo et al.: "On Calibration of Modern Neural Networks", ICML 2017,
 section 4.2), the one with the smallest cross-entropy on the run's validation fold. Logits are linear in the last layer, so
@@ -17,10 +17,11 @@ import scipy.special
 from covidjax.data import loader
 from covidjax.data.sample import open_dataset
 from covidjax.errors import UserError
+from covidjax.inference.forward import ensemble_mean
 from covidjax.metrics import Metrics, classification_metrics
 from covidjax.models import Weights
-from covidjax.runs import load
-from covidjax.runs.load import Loaded, load_run
+from covidjax.runs import load, weights_file
+from covidjax.runs.load import LoadedRun
 from covidjax.training.predictions import predict
 from covidjax.training.tasks import make_task
 
@@ -45,8 +46,8 @@ def fit(logits: np.ndarray, labels: np.ndarray) -> Fit:
       labels: int ``[N]``.
 
     >>> sure = np.log([[[0.9, 0.1]] * 4])  # right in three of four, so a probability of 0.75 is due
-    >>> found = fit(sure, np.asarray([0, 0, 0, 1]))
-    >>> scipy.special.softmax(sure[0, 0] / found.temperature).round(3).tolist()
+    >>> temperature, _, _ = fit(sure, np.asarray([0, 0, 0, 1]))
+    >>> scipy.special.softmax(sure[0, 0] / temperature).round(3).tolist()
     [0.75, 0.25]
     """
 
@@ -61,9 +62,8 @@ def fit(logits: np.ndarray, labels: np.ndarray) -> Fit:
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray, temperature: float) -> float:
     """Of the mean probabilities of logits ``[networks, N, classes]`` with labels int ``[N]``."""
-    each = scipy.special.log_softmax(logits / temperature, -1)
-    mean = scipy.special.logsumexp(each, 0) - np.log(len(logits))
-    return float(-mean[np.arange(len(labels)), labels].mean())
+    log_probabilities = np.asarray(ensemble_mean(logits / temperature), float)
+    return float(-log_probabilities[np.arange(len(labels)), labels].mean())
 
 
 def tempered(weights: Weights, temperature: float) -> Weights:
@@ -72,21 +72,20 @@ def tempered(weights: Weights, temperature: float) -> Weights:
     return Weights({**weights.params, "dense": dense}, weights.batch_stats)
 
 
-def held_out(loaded: Loaded, data: str, fold: int) -> tuple[np.ndarray, np.ndarray, loader.Source]:
+def held_out(loaded: LoadedRun, data: str, fold: int) -> tuple[np.ndarray, np.ndarray, loader.Source]:
     """Of a fold of the dataset that the networks were trained on: logits ``[networks, N, classes]``, labels int ``[N]``,
-    and the films themselves.
+    and the images themselves.
 
     Raises:
       UserError: another dataset, or none.
     """
-    run = loaded.run
-    dataset = open_dataset(data, run.preprocess)
-    if dataset.fingerprint != run.dataset:
+    dataset = open_dataset(data, loaded.run.preprocess)
+    if dataset.fingerprint != loaded.run.dataset:
         raise UserError(f"{data} is not the dataset that the run was trained on; prepare that again.")
     source = dataset.source([fold])
-    examine = make_task(run.config, dataset).examine(loaded.network)
-    found: list[Any] = [predict(examine, weights, loader.eval_batches(source, 32)) for weights in loaded.members]
-    return np.stack([logits for logits, _ in found]), found[0][1], source
+    eval_step = make_task(loaded.run.config, dataset).eval_step(loaded.network)
+    predictions = [predict(eval_step, weights, loader.eval_batches(source, 32)) for weights in loaded.networks]
+    return np.stack([logits for logits, _ in predictions]), predictions[0][1], source
 
 
 def bundle(path: Path, out: Path = load.BUNDLED) -> Fit:
@@ -95,29 +94,29 @@ def bundle(path: Path, out: Path = load.BUNDLED) -> Fit:
     Raises:
       UserError: the run has no validation fold, its dataset is not there, or it finds lungs.
     """
-    loaded = load_run(path, "cpu")
-    data = loaded.run.config.data
-    if loaded.run.config.train.cv or data.val_fold is None or loaded.run.config.model.name == "lung-unet":
+    loaded = load.load_run(path, "cpu")
+    config = loaded.run.config
+    if config.train.cv or config.data.val_fold is None or config.model.is_segmenter:
         raise UserError(f"{path} has no fold to calibrate on; train a classifier with --val-fold.")
-    logits, labels, _ = held_out(loaded, data.path, data.val_fold)
-    found = fit(logits, labels)
-    members = [tempered(weights, found.temperature) for weights in loaded.members]
-    described = f"calibrated on fold {data.val_fold}, trained without fold {data.test_fold}"
-    load.save(out, loaded.run, members, described, load.seen(path))
-    return found
+    logits, labels, _ = held_out(loaded, config.data.path, config.data.val_fold)
+    fitted = fit(logits, labels)
+    networks = [tempered(weights, fitted.temperature) for weights in loaded.networks]
+    description = f"calibrated on fold {config.data.val_fold}, trained without fold {config.data.test_fold}"
+    weights_file.write(out, loaded.run, networks, description, load.trained_on(path))
+    return fitted
 
 
-def figures(path: Path, data: str) -> dict[str, Metrics]:
-    """What the card says: metrics of what ``bundle`` wrote on the fold that it has not seen, of all its films and of each
+def test_metrics(path: Path, data: str) -> dict[str, Metrics]:
+    """What the card says: metrics of what ``bundle`` wrote on the fold that it has not seen, of all its images and of each
     source's.
 
     Args:
       path: the file.
       data: the dataset that it was trained on.
     """
-    loaded = load_run(path, "cpu")
+    loaded = load.load_run(path, "cpu")
     logits, labels, source = held_out(loaded, data, loaded.run.config.data.test_fold)
-    chosen = scipy.special.softmax(logits, -1).mean(0).argmax(-1)
+    chosen = np.asarray(ensemble_mean(logits)).argmax(-1)
     rows = np.arange(len(labels))
     origins = np.asarray([source.texts(row, "source")[0] for row in range(len(labels))])
     parts = {"all sources": rows} | {name: rows[origins == name] for name in np.unique(origins).tolist()}

@@ -1,4 +1,4 @@
-"""What is found of every example of a fold, and what it says about a run."""
+"""Metrics of a trained run on examples that it was not trained on."""
 
 from __future__ import annotations
 
@@ -9,22 +9,31 @@ import numpy as np
 
 from covidjax import metrics
 from covidjax.data import loader
+from covidjax.data.dataset import Dataset
 from covidjax.data.sample import open_dataset
 from covidjax.errors import UserError
 from covidjax.models import Weights
 from covidjax.runs import folder, load
-from covidjax.runs.load import load_run
+from covidjax.runs.load import LoadedRun
 from covidjax.training.predictions import Predictions, concatenate, predict
 from covidjax.training.tasks import make_task
 
 
 class Evaluation(NamedTuple):
-    """What ``evaluate`` found."""
+    """What ``evaluate`` measured."""
 
     metrics: metrics.AnyMetrics
-    described: str
-    """Which examples, in words."""
+    description: str
+    """Which examples, by which networks, in words."""
     synthetic: bool
+
+
+class _Part(NamedTuple):
+    """Examples and the networks that predict them; of several networks the mean probabilities count."""
+
+    networks: list[Weights]
+    source: loader.Source
+    rows: np.ndarray
 
 
 def evaluate(path: Path, data: str | None = None, *, batch_size: int = 32) -> Evaluation:
@@ -33,7 +42,7 @@ def evaluate(path: Path, data: str | None = None, *, batch_size: int = 32) -> Ev
     Args:
       path: the run; of an ensemble, and of a cross-validation on another dataset, the mean probabilities count.
       data: a prepared dataset, of which all is used that the run was not trained on: of its own one the test fold, and of a
-        cross-validation every film, each by the network that it was held out from; of another one every film but those
+        cross-validation every image, each by the network that it was held out from; of another one every image but those
         that it has in common with the training and validation folds, by content or by published patient number.
       batch_size: images at a time.
 
@@ -41,52 +50,67 @@ def evaluate(path: Path, data: str | None = None, *, batch_size: int = 32) -> Ev
       UserError: no run, no dataset, a dataset prepared with other options, or one of which nothing is held out.
     """
     if data is None and load.is_file(path):
-        raise UserError(f"{path} is a file, which has no films beside it; name a dataset with --data.")
-    loaded = load_run(path)
+        raise UserError(f"{path} is a file, which has no images beside it; name a dataset with --data.")
+    loaded = load.load_run(path)
     run = loaded.run
-    dataset = open_dataset(data or run.config.data.path, run.preprocess, masks=run.config.model.name == "lung-unet")
+    dataset = open_dataset(data or run.config.data.path, run.preprocess, masks=run.config.model.is_segmenter)
     task = make_task(run.config, dataset)
-    source = dataset.source(range(dataset.folds))
-    examine = task.examine(loaded.network)
-    members = [] if load.is_file(path) else folder.member_folders(path)
-    weights = loaded.members if len(loaded.members) > 1 else loaded.weights
-
-    def of_rows(weights: Weights | list[Weights], source: loader.Source, rows: np.ndarray) -> Predictions:
-        found, labels = predict(examine, weights, loader.eval_batches(source, batch_size, rows))
-        return Predictions(found, labels, loader.patients(source, rows))
-
-    def test_fold(weights: Weights | list[Weights], fold: int) -> Predictions:
-        source = dataset.source([fold])
-        return of_rows(weights, source, np.arange(len(source)))
-
-    if dataset.fingerprint == run.dataset and run.config.train.cv:
-        by_fold: dict[int, list[Weights]] = {}
-        for member, own in zip(members, loaded.members, strict=True):
-            by_fold.setdefault(folder.read_run(member).config.data.test_fold, []).append(own)
-        found = concatenate([test_fold(own if len(own) > 1 else own[0], fold) for fold, own in by_fold.items()])
-        by = "network" if len(members) == len(by_fold) else "networks"
-        described = f"all {len(by_fold)} folds of {dataset.path}, each by the {by} that it was held out from"
-    elif dataset.fingerprint == run.dataset:
-        fold = run.config.data.test_fold
-        found, described = test_fold(weights, fold), f"test fold {fold} of {dataset.path}"
+    if dataset.fingerprint == run.dataset:
+        parts, description = _own_test_folds(path, loaded, dataset)
     elif data is None:
         raise UserError(
             f"{run.config.data.path} is no longer the dataset that {path} was trained on, so its test fold is not "
             "held out; name a dataset with --data."
         )
     else:
-        known = load.seen(path)
-        identities = loader.identities(source)
-        rows = np.asarray([row for row, keys in enumerate(identities) if not known & set(keys)], int)
-        left_out = len(identities) - len(rows)
-        described = f"{dataset.path}, without {left_out} films of the run's training" if left_out else f"all of {data}"
-        if dataset.masks and members:
-            raise UserError(f"{path} holds {len(members)} segmenters, which have no mean; name one, such as {members[0]}.")
-        if not len(rows):
-            raise UserError(f"The run was trained on every film of {data}, or on their patients; name another dataset.")
-        found = of_rows(weights, source, rows)
-    if len(loaded.members) > 1 and not (run.config.train.cv and dataset.fingerprint == run.dataset):
-        several = f"mean of {len(loaded.members)} networks" if load.is_file(path) else load.described(path)
-        described += f", by the {several}"
-    measured = task.measure(found, run.preprocess.classes)
-    return Evaluation(measured, described, "synthetic" in dataset.manifest["per_source"])
+        parts, description = _other_dataset(path, loaded, dataset)
+    eval_step = task.eval_step(loaded.network)
+    predictions = []
+    for networks, source, rows in parts:
+        outputs, labels = predict(eval_step, networks, loader.eval_batches(source, batch_size, rows))
+        predictions.append(Predictions(outputs, labels, loader.patients(source, rows)))
+    measured = task.measure(concatenate(predictions), run.preprocess.classes)
+    return Evaluation(measured, description, "synthetic" in dataset.manifest["per_source"])
+
+
+def _own_test_folds(path: Path, loaded: LoadedRun, dataset: Dataset) -> tuple[list[_Part], str]:
+    """What was held out of the run's own dataset, and that in words."""
+    config = loaded.run.config
+    by_fold = {config.data.test_fold: loaded.networks}
+    description = f"test fold {config.data.test_fold} of {dataset.path}{_by_several(path, loaded)}"
+    if config.train.cv:
+        by_fold = {}
+        for member, weights in zip(folder.member_folders(path), loaded.networks, strict=True):
+            by_fold.setdefault(folder.read_run(member).config.data.test_fold, []).append(weights)
+        noun = "network" if len(loaded.networks) == len(by_fold) else "networks"
+        description = f"all {len(by_fold)} folds of {dataset.path}, each by the {noun} that it was held out from"
+    sources = {fold: dataset.source([fold]) for fold in by_fold}
+    return [_Part(by_fold[fold], source, np.arange(len(source))) for fold, source in sources.items()], description
+
+
+def _other_dataset(path: Path, loaded: LoadedRun, dataset: Dataset) -> tuple[list[_Part], str]:
+    """What the run was not trained on of another dataset, and that in words.
+
+    Raises:
+      UserError: nothing, or a run of several segmenters.
+    """
+    if dataset.masks and len(loaded.networks) > 1:
+        members = folder.member_folders(path)
+        raise UserError(f"{path} holds {len(members)} segmenters, which have no mean; name one, such as {members[0]}.")
+    trained_on, source = load.trained_on(path), dataset.source(range(dataset.folds))
+    identities = loader.identities(source)
+    rows = np.asarray([row for row, keys in enumerate(identities) if not trained_on & set(keys)], int)
+    if not len(rows):
+        raise UserError(
+            f"The run was trained on every image of {dataset.path}, or on their patients; name another dataset."
+        )
+    skipped = len(identities) - len(rows)
+    images = f"{dataset.path}, without {skipped} images of the run's training" if skipped else f"all of {dataset.path}"
+    return [_Part(loaded.networks, source, rows)], images + _by_several(path, loaded)
+
+
+def _by_several(path: Path, loaded: LoadedRun) -> str:
+    if len(loaded.networks) == 1:
+        return ""
+    several = f"mean of {len(loaded.networks)} networks" if load.is_file(path) else load.describe(path)
+    return f", by the {several}"

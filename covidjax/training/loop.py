@@ -1,7 +1,7 @@
-"""Training a network: its folder, its state, the loop, the result; ``fit`` reads from top to bottom.
+"""Training a network: what it is trained on, its state, the loop, the result; ``fit`` reads from top to bottom.
 
 A run that was stopped anywhere goes on from its last checkpoint to the same bits as one that never was: the order of
-the images follows from the seed and the epoch, everything else from the state (see ``covidjax.step``).
+the images follows from the seed and the epoch, everything else from the state (see ``training.step``).
 """
 
 from __future__ import annotations
@@ -9,23 +9,116 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 
-from covidjax import device
+from covidjax import device, metrics
 from covidjax.config import Config
+from covidjax.data import loader
 from covidjax.data.dataset import Dataset
+from covidjax.errors import UserError
+from covidjax.models import Weights, count_parameters
 from covidjax.runs import folder
 from covidjax.runs.folder import Run
-from covidjax.runs.recorder import Progress, Recorder, Result
+from covidjax.runs.recorder import Recorder
 from covidjax.timing import Stopwatch, Timing
 from covidjax.training.engine import Engine
-from covidjax.training.predictions import predict
-from covidjax.training.step import zero_sums
+from covidjax.training.predictions import Predictions
+from covidjax.training.step import (
+    StepInputs,
+    TrainState,
+    class_weights,
+    from_checkpoint,
+    learning_rate,
+    learning_rate_table,
+    to_checkpoint,
+    zero_sums,
+)
 
-TELL_SECONDS = 0.2
+PROGRESS_SECONDS = 0.2
 """Least time between two looks at the loss within an epoch."""
+
+
+class Interrupted(UserError):
+    """Training was asked to stop and saved its state first."""
+
+
+class Progress(Protocol):
+    """Told how the training of one network goes on."""
+
+    def begin(self, description: str, steps: int, metric: str) -> None:
+        """Before the first step: what is trained on what, in words, how many steps an epoch has, and what beside the loss
+        is told of them, such as ``accuracy``."""
+
+    def step(self, epoch: int, step: int, loss: float, metric: float, images_per_second: float) -> None:
+        """Now and then within an epoch, with the means of the epoch so far."""
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """After every epoch, with the line for ``metrics.jsonl``."""
+
+
+class Result(NamedTuple):
+    """What a finished run amounts to."""
+
+    metrics: metrics.AnyMetrics
+    """On the test fold."""
+    checkpoint: str
+    """Which checkpoint was tested: ``last``, or ``best`` by the validation fold."""
+    history: list[dict[str, Any]]
+    """The lines of ``metrics.jsonl``."""
+    timing: Timing
+    """Of this call: what came before a resumption is not in it. The networks of one run share it."""
+    parameters: int
+    predictions: Predictions
+    """Of the images of the test fold."""
+
+
+class Plan(NamedTuple):
+    """What one network is trained and tested on."""
+
+    config: Config
+    train_rows: np.ndarray
+    """int32 ``[N]``, rows of the whole dataset, fold after fold."""
+    held_out: dict[str, np.ndarray]
+    """Rows of ``test`` and, where there is a validation fold, ``val``."""
+    trained_on: loader.Source
+    """The images of the training and validation folds."""
+    batch_size: int
+    steps: int
+    """Of an epoch."""
+    inputs: StepInputs
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The rows of the dataset that each step of an epoch takes, int32 ``[steps, batch]``."""
+        return self.train_rows[loader.epoch_rows(len(self.train_rows), self.batch_size, seed=self.config.seed, epoch=epoch)]
+
+
+def make_plan(config: Config, dataset: Dataset) -> Plan:
+    """What a network of these settings is trained on.
+
+    Raises:
+      UserError: folds that the dataset does not have.
+    """
+    settings = config.train
+    training, test, val = dataset.split(config.data.test_fold, config.data.val_fold)
+    ends = np.cumsum([0, *(dataset.class_counts([fold]).sum() for fold in range(dataset.folds))])
+    rows = [np.arange(ends[fold], ends[fold + 1], dtype=np.int32) for fold in range(dataset.folds)]
+    train_rows = np.concatenate([rows[fold] for fold in training])
+    batch_size = min(settings.batch_size, len(train_rows))
+    steps = len(train_rows) // batch_size
+    total = steps * settings.epochs
+    rates = learning_rate_table(learning_rate(settings, total), total)
+    return Plan(
+        config=config,
+        train_rows=train_rows,
+        held_out={"test": rows[test[0]]} | ({"val": rows[val[0]]} if val else {}),
+        trained_on=dataset.source([*training, *val]),
+        batch_size=batch_size,
+        steps=steps,
+        inputs=StepInputs(np.uint32(config.seed), rates, class_weights(settings, dataset.class_counts(training))),
+    )
 
 
 def train(
@@ -53,65 +146,159 @@ def train(
     """
     began = time.perf_counter()
     timing = Timing()
-    dataset.split(config.data.test_fold, config.data.val_fold)  # before there is a folder
+    plan = make_plan(config, dataset)  # before there is a folder
     if not resume:
         folder.create_run(run, Run(config, dataset.preprocess, dataset.fingerprint, dataset.segmenter))
-    with Recorder(config, dataset, run, progress) as member:
-        result = fit(member, Engine(config, dataset, timing), stop)
+    with open_recorder(plan, run, timing) as recorder:
+        result = fit(plan, Engine(config, dataset, timing), recorder, progress, stop)
     timing.add("wall", began)
     return result
 
 
-def fit(member: Recorder, program: Engine, stop: Callable[[], bool]) -> Result:
+def open_recorder(plan: Plan, run: Path, timing: Timing) -> Recorder:
+    """What writes down the training of a network into its folder."""
+    seconds = plan.config.train.checkpoint_seconds
+    return Recorder(run, keep_best="val" in plan.held_out, checkpoint_seconds=seconds, timing=timing)
+
+
+def fit(
+    plan: Plan,
+    engine: Engine,
+    recorder: Recorder,
+    progress: Progress,
+    stop: Callable[[], bool],
+    *,
+    whole: Path | None = None,
+) -> Result:
     """Train one network to its end, from wherever it is, and test it.
+
+    Args:
+      plan: what it is trained on.
+      engine: what computes; networks of one run share it.
+      recorder: where the log and the checkpoints go.
+      progress: told how it goes on.
+      stop: see ``train``.
+      whole: the run to be resumed, where the network is one of several.
 
     Raises:
       Interrupted: by ``stop``.
       UserError: diverged training, a checkpoint that does not fit.
     """
-    timing, epochs, epoch_steps = program.timing, member.config.train.epochs, member.epoch_steps
-    mesh = device.mesh(member.batch)
-    state, given = device.replicate(member.start(program), mesh)
-    steps = program.steps(member.batch)
-    done = int(state.step)
-    for epoch in range(done // epoch_steps, epochs):
-        clock = Stopwatch(timing)
-        told_at = -np.inf
-        for new_state, count in steps(state, given, member.order(epoch)[done - epoch * epoch_steps :]):
-            state, done = new_state, done + count
-            clock.add(count * member.batch)
+    steps, epochs = plan.steps, plan.config.train.epochs
+    state, inputs = device.replicate((_start(plan, engine, recorder), plan.inputs), device.mesh(plan.batch_size))
+    step = int(state.step)
+    network = f" of {recorder.run.name}" if whole else ""
+    parameters = f"{count_parameters(state.weights):,} parameters"
+    description = f"{engine.describe()}; {len(plan.train_rows)} training images, {steps} steps an epoch, {parameters}"
+    progress.begin(f"{description}; starting at step {step + 1}.", steps, engine.task.metric)
+    take_steps = engine.train_steps(plan.batch_size)
+    for epoch in range(step // steps, epochs):
+        stopwatch, shown_at = Stopwatch(engine.timing), -np.inf
+        for new_state, count in take_steps(state, inputs, plan.order(epoch)[step - epoch * steps :]):
+            state, step = new_state, step + count
+            stopwatch.add(count * plan.batch_size)
             # Asking for the loss waits for the device, so that is done now and then only.
-            if time.perf_counter() - told_at >= TELL_SECONDS:
-                means = member.means(*jax.device_get((state.totals, state.bad_step)))
-                member.progress.step(epoch + 1, done - epoch * epoch_steps, *means, clock.speed)
-                told_at = time.perf_counter()
+            if time.perf_counter() - shown_at >= PROGRESS_SECONDS:
+                progress.step(epoch + 1, step - epoch * steps, *_means(plan, state, network), stopwatch.speed)
+                shown_at = time.perf_counter()
             stopping = stop()
-            if (stopping or member.due()) and done % epoch_steps:
-                member.save(state, epoch)
+            if (stopping or recorder.is_due()) and step % steps:
+                recorder.save(step, state.weights, to_checkpoint(state), epoch)
                 if stopping:
-                    raise member.interrupted(f"step {done}{member.name}")
-        trained = member.means(*jax.device_get((state.totals, state.bad_step)))
-        clock.done()
+                    raise _interrupted(f"step {step}{network}", whole or recorder.run)
+        loss, metric = _means(plan, state, network)
+        stopwatch.done()
 
-        start = time.perf_counter()
-        found = {
-            name: program.task.summary(*predict(program.glance, state.weights, program.batches(rows)))
-            for name, rows in member.held_out.items()
-        }
-        timing.add("evaluate", start, sum(map(len, member.held_out.values())))
-        member.log(epoch, trained, found, clock.speed)
+        record = {"epoch": epoch + 1, "step": step, "learning_rate": float(plan.inputs.learning_rates[step - 1])}
+        record["train"] = {"loss": loss, engine.task.metric: metric}
+        record |= _evaluate_epoch(plan, engine, state.weights, step, network)
+        progress.epoch(recorder.log(record, stopwatch.speed))
 
-        state = state._replace(totals=zero_sums())
-        if member.better(found):
-            member.choose(state, epoch, found)
-        finished = epoch + 1 == epochs
-        stopping = stop()
-        if finished or stopping or member.due():
-            member.save(state, epoch + 1)
+        state = state._replace(sums=zero_sums())
+        key = engine.task.selection_key(record["val"]) if "val" in record else None
+        if key and recorder.is_better(key):
+            recorder.save_best(step, _final(plan, engine, state.weights), to_checkpoint(state), epoch + 1, key)
+        finished, stopping = epoch + 1 == epochs, stop()
+        if finished or stopping or recorder.is_due():
+            weights = _final(plan, engine, state.weights) if finished else state.weights
+            recorder.save(step, weights, to_checkpoint(state), epoch + 1)
         if stopping and not finished:
-            raise member.interrupted(f"step {done}{member.name}")
+            raise _interrupted(f"step {step}{network}", whole or recorder.run)
+    return _test(plan, engine, recorder)
 
+
+def _start(plan: Plan, engine: Engine, recorder: Recorder) -> TrainState:
+    """The state to go on from, fresh or of the last checkpoint."""
+
+    def expected() -> tuple[Any, Any]:
+        template = jax.eval_shape(lambda: engine.init_state(0))
+        return template.weights, to_checkpoint(template)
+
+    if saved := recorder.resume(expected):
+        return from_checkpoint(saved.weights, saved.training)
+    folder.write_trained_on(recorder.run, (key for keys in loader.identities(plan.trained_on) for key in keys))
+    return engine.init_state(plan.config.seed)
+
+
+def _means(plan: Plan, state: TrainState, network: str) -> tuple[float, float]:
+    """Loss and metric of the epoch so far.
+
+    Raises:
+      UserError: the loss is no longer finite.
+    """
+    sums, first_bad_step = jax.device_get((state.sums, state.first_bad_step))
+    if first_bad_step >= 0:
+        raise _diverged(plan, int(first_bad_step), network)
+    return float(sums.loss) / int(sums.images), float(sums.metric) / int(sums.images)
+
+
+def _evaluate_epoch(plan: Plan, engine: Engine, weights: Weights, step: int, network: str) -> dict[str, dict[str, float]]:
+    """Loss and metric of the held-out folds.
+
+    Raises:
+      UserError: a loss that is not finite.
+    """
     start = time.perf_counter()
-    found, labels = predict(program.examine, member.saved(), program.batches(member.held_out["test"]))
-    timing.add("evaluate", start, len(labels))
-    return member.result(found, labels)
+    summaries = {}
+    for name, rows in plan.held_out.items():
+        predictions = engine.predict(weights, rows, tta=False)
+        summaries[name] = engine.task.summarize(predictions.outputs, predictions.labels)
+    engine.timing.add("evaluate", start, sum(map(len, plan.held_out.values())))
+    if not all(np.isfinite(summary["loss"]) for summary in summaries.values()):
+        raise _diverged(plan, step - 1, network)
+    return summaries
+
+
+def _final(plan: Plan, engine: Engine, weights: Weights) -> Weights:
+    """The weights that are to be used, not trained on."""
+    if not plan.config.train.recalibrate_batch_norm:
+        return weights
+    return engine.recalibrate_batch_norm(weights, plan.order(0).ravel())  # as mixed as the batches of training
+
+
+def _test(plan: Plan, engine: Engine, recorder: Recorder) -> Result:
+    """What a finished network says of its test fold."""
+    start = time.perf_counter()
+    kind, weights = recorder.final_weights(engine.network.abstract())
+    predictions = engine.predict(weights, plan.held_out["test"])
+    engine.timing.add("evaluate", start, len(predictions.labels))
+    return Result(
+        metrics=engine.task.measure(predictions, engine.classes),
+        checkpoint=kind,
+        history=folder.read_log(recorder.run),
+        timing=engine.timing,
+        parameters=count_parameters(weights),
+        predictions=predictions,
+    )
+
+
+def _interrupted(saved_at: str, run: Path) -> Interrupted:
+    return Interrupted(f"Stopped, with everything saved at {saved_at}; go on with `covidjax train --resume --run {run}`.")
+
+
+def _diverged(plan: Plan, step: int, network: str) -> UserError:
+    return UserError(
+        f"The loss{network} became NaN or infinite at step {step + 1}, where the learning rate was "
+        f"{float(plan.inputs.learning_rates[step]):.3g}; train again with a smaller one, such as "
+        "--set train.learning_rate=1e-3."
+    )

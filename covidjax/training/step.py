@@ -16,8 +16,7 @@ import optax
 from jax import Array, lax
 
 from covidjax.config import TrainConfig
-from covidjax.models import Network, Weights
-from covidjax.training.tasks import Task
+from covidjax.models.network import Network, Weights
 
 _DROPOUT = 2**16
 """What the step's key is folded with for dropout. Small numbers give the keys that it is split into for augmentation."""
@@ -36,24 +35,25 @@ class EpochSums(NamedTuple):
     """Sums over the epoch so far."""
 
     loss: Array
-    score: Array
-    """By the task: how many were right, or of masks the Dice coefficients."""
+    metric: Array
+    """Of the task's metric: how many were right, or of masks the Dice coefficients."""
     images: Array
 
 
-class State(NamedTuple):
+class TrainState(NamedTuple):
     """All that changes in training; lives on the device and is donated to every step."""
 
     step: Array
     weights: Weights
     """That are tested and used."""
-    optimizer: optax.OptState
-    scale: LossScale
-    totals: EpochSums
-    bad_step: Array
+    opt_state: optax.OptState
+    loss_scale: LossScale
+    sums: EpochSums
+    first_bad_step: Array
     """First step whose loss was not finite, or -1."""
-    newest: Weights | tuple[()] = ()
-    """With averaging the weights that the last step came to, of which ``weights`` is the running mean; else nothing."""
+    raw_weights: Weights | tuple[()] = ()
+    """With ``ema_decay`` the weights that the last step came to, of which ``weights`` is the moving average; else
+    nothing."""
 
 
 def learning_rate(config: TrainConfig, steps: int) -> optax.Schedule:
@@ -84,6 +84,23 @@ class StepInputs(NamedTuple):
     """float32 ``[classes]``."""
 
 
+class Losses(NamedTuple):
+    """Of every example of a batch, float32 ``[B]``."""
+
+    loss: Array
+    sample_weight: Array
+    """The batch's loss is the mean weighted by this."""
+    metric: Array
+    """The epoch's training metric is the mean of this."""
+
+
+PrepareInputs = Callable[[Array, Array, Any, str | None], tuple[Array, Any]]
+"""A task's ``inputs``, see ``training.tasks``."""
+
+LossFunction = Callable[[Array, Any, Array], Losses]
+"""A task's ``losses``, see ``training.tasks``."""
+
+
 def learning_rate_table(schedule: optax.Schedule, steps: int) -> np.ndarray:
     """The schedule as a table, float32. Its length is the next multiple of 1024, so that runs of other lengths are the
     same program; what is beyond ``steps`` is not reached."""
@@ -93,81 +110,124 @@ def learning_rate_table(schedule: optax.Schedule, steps: int) -> np.ndarray:
 Optimizer = Callable[[optax.Schedule], optax.GradientTransformation]
 
 
-def make_step(
-    network: Network, task: Task, optimizer: Optimizer, scaled: bool, axis: str | None = None, averaging: float = 0.0
-) -> Callable[[State, StepInputs, Array, Any], State]:
-    """One step of training, to be jitted: (state, given, uint8 images ``[B, S, S, 1]``, ``Batch.targets``) → state.
+def make_train_step(
+    network: Network,
+    prepare_inputs: PrepareInputs,
+    losses: LossFunction,
+    optimizer: Optimizer,
+    *,
+    loss_scaling: bool,
+    axis: str | None = None,
+    ema_decay: float = 0.0,
+) -> Callable[[TrainState, StepInputs, Array, Any], TrainState]:
+    """One step of training, to be jitted: (state, inputs, uint8 images ``[B, S, S, 1]``, ``Batch.targets``) → state.
 
     With an ``axis`` of a mesh each device calls it with its share of the batch, and all come to the same state: that which
     one device would have come to with the whole batch, within rounding.
 
-    With ``averaging`` a running mean of the weights and of the batch statistics is what is tested and used (Szegedy et al.
-    2016, section 8). Each step keeps that share of it, and the first steps less, so that the initial weights are soon
-    forgotten.
+    With ``ema_decay`` an exponential moving average of the weights and of the batch statistics is what is tested and used
+    (Szegedy et al. 2016, section 8). Each step keeps that share of it, and the first steps less, so that the initial
+    weights are soon forgotten.
     """
 
-    def everywhere(values: Any) -> Any:
+    def all_sum(values: Any) -> Any:
         """Added up over the devices."""
         return values if axis is None else lax.psum(values, axis)
 
-    def step(state: State, given: StepInputs, images: Array, targets: Any) -> State:
-        key = jax.random.fold_in(jax.random.key(given.seed), state.step)
-        inputs, targets = task.inputs(key, images, targets, axis)
+    def step(state: TrainState, inputs: StepInputs, images: Array, targets: Any) -> TrainState:
+        key = jax.random.fold_in(jax.random.key(inputs.seed), state.step)
+        images, targets = prepare_inputs(key, images, targets, axis)
         batch = len(images) * (1 if axis is None else lax.axis_size(axis))
-        before = state.newest or state.weights
+        before = state.raw_weights or state.weights
 
-        def loss_of(params: Any) -> tuple[Array, tuple[Array, Array, dict[str, Any]]]:
+        def loss_fn(params: Any) -> tuple[Array, tuple[Array, Array, dict[str, Any]]]:
             weights = Weights(params, before.batch_stats)
-            logits, _, stats = network.apply(weights, inputs, train=True, axis=axis, key=jax.random.fold_in(key, _DROPOUT))
-            found = task.losses(logits, targets, jnp.asarray(given.class_weights))
-            loss = jnp.sum(found.loss * found.importance) / everywhere(jnp.sum(found.importance))  # this device's part
-            return loss * state.scale.value, (loss, jnp.sum(found.score), stats)
+            dropout_key = jax.random.fold_in(key, _DROPOUT)
+            logits, _, batch_stats = network.apply(weights, images, train=True, axis=axis, key=dropout_key)
+            loss, sample_weight, metric = losses(logits, targets, jnp.asarray(inputs.class_weights))
+            loss = jnp.sum(loss * sample_weight) / all_sum(jnp.sum(sample_weight))  # this device's part
+            return loss * state.loss_scale.value, (loss, jnp.sum(metric), batch_stats)
 
-        (_, (loss, score, stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(before.params)
-        grads, loss, score = everywhere((grads, loss, score))
-        grads = jax.tree.map(lambda g: g / state.scale.value, grads)
-        transformation = optimizer(lambda count: jnp.asarray(given.learning_rates)[count])
-        updates, optimizer_state = transformation.update(grads, state.optimizer, before.params)
-        weights = Weights(optax.apply_updates(before.params, updates), stats)
-        scale, bad = state.scale, ~jnp.isfinite(loss)
-        if scaled:
+        (_, (loss, metric, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(before.params)
+        grads, loss, metric = all_sum((grads, loss, metric))
+        grads = jax.tree.map(lambda g: g / state.loss_scale.value, grads)
+        transformation = optimizer(lambda count: jnp.asarray(inputs.learning_rates)[count])
+        updates, opt_state = transformation.update(grads, state.opt_state, before.params)
+        weights = Weights(optax.apply_updates(before.params, updates), batch_stats)
+        loss_scale, bad = state.loss_scale, ~jnp.isfinite(loss)
+        if loss_scaling:
             finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(grads)]))
-            # A step that overflowed is left out, with a smaller scale for the next; one that cannot be made
-            # smaller has diverged.
-            weights, optimizer_state = jax.tree.map(
-                lambda new, old: jnp.where(finite, new, old),
-                (weights, optimizer_state),
-                (before, state.optimizer),
+            weights, opt_state = jax.tree.map(
+                lambda new, old: jnp.where(finite, new, old), (weights, opt_state), (before, state.opt_state)
             )
-            grow = finite & (scale.good_steps + 1 >= _SCALE_GROWTH_STEPS)
-            value = jnp.where(grow, scale.value * 2, jnp.where(finite, scale.value, scale.value / 2))
-            good_steps = jnp.where(finite & ~grow, scale.good_steps + 1, 0)
-            bad = ~finite & (value < 1)
-            scale = LossScale(jnp.clip(value, 1.0, _LARGEST_SCALE), good_steps)
-        totals = EpochSums(
-            state.totals.loss + jnp.where(jnp.isfinite(loss), loss, 0.0) * batch,
-            state.totals.score + score,
-            state.totals.images + batch,
+            loss_scale, bad = _next_scale(loss_scale, finite)
+        sums = EpochSums(
+            state.sums.loss + jnp.where(jnp.isfinite(loss), loss, 0.0) * batch,
+            state.sums.metric + metric,
+            state.sums.images + batch,
         )
-        bad_step = jnp.where((state.bad_step < 0) & bad, state.step, state.bad_step)
-        newest = ()
-        if averaging:
-            decay = jnp.minimum(averaging, (1 + state.step) / (10 + state.step))
-            newest, weights = weights, jax.tree.map(lambda mean, new: new + decay * (mean - new), state.weights, weights)
-        return State(state.step + 1, weights, optimizer_state, scale, totals, bad_step, newest)
+        first_bad_step = jnp.where((state.first_bad_step < 0) & bad, state.step, state.first_bad_step)
+        raw_weights = ()
+        if ema_decay:
+            decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+            raw_weights = weights
+            weights = jax.tree.map(lambda mean, new: new + decay * (mean - new), state.weights, weights)
+        return TrainState(state.step + 1, weights, opt_state, loss_scale, sums, first_bad_step, raw_weights)
 
     return step
 
 
+def _next_scale(scale: LossScale, finite: Array) -> tuple[LossScale, Array]:
+    """The scale after a step, and whether training has diverged. A step that overflowed is left out, with a smaller
+    scale for the next; one whose scale cannot be made smaller has diverged."""
+    grow = finite & (scale.good_steps + 1 >= _SCALE_GROWTH_STEPS)
+    value = jnp.where(grow, scale.value * 2, jnp.where(finite, scale.value, scale.value / 2))
+    good_steps = jnp.where(finite & ~grow, scale.good_steps + 1, 0)
+    return LossScale(jnp.clip(value, 1.0, _LARGEST_SCALE), good_steps), ~finite & (value < 1)
+
+
 def zero_sums() -> EpochSums:
+    """The sums before an epoch's first step."""
     return EpochSums(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
 
 
-def initial_state(weights: Weights, optimizer: optax.GradientTransformation, scaled: bool, averaging: float = 0.0) -> State:
+def create_train_state(
+    weights: Weights, optimizer: optax.GradientTransformation, *, loss_scaling: bool, ema_decay: float = 0.0
+) -> TrainState:
     """The state before the first step."""
-    scale = LossScale(jnp.float32(_FIRST_SCALE if scaled else 1.0), jnp.int32(0))
-    newest = jax.tree.map(jnp.copy, weights) if averaging else ()  # a buffer cannot be donated twice
-    return State(jnp.int32(0), weights, optimizer.init(weights.params), scale, zero_sums(), jnp.int32(-1), newest)
+    scale = LossScale(jnp.float32(_FIRST_SCALE if loss_scaling else 1.0), jnp.int32(0))
+    raw_weights = jax.tree.map(jnp.copy, weights) if ema_decay else ()  # a buffer cannot be donated twice
+    return TrainState(
+        step=jnp.int32(0),
+        weights=weights,
+        opt_state=optimizer.init(weights.params),
+        loss_scale=scale,
+        sums=zero_sums(),
+        first_bad_step=jnp.int32(-1),
+        raw_weights=raw_weights,
+    )
+
+
+def to_checkpoint(state: TrainState) -> dict[str, Any]:
+    """What a checkpoint holds of a state beside the weights, which have a place of their own, under the names that
+    checkpoints have had from the beginning."""
+    items = {"step": state.step, "optimizer": state.opt_state, "scale": state.loss_scale, "bad_step": state.first_bad_step}
+    items["totals"] = {"loss": state.sums.loss, "score": state.sums.metric, "images": state.sums.images}
+    return items | ({"newest": state.raw_weights} if state.raw_weights else {})
+
+
+def from_checkpoint(weights: Weights, items: dict[str, Any]) -> TrainState:
+    """The state whose weights and ``to_checkpoint`` were saved."""
+    totals = items["totals"]
+    return TrainState(
+        step=items["step"],
+        weights=weights,
+        opt_state=items["optimizer"],
+        loss_scale=items["scale"],
+        sums=EpochSums(totals["loss"], totals["score"], totals["images"]),
+        first_bad_step=items["bad_step"],
+        raw_weights=items.get("newest", ()),
+    )
 
 
 def make_optimizer(config: TrainConfig, rate: optax.Schedule) -> optax.GradientTransformation:

@@ -1,4 +1,4 @@
-"""What is learned: how images and targets become a loss and a score, and which of two results is the better one.
+"""What is learned: how images and targets become a loss and a metric, and which of two results is the better one.
 
 Steps and loops know a task by the methods of ``Task`` alone.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -20,55 +20,46 @@ from covidjax import metrics
 from covidjax.config import Config
 from covidjax.errors import UsageError
 from covidjax.inference.forward import data_parallel, make_predict, normalize
-from covidjax.models import Network, Weights
 from covidjax.models.lung_unet import MULTIPLE
+from covidjax.models.network import Network, Weights
 from covidjax.training.augment import augment, augment_with_masks
 from covidjax.training.predictions import EvalStep, Predictions
+from covidjax.training.step import Losses
 
 if TYPE_CHECKING:
     from covidjax.data.dataset import Dataset
     from covidjax.data.loader import Batch
 
 
-class Losses(NamedTuple):
-    """Of every example of a batch, float32 ``[B]``."""
-
-    loss: Array
-    importance: Array
-    """The batch's loss is the mean weighted by this."""
-    score: Array
-    """What the epoch's training score is the mean of."""
-
-
 class Task(Protocol):
     """What is learned."""
 
-    score: str
-    """What the score is called in the log."""
+    metric: str
+    """The name in the log of what is told beside the loss."""
 
     def inputs(self, key: Array, images: Array, targets: Any, axis: str | None) -> tuple[Array, Any]:
-        """Augmented and normalised images float32 ``[B, S, S, C]``, and their targets, of uint8 images ``[B, S, S, 1]``
-        and ``pipeline.Batch.targets``; with an ``axis`` of a mesh, of this device's share."""
+        """Augmented and normalized images float32 ``[B, S, S, C]``, and their targets, of uint8 images ``[B, S, S, 1]``
+        and ``loader.Batch.targets``; with an ``axis`` of a mesh, of this device's share."""
         ...
 
     def losses(self, logits: Array, targets: Any, class_weights: Array) -> Losses:
         """Of logits and targets as ``inputs`` gave them, with a weight for each class, float32 ``[classes]``."""
         ...
 
-    def examine(self, network: Network, *, once: bool = False) -> EvalStep:
-        """What is computed of held-out examples; ``once``: of one view of each, whatever the settings say, which is enough
-        to watch training by."""
+    def eval_step(self, network: Network, *, tta: bool = True) -> EvalStep:
+        """What is computed of held-out examples; without ``tta`` of one view of each, whatever the settings say, which is
+        enough to watch training by."""
         ...
 
-    def summary(self, found: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """``loss`` and score of what ``examine`` found, ``[N, K]``, of examples with labels ``[N]``."""
+    def summarize(self, outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """``loss`` and metric of outputs ``[N, K]``, as ``eval_step`` gives them, of examples with labels ``[N]``."""
         ...
 
-    def merit(self, found: dict[str, float]) -> tuple[float, float]:
-        """What the best checkpoint has most of: the score, and of two equal ones the smaller loss."""
-        return found[self.score], -found["loss"]
+    def selection_key(self, summary: dict[str, float]) -> tuple[float, float]:
+        """What the best checkpoint has most of: the metric, and of two equal ones the smaller loss."""
+        return summary[self.metric], -summary["loss"]
 
-    def measure(self, found: Predictions, classes: Sequence[str]) -> metrics.AnyMetrics:
+    def measure(self, predictions: Predictions, classes: Sequence[str]) -> metrics.AnyMetrics:
         """What is reported, with intervals over patients."""
         ...
 
@@ -79,7 +70,7 @@ def make_task(config: Config, dataset: Dataset) -> Task:
     Raises:
       UsageError: a classifier and a dataset of masks, or the other way round, or images of a size that does not go.
     """
-    if dataset.masks == (config.model.name == "lung-unet"):
+    if dataset.masks == config.model.is_segmenter:
         size = dataset.preprocess.image_size
         if dataset.masks and size % MULTIPLE:
             raise UsageError(
@@ -93,9 +84,9 @@ def make_task(config: Config, dataset: Dataset) -> Task:
 
 
 class Classification(Task):
-    """One class for each film; the targets are labels, int32 ``[B]``."""
+    """One class for each image; the targets are labels, int32 ``[B]``."""
 
-    score = "accuracy"
+    metric = "accuracy"
 
     def __init__(self, config: Config):
         self._augment, self._model = config.augment, config.model
@@ -105,35 +96,36 @@ class Classification(Task):
         return normalize(augment(key, images, self._augment, axis), self._model.channels), targets
 
     def losses(self, logits: Array, targets: Array, class_weights: Array) -> Losses:
-        """Cross-entropy of logits ``[B, classes]`` with smoothed labels, weighted by class; score 1 where right."""
+        """Cross-entropy of logits ``[B, classes]`` with smoothed labels, weighted by class; metric 1 where right."""
         smooth = optax.smooth_labels(jax.nn.one_hot(targets, logits.shape[-1]), self._smoothing)
         right = (jnp.argmax(logits, -1) == targets).astype(jnp.float32)
         return Losses(optax.softmax_cross_entropy(logits, smooth), class_weights[targets], right)
 
-    def examine(self, network: Network, *, once: bool = False) -> EvalStep:
+    def eval_step(self, network: Network, *, tta: bool = True) -> EvalStep:
         """Logits ``[B, classes]``; of several networks' weights the logarithms of their mean probabilities."""
-        predict = make_predict(network, dataclasses.replace(self._model, views=1) if once else self._model)
+        predict = make_predict(network, self._model if tta else dataclasses.replace(self._model, tta=1))
         return lambda weights, batch: predict(weights, batch.images)
 
-    def summary(self, found: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    def summarize(self, outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """Mean cross-entropy and accuracy."""
-        log_probabilities = scipy.special.log_softmax(found, -1)
+        log_probabilities = scipy.special.log_softmax(outputs, -1)
         loss = -log_probabilities[np.arange(len(labels)), labels].mean()
-        return {"loss": float(loss), "accuracy": float((found.argmax(-1) == labels).mean())}
+        return {"loss": float(loss), "accuracy": float((outputs.argmax(-1) == labels).mean())}
 
-    def measure(self, found: Predictions, classes: Sequence[str]) -> metrics.Metrics:
-        return metrics.classification_metrics(found.labels, found.found.argmax(-1), classes, found.patients)
+    def measure(self, predictions: Predictions, classes: Sequence[str]) -> metrics.Metrics:
+        chosen = predictions.outputs.argmax(-1)
+        return metrics.classification_metrics(predictions.labels, chosen, classes, predictions.patients)
 
 
 class Segmentation(Task):
     """Lung masks; the targets are the kinds of mask, int32 ``[B]``, and the masks, uint8 ``[B, S, S, 1]`` of 0 and 1.
 
-    Each film has a mask of one kind, and the loss is that of the output for this kind alone: the sum of the mean binary
-    cross-entropy of the film's pixels and of one minus the soft Dice coefficient of the film (Milletari, Navab, Ahmadi:
+    Each image has a mask of one kind, and the loss is that of the output for this kind alone: the sum of the mean binary
+    cross-entropy of the image's pixels and of one minus the soft Dice coefficient of the image (Milletari, Navab, Ahmadi:
     "V-Net", 3DV 2016, section 3, with sums in place of squares in the denominator).
     """
 
-    score = "dice"
+    metric = "dice"
 
     def __init__(self, config: Config):
         self._augment, self._channels = config.augment, config.model.channels
@@ -148,8 +140,8 @@ class Segmentation(Task):
         loss, dice, _ = _overlap(logits, kinds, masks)
         return Losses(loss, class_weights[kinds], dice)
 
-    def examine(self, network: Network, *, once: bool = False) -> EvalStep:
-        """Loss, Dice and IoU of each film, ``[B, 3]``."""
+    def eval_step(self, network: Network, *, tta: bool = True) -> EvalStep:
+        """Loss, Dice and IoU of each image, ``[B, 3]``."""
 
         def forward(weights: Weights, images: Array, kinds: Array, masks: Array) -> Array:
             logits, *_ = network.apply(weights, normalize(images, self._channels))
@@ -157,24 +149,24 @@ class Segmentation(Task):
 
         call = data_parallel(forward, 3)
 
-        def examine(weights: Weights | list[Weights], batch: Batch) -> Array:
-            assert not isinstance(weights, list), "there are no ensembles of segmenters"
-            return call(weights, batch.images, *batch.targets)
+        def step(weights: Weights | list[Weights], batch: Batch) -> Array:
+            (network_weights,) = weights if isinstance(weights, list) else [weights]  # there are no ensembles
+            return call(network_weights, batch.images, *batch.targets)
 
-        return examine
+        return step
 
-    def summary(self, found: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """Mean loss and mean Dice over the films."""
-        loss, dice, _ = found.mean(0, dtype=float).tolist()
+    def summarize(self, outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """Mean loss and mean Dice over the images."""
+        loss, dice, _ = outputs.mean(0, dtype=float).tolist()
         return {"loss": loss, "dice": dice}
 
-    def measure(self, found: Predictions, classes: Sequence[str]) -> metrics.MaskMetrics:
-        _, dice, iou = found.found.astype(float).T
-        return metrics.mask_metrics(found.labels, dice, iou, classes, found.patients)
+    def measure(self, predictions: Predictions, classes: Sequence[str]) -> metrics.MaskMetrics:
+        _, dice, iou = predictions.outputs.astype(float).T
+        return metrics.mask_metrics(predictions.labels, dice, iou, classes, predictions.patients)
 
 
 def _overlap(logits: Array, kinds: Array, masks: Array) -> tuple[Array, Array, Array]:
-    """Loss, Dice and IoU of each film, ``[B]``: of logits ``[B, S, S, kinds]`` that for the film's own kind ``[B]``, with
+    """Loss, Dice and IoU of each image, ``[B]``: of logits ``[B, S, S, kinds]`` that for the image's own kind ``[B]``, with
     masks float32 ``[B, S, S, 1]``. An empty mask found empty has Dice and IoU 1."""
     own = jnp.take_along_axis(logits, kinds[:, None, None, None], -1)
     axes = (1, 2, 3)

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 import scipy.special
 from click.testing import CliRunner
 from commands import TINY, refused, run
@@ -24,9 +25,9 @@ from covidjax.errors import UserError
 from covidjax.images import stream
 from covidjax.labels import CLASSES
 from covidjax.lungs import segmenter
-from covidjax.models import Network
+from covidjax.models import create_model
 from covidjax.runs import folder, load, weights_file
-from covidjax.scoring.classifier import open_run
+from covidjax.scoring.classifier import Classifier
 from covidjax.training import calibrate
 
 
@@ -73,20 +74,20 @@ def test_file_gives_the_runs_probabilities_at_its_temperature(validated: Path, f
     temperature = calibrate.fit(*calibrate.held_out(loaded, loaded.run.config.data.path, 1)[:2]).temperature
     assert abs(np.log(temperature)) > 0.05  # or nothing below would say anything
     predict = make_predict(loaded.network, loaded.run.config.model)
-    logits = np.stack([np.asarray(predict(weights, images)) for weights in loaded.members])
-    found = np.asarray(open_run(file, "cpu", runtime).runtime(images))
+    logits = np.stack([np.asarray(predict(weights, images)) for weights in loaded.networks])
+    found = Classifier.load(file, device="cpu", runtime=runtime).probabilities(images)
     # Its weights are float16.
     np.testing.assert_allclose(found, scipy.special.softmax(logits / temperature, -1).mean(0), atol=2e-3)
-    assert file.stat().st_size < 0.55 * sum(leaf.nbytes for leaf in jax.tree.leaves(loaded.members))
+    assert file.stat().st_size < 0.55 * sum(leaf.nbytes for leaf in jax.tree.leaves(loaded.networks))
 
 
 def test_file_keeps_settings_and_what_was_seen_and_no_folder_of_its_maker(validated: Path, file: Path, prepared: Path):
-    was, found = folder.read_run(validated), load.settings(file)
+    was, found = folder.read_run(validated), load.read_run(file)
     assert found.config.data.path == prepared.name
     assert (found.preprocess, found.dataset, found.config.train) == (was.preprocess, was.dataset, was.config.train)
     assert str(prepared.parent).encode() not in file.read_bytes()
-    assert load.seen(file) == load.seen(validated)
-    assert load.described(file) == "calibrated on fold 1, trained without fold 0"
+    assert load.trained_on(file) == load.trained_on(validated)
+    assert load.describe(file) == "calibrated on fold 1, trained without fold 0"
     assert len(load.digests(file)) == 1
 
 
@@ -114,13 +115,13 @@ def test_score_without_a_run_takes_the_bundled_classifier_and_says_so(
 
 
 def test_figures_are_those_of_the_films_that_the_file_has_not_seen(file: Path, prepared: Path):
-    found = calibrate.figures(file, str(prepared))
+    found = calibrate.test_metrics(file, str(prepared))
     evaluated = json.loads(run("evaluate", file, "--data", prepared, "--json").stdout)["metrics"]
     assert list(found) == ["all sources", prepared_source(prepared)]
     assert found["all sources"].confusion == evaluated["confusion"]
     assert found["all sources"].accuracy == evaluated["accuracy"]
     with pytest.raises(UserError, match="sample is not the dataset that the run was trained on"):
-        calibrate.figures(file, "sample")
+        calibrate.test_metrics(file, "sample")
 
 
 def prepared_source(prepared: Path) -> str:
@@ -131,7 +132,7 @@ def test_file_is_evaluated_on_films_of_patients_it_has_not_seen(file: Path, prep
     result = run("evaluate", file, "--data", prepared, "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["data"].startswith(f"test fold 0 of {prepared}")
-    assert "is a file, which has no films beside it; name a dataset with --data" in refused("evaluate", file, code=1)
+    assert "is a file, which has no images beside it; name a dataset with --data" in refused("evaluate", file, code=1)
 
 
 def test_evaluate_without_a_run_takes_the_bundled_classifier(
@@ -161,19 +162,26 @@ def test_files_that_are_no_classifiers(file: Path, tmp_path: Path, films: Path, 
     for path in (cut_off, text, flipped):
         assert f"{path} is damaged or no file of weights (" in refused("score", films, "--checkpoint", path, code=1)
     lungs = weights_file.FOLDER / "lung_unet.safetensors"
-    assert f"{lungs} holds no classifier" in refused("score", films, "--checkpoint", lungs, code=1)
-    with pytest.raises(UserError, match="holds no lung segmenter"):
+    assert f"{lungs} finds lungs, not classes" in refused("score", films, "--checkpoint", lungs, code=1)
+    with pytest.raises(UserError, match="finds classes, not lungs"):
         segmenter.open_segmenter("cpu", weights=file)
-    data, about = weights_file.read(file)
-    assert data == file.read_bytes()
+    assert weights_file.read(file).data == file.read_bytes()
+    with safetensors.safe_open(file, "np") as opened:
+        header = opened.metadata()
+    header.pop("digest")
+    array = {"0.a": np.zeros(3, np.float16)}
     uncounted = tmp_path / "uncounted.safetensors"
-    uncounted.write_bytes(weights_file.pack({"0": {"a": np.zeros(3)}}, about | {"members": "two"}))
+    uncounted.write_bytes(safetensors.numpy.save(array, header | {"members": "two"}))
     with pytest.raises(UserError, match="is damaged"):
-        load.settings(uncounted)
+        load.read_run(uncounted)
+    something = tmp_path / "something.safetensors"
+    something.write_bytes(safetensors.numpy.save(array, {"format": "pt"}))
+    with pytest.raises(UserError, match="holds no trained network"):
+        load.read_run(something)
     other = tmp_path / "other.safetensors"
-    other.write_bytes(weights_file.pack({"0": {"a": np.zeros(3)}}, about))
+    other.write_bytes(safetensors.numpy.save(array, header | {"members": "1"}))
     with pytest.raises(UserError, match="arrays are those of another network"):
-        open_run(other, "cpu", "jax")
+        Classifier.load(other, device="cpu", runtime="jax")
     with pytest.raises(UserError, match="has no fold to calibrate on; train a classifier with --val-fold"):
         calibrate.bundle(without_validation(validated, tmp_path), tmp_path / "x")
 
@@ -189,10 +197,10 @@ def test_card_describes_the_bundled_classifier():
     card = (Path(__file__).parents[1] / "MODEL_CARD.md").read_text()
     assert hashlib.sha256(load.BUNDLED.read_bytes()).hexdigest() in card
     assert f"{load.BUNDLED.stat().st_size / 1e6:.1f} MB" in card
-    described = load.settings(load.BUNDLED)
-    network = Network(described.config.model, described.preprocess)
+    described = load.read_run(load.BUNDLED)
+    network = create_model(described.config.model, described.preprocess)
     assert f"{sum(leaf.size for leaf in jax.tree.leaves(network.abstract().params)):,} parameters" in card
-    assert load.seen(load.BUNDLED)
+    assert load.trained_on(load.BUNDLED)
 
 
 def test_the_maker_of_the_bundled_weights_refuses_what_is_no_run(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Cross-validations and ensembles: trained together as they are one after another, resumed, pooled, scored."""
+"""Cross-validations and ensembles: trained one after another, resumed, pooled, scored."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from commands import refused, run
-from test_train import Silent, assert_same_bits, saved, without_times
+from test_train import Silent, assert_same_bits, saved
 
 import covidjax
 from covidjax.config import Config, Preprocess, load_config
@@ -22,18 +21,18 @@ from covidjax.data.dataset import Dataset
 from covidjax.data.writer import Record, create_dataset
 from covidjax.inference import runtimes
 from covidjax.inference.forward import make_predict
-from covidjax.runs import checkpoint, folder
+from covidjax.runs import checkpoint, folder, load
 from covidjax.runs.folder import Run
 from covidjax.runs.load import load_run
-from covidjax.runs.recorder import Interrupted
 from covidjax.training import cross_validation, engine
-from covidjax.training.cross_validation import CrossValidation, network_configs, train_networks
-from covidjax.training.predictions import Predictions, concatenate, ensemble_mean
+from covidjax.training.cross_validation import CrossValidation, ensemble, network_configs, train_networks
+from covidjax.training.loop import Interrupted
+from covidjax.training.predictions import Predictions, concatenate
 from covidjax.training.tasks import Classification
 
 SIZES = (8, 12, 17)
 """Images of the folds."""
-SETTINGS = ("train.epochs=2", "train.batch_size=4", "train.learning_rate=1e-6", "train.averaging=0.1", "model.views=10")
+SETTINGS = ("train.epochs=2", "train.batch_size=4", "train.learning_rate=1e-6", "train.ema_decay=0.1", "model.tta=10")
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +57,6 @@ class Told:
     def __init__(self, stop_after: int | None = None):
         self.stop_after = stop_after
         self.networks: dict[str, Silent] = {}
-        self.said: list[str] = []
 
     def of(self, name: str) -> Silent:
         return self.networks.setdefault(name, Silent())
@@ -73,18 +71,11 @@ def trained(
 ) -> tuple[CrossValidation, Told]:
     told = Told(stop_after)
     config = load_config(None, [f"data.path={dataset.path}", *SETTINGS, *settings])
-    found = train_networks(config, dataset, out, resume=resume, progress=told.of, say=told.said.append, stop=told.stop)
+    found = train_networks(config, dataset, out, resume=resume, progress=told.of, stop=told.stop)
     return found, told
 
 
 CV = ("train.cv=true", "data.val_fold=1")
-JOINED = (*CV, "train.together=yes")
-
-
-@pytest.fixture(scope="module")
-def joined(uneven: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, CrossValidation, Told]:
-    out = tmp_path_factory.mktemp("joined") / "run"
-    return out, *trained(uneven, out, *JOINED)
 
 
 @pytest.fixture(scope="module")
@@ -138,28 +129,6 @@ def _moved(one: checkpoint.Saved) -> list[np.ndarray]:
     return [np.asarray(leaf) for leaf in (*jax.tree.leaves((one.training["optimizer"], one.weights.batch_stats)), *biases)]
 
 
-@pytest.mark.slow
-def test_together_comes_to_what_one_after_another_comes_to(
-    joined: tuple[Path, CrossValidation, Told], alone: tuple[Path, dict[str, Any]]
-):
-    """Also where one fold's epoch is longer than another's, and which weights were the best."""
-    at, joint, told = joined
-    assert told.said == []
-    assert [network.epoch_steps for network in told.networks.values()] == [4, 2, 3]
-    for name, result in joint.networks.items():
-        found, expected = (without_times(each / name / folder.LOG) for each in (at, alone[0]))
-        for a, b in zip(found, expected, strict=True):
-            assert (a["epoch"], a["step"], a["learning_rate"]) == (b["epoch"], b["step"], b["learning_rate"])
-            for fold in ("train", "val", "test"):
-                assert a[fold]["loss"] == pytest.approx(b[fold]["loss"], rel=1e-5)
-        assert result.checkpoint == "best"
-        assert checkpoint.steps(at / name, "best") == checkpoint.steps(alone[0] / name, "best")
-        # What adds up gradients, steps and statistics. Where rounding turns a maximum over they differ by more than it.
-        for mine, other in zip(*(_moved(saved(each / name)) for each in (at, alone[0])), strict=True):
-            assert np.linalg.norm(mine - other) <= 1e-2 * np.linalg.norm(other)
-    assert joint.metrics.as_dict()["confusion"] == alone[1]["metrics"]["confusion"]
-
-
 def test_result_of_a_cross_validation(alone: tuple[Path, dict[str, Any]], uneven: Dataset):
     folder, found = alone
     each = [found["members"][f"fold{fold}"]["metrics"] for fold in range(3)]
@@ -172,7 +141,7 @@ def test_result_of_a_cross_validation(alone: tuple[Path, dict[str, Any]], uneven
     for report in (folder / "report", folder / "fold0" / "report"):
         assert {path.name for path in report.iterdir()} >= {"tables.txt", "metrics.json", "curves.png"}
     tables = (folder / "report" / "tables.txt").read_text()
-    for text in ("mean ± sd", "every film by the network that it was held out from", "F1 95 % interval", "Timing"):
+    for text in ("mean ± sd", "every image by the network that it was held out from", "F1 95 % interval", "Timing"):
         assert text in tables
     # Each fold is a run by itself, and the whole evaluates to its own result.
     assert json.loads(run("evaluate", folder / "fold2", "--json").stdout)["metrics"] == each[2]
@@ -183,21 +152,21 @@ def test_result_of_a_cross_validation(alone: tuple[Path, dict[str, Any]], uneven
 
 @pytest.mark.slow
 def test_finished_networks_are_not_trained_again(alone: tuple[Path, dict[str, Any]]):
-    before = [load_run(member).step for member in folder.member_folders(alone[0])]
+    before = [checkpoint.steps(member, "last") for member in folder.member_folders(alone[0])]
     result = run("train", "--resume", "--run", alone[0], "--json")
     assert result.exit_code == 0, result.output
     assert "epoch" not in result.stderr.replace("steps an epoch", "")
     assert json.loads(result.stdout)["metrics"] == alone[1]["metrics"]
-    assert [load_run(member).step for member in folder.member_folders(alone[0])] == before
+    assert [checkpoint.steps(member, "last") for member in folder.member_folders(alone[0])] == before
 
 
 @pytest.fixture(scope="module")
-def ensemble(alone: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def seeds(alone: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folds' networks in the folders of an ensemble: three networks, whatever they were trained on, and one view."""
     out = tmp_path_factory.mktemp("ensemble") / "run"
     shutil.copytree(alone[0], out)
     text = (out / "config.toml").read_text()
-    for old, new in (("cv = true", "cv = false"), ("ensemble = 1", "ensemble = 3"), ("views = 10", "views = 1")):
+    for old, new in (("cv = true", "cv = false"), ("ensemble = 1", "ensemble = 3"), ("tta = 10", "tta = 1")):
         assert old in text
         text = text.replace(old, new)
     (out / "config.toml").write_text(text)
@@ -209,16 +178,16 @@ def ensemble(alone: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPa
 @pytest.mark.parametrize(
     "name", ["jax", *(pytest.param(name, marks=pytest.mark.slow) for name in ("openvino", "onnxruntime"))]
 )
-def test_probabilities_are_the_means_of_all_networks(ensemble: Path, uneven: Dataset, name: str):
+def test_probabilities_are_the_means_of_all_networks(seeds: Path, uneven: Dataset, name: str):
     if not runtimes.is_installed(name) and name != "jax":
         pytest.skip(f"{name} is not installed")
     images = loader.load_all(uneven.source([0])).images[:4]
-    loaded = load_run(ensemble)
+    loaded = load_run(seeds)
     predict = make_predict(loaded.network, loaded.run.config.model)
-    each = [jax.nn.softmax(predict(weights, images)) for weights in loaded.members]
+    each = [jax.nn.softmax(predict(weights, images)) for weights in loaded.networks]
     assert len(each) == 3
     assert np.ptp(each, 0).max() > 0.01
-    classifier = covidjax.load(ensemble, runtime=name)
+    classifier = covidjax.load(seeds, runtime=name)
     assert classifier.checkpoint == "mean probabilities of the 3 networks of an ensemble"
     np.testing.assert_allclose(classifier.probabilities(images), np.mean(each, 0), atol=1e-5)
 
@@ -231,11 +200,11 @@ def test_scoring_says_what_computes(alone: tuple[Path, dict[str, Any]], films: P
 
 
 @pytest.mark.slow
-def test_evaluating_says_what_computes(alone: tuple[Path, dict[str, Any]], ensemble: Path, prepared: Path):
+def test_evaluating_says_what_computes(alone: tuple[Path, dict[str, Any]], seeds: Path, prepared: Path):
     found = json.loads(run("evaluate", alone[0], "--data", prepared, "--json").stdout)
     assert found["data"] == f"all of {prepared}, by the mean probabilities of the 3 folds of a cross-validation"
     assert found["metrics"]["macro"]["support"] == 30
-    found = json.loads(run("evaluate", ensemble, "--json").stdout)
+    found = json.loads(run("evaluate", seeds, "--json").stdout)
     assert found["data"].endswith("by the mean probabilities of the 3 networks of an ensemble")
     assert found["metrics"]["macro"]["support"] == SIZES[0]
 
@@ -245,19 +214,19 @@ def test_a_network_that_is_not_trained_yet_is_missed(alone: tuple[Path, dict[str
     shutil.rmtree(tmp_path / "runs" / "half" / "fold1" / "checkpoints")
     message = refused("score", films, "--checkpoint", tmp_path / "runs" / "half", code=1)
     assert message.startswith(f"{tmp_path / 'runs' / 'half' / 'fold1'} has no finished checkpoint")
-    assert checkpoint.newest_run(tmp_path / "runs") is None
+    assert load.newest_run(tmp_path / "runs") is None
     shutil.copytree(alone[0], tmp_path / "runs" / "whole")
-    assert checkpoint.newest_run(tmp_path / "runs") == tmp_path / "runs" / "whole"
+    assert load.newest_run(tmp_path / "runs") == tmp_path / "runs" / "whole"
 
 
 def test_mean_of_probabilities_by_hand():
     films = [["a", "b"], np.array([0, 1], np.int32)]
     logits = [np.log(np.array(p, np.float32)) for p in ([[0.8, 0.2], [0.6, 0.4]], [[0.4, 0.6], [0.0001, 0.9999]])]
-    found = ensemble_mean([Predictions(each + 3, films[1], films[0]) for each in logits])
-    np.testing.assert_allclose(np.exp(found.found), [[0.6, 0.4], [0.30005, 0.69995]], rtol=1e-5)
+    found = ensemble([Predictions(each + 3, films[1], films[0]) for each in logits])
+    np.testing.assert_allclose(np.exp(found.outputs), [[0.6, 0.4], [0.30005, 0.69995]], rtol=1e-5)
     assert Classification(Config()).measure(found, ("x", "y")).accuracy == 1
     both = concatenate([found, found])
-    assert (len(both.found), both.labels.tolist(), both.patients) == (4, [0, 1, 0, 1], ["a", "b", "a", "b"])
+    assert (len(both.outputs), both.labels.tolist(), both.patients) == (4, [0, 1, 0, 1], ["a", "b", "a", "b"])
 
 
 def test_networks_of_a_fold_count_by_their_mean_probabilities():
@@ -267,118 +236,25 @@ def test_networks_of_a_fold_count_by_their_mean_probabilities():
     each = [Predictions(np.log(np.array(one, np.float32)), np.array([0, 1], np.int32), ["a", "b"]) for one in chances]
     found = cross_validation.predictions_by_fold(configs, each)
     assert list(found) == ["fold0", "fold1"]
-    np.testing.assert_allclose(np.exp(found["fold0"].found), [[0.75, 0.25], [0.35, 0.65]], rtol=1e-5)
-    np.testing.assert_allclose(np.exp(found["fold1"].found), [[0.2, 0.8], [0.65, 0.35]], rtol=1e-5)
+    np.testing.assert_allclose(np.exp(found["fold0"].outputs), [[0.75, 0.25], [0.35, 0.65]], rtol=1e-5)
+    np.testing.assert_allclose(np.exp(found["fold1"].outputs), [[0.2, 0.8], [0.65, 0.35]], rtol=1e-5)
     alone = cross_validation.predictions_by_fold(configs[::2], each[::2])
     assert alone["fold0"] is each[0] and alone["fold1"] is each[2]
-
-
-class Reached:
-    """A member by what of it decides whether all can go on together, with checkpoints of some steps."""
-
-    def __init__(self, run: Path, *steps: int, epoch_steps: int = 5, batch: int = 4):
-        self.run, self.epoch_steps, self.batch, self.config = run, epoch_steps, batch, load_config(None, SETTINGS[1:])
-        for step in steps:
-            (run / "checkpoints" / "last" / str(step)).mkdir(parents=True)
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "reason", "left"),
-    [
-        ((), (), "", ([], [])),
-        ((5, 10), (6, 12), "", ([5, 10], [6, 12])),
-        ((5, 10), (6,), "", ([5], [6])),  # killed while the second checkpoints were saved
-        ((5,), (), "", ([], [])),
-        ((15, 20), (12, 18), "", ([15], [12, 18])),
-        ((15, 20), (6, 12), "different epochs", ([15, 20], [6, 12])),
-        ((5, 7), (6,), "", ([5], [6])),  # stopped within an epoch, one after another
-        ((7,), (8,), "different epochs", ([7], [8])),
-        ((500,), (6,), "finished", ([500], [6])),
-    ],
-)
-def test_networks_go_on_together_from_a_common_epoch(
-    tmp_path: Path, first: tuple[int, ...], second: tuple[int, ...], reason: str, left: tuple[list[int], list[int]]
-):
-    opened: Any = [Reached(tmp_path / "a", *first), Reached(tmp_path / "b", *second, epoch_steps=6)]
-    shared: Any = SimpleNamespace(data=SimpleNamespace(masks=None))
-    found = cross_validation._why_not(opened, shared)
-    assert reason in found and bool(reason) == bool(found)
-    assert tuple(checkpoint.steps(member.run, "last") for member in opened) == left
-
-
-def test_what_keeps_networks_from_being_trained_together(tmp_path: Path):
-    opened: Any = [Reached(tmp_path / "a"), Reached(tmp_path / "b", batch=3)]
-    shared: Any = SimpleNamespace(data=SimpleNamespace(masks=None))
-    assert cross_validation._why_not(opened, shared) == "a fold has fewer images than a batch"
-    shared.data.masks = np.zeros(1)
-    assert cross_validation._why_not(opened, shared) == "that is for classifiers"
-    shared.data = None
-    assert cross_validation._why_not(opened, shared) == "the images do not lie in the device's memory"
-
-
-@pytest.mark.slow
-def test_too_little_memory_for_all_is_enough_for_each(
-    joined: tuple[Path, CrossValidation, Told], uneven: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    def full(*_: object) -> None:
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1 bytes.")
-
-    one_by_one: list[str] = []
-
-    def fit(member: Any, *_: object) -> Any:
-        one_by_one.append(member.run.name)
-        return joined[1].networks[member.run.name]
-
-    monkeypatch.setattr(cross_validation, "_fit_together", full)
-    monkeypatch.setattr(cross_validation, "fit", fit)
-    joint, told = trained(uneven, tmp_path / "run", *JOINED)
-    assert one_by_one == ["fold0", "fold1", "fold2"]
-    assert told.said == ["The networks are trained one after another: the device's memory is too small for them together."]
-    assert joint.metrics == joined[1].metrics
-
-
-def test_networks_are_trained_one_after_another_unless_asked_otherwise(
-    uneven: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    class Alone(Exception):
-        """One network's training was begun."""
-
-    def fit(*_: object) -> None:
-        raise Alone
-
-    monkeypatch.setattr(engine.Engine, "accelerated", True)
-    monkeypatch.setattr(cross_validation, "_fit_together", lambda *_: pytest.fail("trained as one program"))
-    monkeypatch.setattr(cross_validation, "fit", fit)
-    with pytest.raises(Alone):
-        trained(uneven, tmp_path / "run", *CV)
 
 
 @pytest.mark.slow
 def test_the_way_of_accelerators_comes_to_the_same(uneven: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Taken on the CPU: images on the device, several steps a scan."""
     monkeypatch.setattr(engine.Engine, "accelerated", True)
-    monkeypatch.setattr(cross_validation, "SCAN_STEPS", 3)
-    joint, told = trained(uneven, tmp_path / "run", *JOINED, "train.epochs=1", "train.schedule=constant")
-    assert (told.said, joint.timing.images["train"]) == ([], 4 * sum((4, 2, 3)))
+    monkeypatch.setattr(engine, "SCAN_STEPS", 3)
+    joint, _ = trained(uneven, tmp_path / "run", *CV, "train.epochs=1", "train.schedule=constant")
+    assert joint.timing.images["train"] == 4 * sum((4, 2, 3))
     monkeypatch.undo()
-    first, _ = trained(uneven, tmp_path / "other", *JOINED, "train.epochs=1", "train.schedule=constant")
+    first, _ = trained(uneven, tmp_path / "other", *CV, "train.epochs=1", "train.schedule=constant")
     for name, result in joint.networks.items():
         for fold in ("train", "val", "test"):
             expected = first.networks[name].history[0][fold]["loss"]
             assert result.history[0][fold]["loss"] == pytest.approx(expected, rel=1e-4)
-
-
-@pytest.mark.slow
-def test_stopped_together_resumes_to_the_same_bits(
-    joined: tuple[Path, CrossValidation, Told], uneven: Dataset, tmp_path: Path
-):
-    out = tmp_path / "run"
-    with pytest.raises(Interrupted, match=r"saved at epoch 1; go on with `covidjax train --resume --run \S+run`"):
-        trained(uneven, out, *JOINED, stop_after=3)
-    trained(uneven, out, *JOINED, resume=True)
-    for name in joined[1].networks:
-        assert_same_bits(saved(joined[0] / name), saved(out / name))
-        assert without_times(joined[0] / name / folder.LOG) == without_times(out / name / folder.LOG)
 
 
 @pytest.mark.slow
@@ -436,4 +312,4 @@ def test_ensembles_of_a_cross_validation(uneven: Dataset, tmp_path: Path):
     again = json.loads(run("evaluate", out, "--json").stdout)
     assert again["metrics"] == found["metrics"]
     assert again["data"] == f"all 3 folds of {uneven.path}, each by the networks that it was held out from"
-    assert checkpoint.described(out) == "mean probabilities of the 6 networks of a cross-validation"
+    assert load.describe(out) == "mean probabilities of the 6 networks of a cross-validation"

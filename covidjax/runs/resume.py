@@ -1,0 +1,73 @@
+"""Which run ``train --resume`` goes on with, and whether it may."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Collection
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+from covidjax.config import Config
+from covidjax.errors import UsageError, UserError
+from covidjax.runs import folder, load
+
+LOG = logging.getLogger(__name__)
+
+
+def new_folder(model: str) -> Path:
+    """Make ``runs/<model>-<time>``, a folder of its own also for two commands of the same second.
+
+    Raises:
+      UserError: it cannot be made.
+    """
+    name = f"{model}-{datetime.now():%Y%m%d-%H%M%S}"
+    for number in itertools.count(1):
+        run = Path("runs", name if number == 1 else f"{name}-{number}")
+        try:
+            run.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"{run} cannot be made ({error.strerror}); name a folder for the run with --run.") from error
+        return run
+    raise AssertionError  # the count has no end
+
+
+def find(run: Path | None, settings: Config, given: Collection[str], *, changed: bool) -> tuple[Path, Config, bool]:
+    """The run to resume, its settings, and whether it was begun at all.
+
+    Args:
+      run: its folder; the newest run under ``runs/`` if None.
+      settings: what the command line amounts to.
+      given: names of the settings that options gave.
+      changed: whether any setting was given, by an option, an override or a file.
+
+    Raises:
+      UserError: nothing to resume, or other settings than the run was begun with.
+    """
+    run = run or load.newest_run(usable=False)
+    if run is None:
+        raise UserError("There is no run under runs/ to resume; name one with --run, or leave --resume out.")
+    if not (run / folder.CONFIG).exists():
+        if not changed:
+            raise UsageError(f"{run} holds no run to resume; check its name, or give the settings of a new one.")
+        LOG.warning("%s holds no run yet: it starts at the first step.", run)
+        return run, settings, False
+    begun = folder.read_run(run).config
+    if "data.path" in given:  # a dataset that was moved: its content is checked against the run
+        begun = replace(begun, data=replace(begun.data, path=settings.data.path))
+    elif not given:
+        settings = replace(settings, data=replace(settings.data, path=begun.data.path))
+    if changed and set(given) != {"data.path"} and settings != begun:
+        raise UsageError(f"{run} was begun with other settings; resume it without giving any, or start a new run.")
+    return run, begun, True
+
+
+def check_dataset(run: Path, settings: Config, fingerprint: str) -> None:
+    """Raises UserError where a dataset is not the one that a run was begun with."""
+    if fingerprint != folder.read_run(run).dataset:
+        raise UserError(
+            f"{settings.data.path} is not the dataset that {run} was trained on; give it back, or start a new run."
+        )
