@@ -130,7 +130,7 @@ def _train_one(settings: Config, dataset: Dataset, run: Path, resume: bool, note
 
 def _train_members(settings: Config, dataset: Dataset, run: Path, resume: bool, note: str) -> Shown:
     """Train the networks of a cross-validation or an ensemble and write their reports; tables and JSON to show."""
-    from covidjax.metrics import mean_and_sd
+    from covidjax.metrics import mean_and_sd, mean_history
     from covidjax.report import run_report, tables
     from covidjax.training.cross_validation import network_configs, train_networks
 
@@ -157,7 +157,7 @@ def _train_members(settings: Config, dataset: Dataset, run: Path, resume: bool, 
         "folds": {name: metrics.as_dict() for name, metrics in joint.folds.items()},
         "members": {name: _summary(run / name, result, note) for name, result in joint.networks.items()},
     }
-    history = tables.mean_history([result.history for result in joint.networks.values()])
+    history = mean_history([result.history for result in joint.networks.values()])
     run_report.write(run / "report", joint.metrics, history, shown, note, over_all)
     timing = {"seconds": joint.timing.seconds, "images": joint.timing.images}
     return shown, {"run": str(run), "note": note, "metrics": joint.metrics.as_dict(), **over_all, **timing}
