@@ -38,8 +38,8 @@ class ClassIntervals(NamedTuple):
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """95 % percentile intervals by drawing patients with replacement, each with all their images (Efron and Tibshirani 1993,
-    "An Introduction to the Bootstrap", chapter 13)."""
+    """95 % percentile intervals by drawing patients with replacement, each with all their images (Efron and Tibshirani
+    1993, "An Introduction to the Bootstrap", chapter 13)."""
 
     patients: int
     resamples: int
@@ -231,7 +231,7 @@ def _classification_bootstrap(
     np.add.at(confusions, (patient, labels, predictions), 1)
 
     def statistics(drawn: np.ndarray) -> np.ndarray:
-        """Accuracy, then precision, recall and F1 of the mean over the classes and of each class, ``[4 + 3·classes, …]``."""
+        """Accuracy, then the classes' mean precision, recall and F1, then those of each class, ``[4 + 3·classes, …]``."""
         confusion = confusions[drawn].sum(-3)
         hits = np.diagonal(confusion, axis1=-2, axis2=-1)
         predicted, true = confusion.sum(-2), confusion.sum(-1)

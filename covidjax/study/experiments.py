@@ -13,8 +13,8 @@ from covidjax.errors import UsageError
 from covidjax.toml import from_table, read_toml
 
 PROTOCOLS = {"random": "none", "patient": "patient"}
-"""How images are held out, and what ``prepare --group-by`` calls it: by a random split of the images, as in the study, or of
-the patients."""
+"""How images are held out, and what ``prepare --group-by`` calls it: by a random split of the images, as in the study, or
+by one of the patients."""
 
 
 @dataclass(frozen=True)

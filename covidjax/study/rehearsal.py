@@ -8,17 +8,16 @@ from pathlib import Path
 from PIL import Image
 
 from covidjax.data import synthetic
-from covidjax.labels import CLASSES
 
 COLLECTION_IMAGES = 90
 """Images of each collection."""
 
-SIDES = {"ozturk": 128, "ieee8023": 112, "radiography": 96}
-"""Pixels of a side of each collection's images."""
-
-OZTURK_FOLDERS = ("Covid-19", "No_findings", "Pneumonia")
-IEEE8023_FINDINGS = ("COVID-19", "No Finding", "Pneumonia")
-RADIOGRAPHY_FOLDERS = ("COVID-19", "NORMAL", "Viral Pneumonia")
+COLLECTIONS = {
+    "ozturk": ("{name}/{patient:08d}_{index:03d}.jpg", ("Covid-19", "No_findings", "Pneumonia"), 128),
+    "ieee8023": ("images/case-{index:04d}.jpg", ("COVID-19", "No Finding", "Pneumonia"), 112),
+    "radiography": ("{name}/{name} ({index}).jpg", ("COVID-19", "NORMAL", "Viral Pneumonia"), 96),
+}
+"""Each collection's files, its names of the classes, and the pixels of an image's side."""
 
 
 def draw_collections(root: Path) -> None:
@@ -29,18 +28,13 @@ def draw_collections(root: Path) -> None:
     partial = root.with_suffix(f".partial-{os.getpid()}")
     step = COLLECTION_IMAGES * 4 // 5 // 6 * 6  # a multiple of 6: all images of a patient and an image of every class
     metadata = ["patientid,finding,view,modality,filename"]
-    for number, (collection, side) in enumerate(SIDES.items()):
+    for number, (collection, (file, classes, side)) in enumerate(COLLECTIONS.items()):
         for index in range(number * step, number * step + COLLECTION_IMAGES):
-            phantom, label = synthetic.draw(index, size=128), index % len(CLASSES)
-            patient = int(phantom.patient.rpartition("-")[2])
-            if collection == "ozturk":
-                name = f"{OZTURK_FOLDERS[label]}/{patient:08d}_{index % 1000:03d}.jpg"
-            elif collection == "ieee8023":
-                name = f"images/case-{index:04d}.jpg"
-                metadata.append(f"{patient},{IEEE8023_FINDINGS[label]},PA,X-ray,case-{index:04d}.jpg")
-            else:
-                name = f"{RADIOGRAPHY_FOLDERS[label]}/{RADIOGRAPHY_FOLDERS[label]} ({index}).jpg"
-            path = partial / collection / name
+            phantom = synthetic.draw(index, size=128)
+            patient, name = int(phantom.patient.rpartition("-")[2]), classes[phantom.label]
+            path = partial / collection / file.format(name=name, patient=patient, index=index)
+            if collection == "ieee8023":
+                metadata.append(f"{patient},{name},PA,X-ray,{path.name}")
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(phantom.image).resize((side, side)).save(path, quality=90)
     (partial / "ieee8023" / "metadata.csv").write_text("\n".join(metadata) + "\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,7 +80,7 @@ def write(folder: Path, run: Path, dataset: Dataset, fold: int, found: np.ndarra
 def draw(path: Path, segmentations: Sequence[Segmentation], kinds: Sequence[str], title: str) -> None:
     """Draw images with their true and predicted masks and their crops, two to a row."""
     tiles = [_tiles(segmentation, kinds) for segmentation in segmentations]
-    image_grid(path, [sum(tiles[at : at + 2], []) for at in range(0, len(tiles), 2)], title=title)
+    image_grid(path, [[*chain.from_iterable(tiles[at : at + 2])] for at in range(0, len(tiles), 2)], title=title)
 
 
 def _tiles(segmentation: Segmentation, kinds: Sequence[str]) -> list[Tile]:
