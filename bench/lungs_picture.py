@@ -9,7 +9,8 @@ import numpy as np
 
 from covidjax.data import synthetic
 from covidjax.lungs import segmenter
-from covidjax.training.mask_report import Segmentation, draw
+from covidjax.report.plots import image_grid
+from covidjax.training.mask_report import mask_tiles
 
 
 def main(path: Path) -> None:
@@ -17,12 +18,12 @@ def main(path: Path) -> None:
     opened = segmenter.open_segmenter("cpu")
     phantoms = [synthetic.draw(index, size=opened.size) for index in range(4)]
     probabilities = np.asarray(opened(np.stack([phantom.image for phantom in phantoms])[..., None]))
-    segmentations = []
+    rows = []
     for phantom, predicted in zip(phantoms, probabilities, strict=True):
         true_mask, mask = phantom.lungs, predicted > 0.5
-        dice = float(2 * (true_mask & mask).sum() / (true_mask.sum() + mask.sum()))
-        segmentations.append(Segmentation(phantom.image, true_mask, predicted[..., None], kind=0, dice=dice))
-    draw(path, segmentations, ("synthetic",), "Synthetic images, by the bundled segmenter")
+        dice = 2 * (true_mask & mask).sum() / (true_mask.sum() + mask.sum())
+        rows.append(mask_tiles(phantom.image, true_mask, predicted[..., None], kind=0, caption=f"Dice {dice:.3f}"))
+    image_grid(path, rows, title="Synthetic images, by the bundled segmenter")
 
 
 if __name__ == "__main__":

@@ -137,13 +137,14 @@ def mean_history(histories: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[
       histories: the lines of each network's ``metrics.jsonl``, equally many.
     """
     folds = [fold for fold in ("train", "val", "test") if histories[0] and fold in histories[0][0]]
-    means = []
-    for records in zip(*histories, strict=True):
-        mean = {"epoch": records[0]["epoch"]}
-        for fold in folds:
-            mean[fold] = {name: float(np.mean([record[fold][name] for record in records])) for name in records[0][fold]}
-        means.append(mean)
-    return means
+
+    def mean(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        return {name: float(np.mean([value[name] for value in values])) for name in values[0]}
+
+    return [
+        {"epoch": records[0]["epoch"]} | {fold: mean([record[fold] for record in records]) for fold in folds}
+        for records in zip(*histories, strict=True)
+    ]
 
 
 def classification_metrics(
@@ -160,28 +161,35 @@ def classification_metrics(
     Raises:
       ValueError: there are no images.
     """
-    # Imported here: they take a second, and scoring without known truth does without.
-    from scipy.stats import binomtest
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
-
     labels, predictions = np.asarray(labels), np.asarray(predictions)
     if not len(labels):
         raise ValueError("There are no examples to measure.")
-    indices = range(len(classes))
-    zero: Any = 0  # the library's type hints know only its textual values
-    scores: Any = precision_recall_fscore_support(labels, predictions, labels=indices, zero_division=zero)
-    precision, recall, f1, support = (column.tolist() for column in scores)
-    macro = (float(column.mean()) for column in scores[:3])
-    correct = int((labels == predictions).sum())
-    wilson = binomtest(correct, len(labels)).proportion_ci(0.95, "wilson")
+    from scipy.stats import binomtest  # here: it takes long to import, and scoring without known truth does without
+
+    names, patient = np.unique(np.zeros(len(labels)) if patients is None else np.asarray(patients), return_inverse=True)
+    confusions = np.zeros((len(names), len(classes), len(classes)), int)
+    np.add.at(confusions, (patient, labels, predictions), 1)
+    confusion = confusions.sum(0)
+    accuracy, macro, *per_class = _by_class(_scores(confusion).tolist())
+    wilson = binomtest(int(np.trace(confusion)), len(labels)).proportion_ci(0.95, "wilson")
+    bootstrap, intervals = None, _bootstrap_over_patients(len(names), lambda drawn: _scores(confusions[drawn].sum(-3)))
+    if intervals:
+        accuracy_interval, *score_intervals = _by_class(intervals)
+        macro_interval, *class_intervals = (ClassIntervals(*scores) for scores in score_intervals)
+        by_class = dict(zip(classes, class_intervals, strict=True))
+        bootstrap = Bootstrap(len(names), RESAMPLES, accuracy_interval, macro_interval, by_class)
+    supports = confusion.sum(1).tolist()
     return Metrics(
         classes=tuple(classes),
-        per_class={name: ClassMetrics(*row) for name, *row in zip(classes, precision, recall, f1, support, strict=True)},
+        per_class={
+            name: ClassMetrics(*scores, support=support)
+            for name, scores, support in zip(classes, per_class, supports, strict=True)
+        },
         macro=ClassMetrics(*macro, support=len(labels)),
-        accuracy=correct / len(labels),
+        accuracy=accuracy,
         interval=(float(wilson.low), float(wilson.high)),
-        confusion=confusion_matrix(labels, predictions, labels=indices).tolist(),
-        bootstrap=None if patients is None else _classification_bootstrap(labels, predictions, classes, patients),
+        confusion=confusion.tolist(),
+        bootstrap=bootstrap,
     )
 
 
@@ -210,7 +218,7 @@ def mask_metrics(
         intervals = _bootstrap_over_patients(len(names), lambda drawn: sums[drawn].sum(-1) / counts[drawn].sum(-1))
         return Overlap(
             dice=float(dice[rows].mean()),
-            interval=intervals and intervals[0],
+            interval=intervals[0] if intervals else None,
             median=float(np.median(dice[rows])),
             least=float(dice[rows].min()),
             iou=float(iou[rows].mean()),
@@ -223,40 +231,31 @@ def mask_metrics(
     return MaskMetrics(tuple(classes), per_class, overlap(np.ones(len(dice), bool)))
 
 
-def _classification_bootstrap(
-    labels: np.ndarray, predictions: np.ndarray, classes: Sequence[str], patients: Sequence[str]
-) -> Bootstrap | None:
-    names, patient = np.unique(np.asarray(patients), return_inverse=True)
-    confusions = np.zeros((len(names), len(classes), len(classes)), int)
-    np.add.at(confusions, (patient, labels, predictions), 1)
+def _scores(confusion: np.ndarray) -> np.ndarray:
+    """Accuracy, then the classes' mean precision, recall and F1, then those of each class.
 
-    def statistics(drawn: np.ndarray) -> np.ndarray:
-        """Accuracy, then the classes' mean precision, recall and F1, then those of each class, ``[4 + 3·classes, …]``."""
-        confusion = confusions[drawn].sum(-3)
-        hits = np.diagonal(confusion, axis1=-2, axis2=-1)
-        predicted, true = confusion.sum(-2), confusion.sum(-1)
-        fractions = (hits, predicted), (hits, true), (2 * hits, predicted + true)
-        scores = np.stack([top / np.maximum(bottom, 1) for top, bottom in fractions])  # [3, …, classes]
-        scores = np.moveaxis(np.concatenate([scores.mean(-1, keepdims=True), scores], -1), -1, 0)  # [1 + classes, 3, …]
-        accuracy = hits.sum(-1) / np.maximum(true.sum(-1), 1)
-        return np.concatenate([accuracy[None], scores.reshape(-1, *accuracy.shape)])
+    Args:
+      confusion: int ``[…, true, predicted]``.
 
-    intervals = _bootstrap_over_patients(len(names), statistics)
-    if intervals is None:
-        return None
-    accuracy, *scores = intervals
-    macro, *per_class = (ClassIntervals(*scores[at : at + 3]) for at in range(0, len(scores), 3))
-    return Bootstrap(
-        patients=len(names),
-        resamples=RESAMPLES,
-        accuracy=accuracy,
-        macro=macro,
-        per_class=dict(zip(classes, per_class, strict=True)),
-    )
+    Returns:
+      float ``[1 + 3 + 3·classes, …]``.
+    """
+    hits = np.diagonal(confusion, axis1=-2, axis2=-1)
+    predicted, true = confusion.sum(-2), confusion.sum(-1)
+    fractions = (hits, predicted), (hits, true), (2 * hits, predicted + true)
+    scores = np.stack([top / np.maximum(bottom, 1) for top, bottom in fractions])  # [3, …, classes]
+    scores = np.moveaxis(np.concatenate([scores.mean(-1, keepdims=True), scores], -1), -1, 0)  # [1 + classes, 3, …]
+    accuracy = hits.sum(-1) / np.maximum(true.sum(-1), 1)
+    return np.concatenate([accuracy[None], scores.reshape(-1, *accuracy.shape)])
 
 
-def _bootstrap_over_patients(patients: int, statistics: Callable[[np.ndarray], np.ndarray]) -> list[Interval] | None:
-    """95 % percentile intervals of statistics of patients; None where there is one patient only.
+def _by_class(scores: Sequence[Any]) -> list[Any]:
+    """The accuracy, then triples of precision, recall and F1, from the order of ``_scores``."""
+    return [scores[0], *(scores[at : at + 3] for at in range(1, len(scores), 3))]
+
+
+def _bootstrap_over_patients(patients: int, statistics: Callable[[np.ndarray], np.ndarray]) -> list[Interval]:
+    """95 % percentile intervals of statistics of patients; none where there is one patient only.
 
     Args:
       patients: how many there are.
@@ -265,7 +264,7 @@ def _bootstrap_over_patients(patients: int, statistics: Callable[[np.ndarray], n
     from scipy.stats import bootstrap
 
     if patients < 2:
-        return None
+        return []
     result = bootstrap(
         (np.arange(patients),),
         lambda drawn, axis: statistics(np.moveaxis(drawn, axis, -1)),

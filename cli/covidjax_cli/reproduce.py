@@ -28,7 +28,7 @@ from covidjax_cli import common
 )
 @click.option("--only", metavar="NAMES", help="Some of the tables, such as table1,table3.  [default: all]")
 @click.option(
-    "--no-films", is_flag=True, help="A report without Figures 1 and 5, whose X-rays may not be yours to pass on."
+    "--no-films", is_flag=True, help="A report without Figures 1 and 5: their X-rays may not be yours to pass on."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON instead of tables.")
 def reproduce(

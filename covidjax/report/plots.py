@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,8 +92,8 @@ def image_grid(path: Path, rows: Sequence[Sequence[Tile]], labels: Sequence[str]
             if tile.image is not None:
                 axis.imshow(tile.image, cmap="gray", vmin=0, vmax=255)
             axis.set_title(tile.caption, fontsize=7)
-    for row_axes, label in zip_longest(axes, labels, fillvalue=""):
-        row_axes[0].set_ylabel(label)
+    for axis, label in zip(axes[:, 0], labels, strict=False):
+        axis.set_ylabel(label)
     _save(figure, path, title)
 
 

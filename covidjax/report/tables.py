@@ -42,9 +42,9 @@ def masks_table(metrics: MaskMetrics, title: str) -> Group:
     overlaps = metrics.per_class | ({"all": metrics.overall} if len(metrics.per_class) > 1 else {})
     rows = []
     for kind, overlap in overlaps.items():
-        interval = interval_text(overlap.interval) if overlap.interval else ""
         shares = (f"{share:.3f}" for share in (overlap.median, overlap.least, overlap.iou))
-        rows.append((kind, f"{overlap.dice:.3f}", interval, *shares, overlap.films, overlap.patients))
+        dice = f"{overlap.dice:.3f}", interval_text(overlap.interval)
+        rows.append((kind, *dice, *shares, overlap.films, overlap.patients))
     return titled(title, text_table(("mask", *numbers), rows, right=numbers))
 
 
@@ -93,10 +93,9 @@ def timing_table(stages: Iterable[tuple[str, float, int]], below: str = "") -> G
     return titled("Timing", text_table(("stage", *numbers), rows, right=numbers), below)
 
 
-def interval_text(interval: Interval) -> str:
-    """``low–high`` with three decimals."""
-    low, high = interval
-    return f"{low:.3f}–{high:.3f}"
+def interval_text(interval: Interval | None) -> str:
+    """``low–high`` with three decimals; empty for None."""
+    return "–".join(f"{end:.3f}" for end in interval or ())
 
 
 def text_table(columns: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str] = ()) -> Table:

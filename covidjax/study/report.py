@@ -6,6 +6,7 @@ import base64
 import mimetypes
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from random import Random
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from rich.console import Group
 
 from covidjax.data import readers
 from covidjax.data.dataset import Dataset
+from covidjax.data.loader import load_all
 from covidjax.lungs import geometry, overlay
 from covidjax.lungs import stream as lung_stream
 from covidjax.lungs.segmenter import open_segmenter
@@ -70,10 +72,11 @@ def write(out: Path, data: Path, results: Mapping[str, Any], *, images: bool = T
       images: whether to show any of the collections' images.
     """
     experiments = results["experiments"]
-    sections = [_samples(out, experiments) if images else None]
+    datasets = [each["protocols"]["patient"]["dataset"] for each in experiments.values() if each["protocols"]]
+    sections = [_samples(out, datasets) if images else None]
     for name, experiment in experiments.items():
         sections.append(_times(experiment, results) if experiment["times_of"] else _experiment(out, name, experiment))
-    sections.append(_lungs(out, data, experiments) if images else None)
+    sections.append(_lungs(out, data, datasets) if images else None)
     about = results["about"]
     facts = {
         "data": about["data"],
@@ -176,7 +179,7 @@ def _overall(study: Mapping[str, Any], protocols: Mapping[str, Any]) -> Table:
             else:
                 value, interval = metrics["macro"]["f1"], bootstrap["macro"][2] if bootstrap else None
             mean = _mean_and_sd(result["spread"][key]) if several else ""
-            rows.append(("", split, f"{value:.3f}", interval_text(interval) if interval else "", mean))
+            rows.append(("", split, f"{value:.3f}", interval_text(interval), mean))
             if "alone" in result:
                 networks, mean = result["alone"]["networks"], _mean_and_sd(result["alone"]["spread"][key])
                 rows.append(("", f"{split}, one network alone, mean ± sd of {networks}", "", "", mean))
@@ -243,47 +246,39 @@ def _times(experiment: Mapping[str, Any], results: Mapping[str, Any]) -> Section
     return Section(_name(experiment, ". "), [experiment["about"]], [table])
 
 
-def _samples(out: Path, experiments: Mapping[str, Any]) -> Section | None:
-    """Figure 1: some images of each class as the network gets them, of the largest dataset of whole images. They are drawn at
-    random, always the same ones."""
-    datasets = [each["protocols"]["patient"]["dataset"] for each in experiments.values() if each["protocols"]]
+def _samples(out: Path, datasets: Sequence[Mapping[str, Any]]) -> Section | None:
+    """Figure 1: some images of each class as the network gets them, of the largest dataset of whole images; always the same
+    ones."""
     whole = [dataset for dataset in datasets if dataset["lungs"] == "none"]
     if not whole:
         return None
     dataset = Dataset(out / max(whole, key=lambda dataset: dataset["images"])["path"])
-    source, random = dataset.source(range(dataset.folds)), np.random.default_rng(0)
-    labels = np.empty(len(source), np.int32)
-    images = np.empty((len(source), *source.shape), np.uint8)
-    source.read(np.arange(len(source)), images, labels)
-    classes = dataset.preprocess.classes
-    chosen = [random.permutation(np.flatnonzero(labels == label))[:SAMPLES].tolist() for label in range(len(classes))]
-    rows = [[Tile(images[at, ..., 0], source.texts(at, "source")[0]) for at in row] for row in chosen]
+    source, classes, random = dataset.source(range(dataset.folds)), dataset.preprocess.classes, np.random.default_rng(0)
+    batch, rows = load_all(source), []
+    for label in range(len(classes)):
+        chosen = random.permutation(np.flatnonzero(batch.labels == label))[:SAMPLES].tolist()
+        rows.append([Tile(batch.images[row, ..., 0], source.texts(row, "source")[0]) for row in chosen])
     picture = Picture(f"{FIGURES}/figure1.png", "Figure 1: images of each class, with the collection of each")
     plots.image_grid(out / picture.file, rows, classes)
     return Section("Images", pictures=[[picture]])
 
 
-def _lungs(out: Path, data: Path, experiments: Mapping[str, Any]) -> Section | None:
-    """Figure 5: some images of each class of an experiment with lungs, below each its lungs tinted with their box, below that
-    the crop."""
-    datasets = [each["protocols"]["patient"]["dataset"] for each in experiments.values() if each["protocols"]]
+def _lungs(out: Path, data: Path, datasets: Sequence[Mapping[str, Any]]) -> Section | None:
+    """Figure 5: some images of each class of a dataset with lungs, below each its lungs tinted, below that the crop."""
     dataset = next((dataset for dataset in datasets if dataset["lungs"] != "none"), None)
     if dataset is None:
         return None
     examples = [example for source in dataset["per_source"] for example in readers.read(data / source).examples]
-    random = np.random.default_rng(0)
-    chosen = []
+    Random(0).shuffle(examples)
+    chosen, columns = [], []
     for label in dataset["per_class"]:
-        of_class = [example for example in examples if example.label == label]
-        chosen += [of_class[row] for row in random.permutation(len(of_class))[:SEGMENTED].tolist()]
-    columns = []
-    for example, film in zip(
-        chosen, lung_stream.segment_images([str(example.path) for example in chosen], open_segmenter()), strict=True
-    ):
-        if film.gray is not None and film.lungs is not None:
-            tinted = np.asarray(overlay.render(film.gray, film.lungs, "overlay"))
-            crop = geometry.frame_lungs(film.gray, film.lungs, "crop")
-            columns.append((Tile(film.gray, example.label), Tile(tinted), Tile(crop)))
+        chosen += [example for example in examples if example.label == label][:SEGMENTED]
+    segmented = lung_stream.segment_images([str(example.path) for example in chosen], open_segmenter())
+    for example, image in zip(chosen, segmented, strict=True):
+        if image.gray is not None and image.lungs is not None:
+            tinted = np.asarray(overlay.render(image.gray, image.lungs, "overlay"))
+            crop = geometry.frame_lungs(image.gray, image.lungs, "crop")
+            columns.append((Tile(image.gray, example.label), Tile(tinted), Tile(crop)))
     picture = Picture(f"{FIGURES}/figure5.png", "Figure 5: images, the lungs found in them, and the crops")
     plots.image_grid(out / picture.file, list(zip(*columns, strict=True)), ("original", "lungs", "crop"))
     return Section("Lungs", pictures=[[picture]])

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -22,20 +19,6 @@ from covidjax.runs.load import load_run
 
 PICTURED = 10
 """Images of a picture."""
-
-
-class Segmentation(NamedTuple):
-    """An image and its masks."""
-
-    image: np.ndarray
-    """uint8 ``[H, W]``."""
-    true_mask: np.ndarray
-    """bool ``[H, W]``."""
-    probabilities: np.ndarray
-    """float32 ``[H, W, K]``, of each kind of mask."""
-    kind: int
-    """The kind of the true mask."""
-    dice: float
 
 
 def write(folder: Path, run: Path, dataset: Dataset, fold: int, found: np.ndarray, note: str) -> None:
@@ -69,26 +52,29 @@ def write(folder: Path, run: Path, dataset: Dataset, fold: int, found: np.ndarra
         ("typical", "evenly from the worst to the best", typical),
     ):
         assert batch.masks is not None
-        images, masks = batch.images[ranks, ..., 0], batch.masks[ranks, ..., 0] > 0
         probabilities = np.asarray(jax.nn.sigmoid(predict(loaded.weights, batch.images[ranks])))
-        dice = found[ranking[ranks], 1]
-        columns = (images, masks, probabilities, batch.labels[ranks].tolist(), dice.tolist())
-        pictured = [Segmentation(*row) for row in zip(*columns, strict=True)]
-        draw(folder / f"{name}.png", pictured, kinds, f"Held-out images: {title}" + f"\n{note}" * bool(note))
+        rows = []
+        for rank, predicted in zip(ranks, probabilities, strict=True):
+            kind = batch.labels[rank]
+            caption = f"Dice {found[ranking[rank], 1]:.3f}, {kinds[kind]}"
+            rows.append(mask_tiles(batch.images[rank, ..., 0], batch.masks[rank, ..., 0] > 0, predicted, kind, caption))
+        image_grid(folder / f"{name}.png", rows, title=f"Held-out images: {title}" + f"\n{note}" * bool(note))
 
 
-def draw(path: Path, segmentations: Sequence[Segmentation], kinds: Sequence[str], title: str) -> None:
-    """Draw images with their true and predicted masks and their crops, two to a row."""
-    tiles = [_tiles(segmentation, kinds) for segmentation in segmentations]
-    image_grid(path, [[*chain.from_iterable(tiles[at : at + 2])] for at in range(0, len(tiles), 2)], title=title)
+def mask_tiles(image: np.ndarray, true_mask: np.ndarray, probabilities: np.ndarray, kind: int, caption: str) -> list[Tile]:
+    """An image, its true and its predicted mask, and its crop.
 
-
-def _tiles(segmentation: Segmentation, kinds: Sequence[str]) -> list[Tile]:
-    image, true_mask, probabilities, kind, dice = segmentation
+    Args:
+      image: uint8 ``[H, W]``.
+      true_mask: bool ``[H, W]``.
+      probabilities: float32 ``[H, W, K]``, of each kind of mask.
+      kind: the kind of the true mask.
+      caption: of the image.
+    """
     # The box is that of the last kind, as in use; the mask that is measured is of the image's own kind.
     lungs = geometry.find_lungs(probabilities[..., -1], *image.shape)
     return [
-        Tile(image, f"Dice {dice:.3f}, {kinds[kind]}"),
+        Tile(image, caption),
         Tile(tint(image, true_mask), "true mask"),
         Tile(tint(image, probabilities[..., kind] > 0.5), "predicted mask"),
         Tile(geometry.frame_lungs(image, lungs, "crop"), f"whole image: {lungs.flag}" if lungs.flag else "crop"),
