@@ -119,6 +119,12 @@ def test_finished_work_is_kept(done: tuple[Path, dict[str, Any]], tmp_path: Path
         monkeypatch.setattr(reproduce, name, None)
     again = reproduce.reproduce("sample", out, loaded(tmp_path), 2, Quiet())
     assert json.loads(json.dumps(again)) == json.loads(json.dumps(results))
+    # A run of an earlier version, whose file had another name.
+    file = out / "runs" / "table1-random" / "result.json"
+    file.rename(file.with_name("outcome.json"))
+    again = reproduce.reproduce("sample", out, loaded(tmp_path), 2, Quiet())
+    file.with_name("outcome.json").rename(file)
+    assert json.loads(json.dumps(again)) == json.loads(json.dumps(results))
 
 
 def test_folder_of_other_settings_is_refused(done: tuple[Path, dict[str, Any]], tmp_path: Path):

@@ -18,16 +18,6 @@ TRAINED_ON_SYNTHETIC = "Trained on the synthetic sample: these figures say nothi
 WIDE = 1000
 """Columns where there is no terminal: tables are as wide as their content, and nothing is wrapped."""
 
-HEADLINES = {
-    "accuracy": "accuracy",
-    "precision": "macro precision",
-    "recall": "macro recall",
-    "f1": "macro F1",
-    "dice": "mean Dice",
-    "iou": "mean IoU",
-}
-"""Column titles of ``headline_metrics``."""
-
 
 def result_tables(metrics: AnyMetrics, title: str) -> list[Group]:
     """All tables of a result."""
@@ -72,7 +62,9 @@ def networks_table(networks: Mapping[str, AnyMetrics], title: str) -> Group:
         images = metrics.overall.films if isinstance(metrics, MaskMetrics) else metrics.macro.support
         rows.append((name, *(f"{value:.3f}" for value in headline_metrics(metrics).values()), images))
     rows.append(("mean ± sd", *(f"{spread.mean:.3f} ± {spread.sd:.3f}" for spread in over_all.values()), ""))
-    columns = (*(HEADLINES[name] for name in over_all), "images")
+    masks = any(isinstance(metrics, MaskMetrics) for metrics in networks.values())
+    names = ("mean Dice", "mean IoU") if masks else ("accuracy", "macro precision", "macro recall", "macro F1")
+    columns = (*names, "images")
     return titled(title, text_table(("network", *columns), rows, right=columns))
 
 

@@ -17,12 +17,8 @@ from rich.console import Group
 from covidjax.data import readers
 from covidjax.data.dataset import Dataset
 from covidjax.data.loader import load_all
-from covidjax.lungs import geometry, overlay
-from covidjax.lungs import stream as lung_stream
-from covidjax.lungs.segmenter import open_segmenter
+from covidjax.lungs import geometry, overlay, segmenter, stream
 from covidjax.report import plots, tables
-from covidjax.report.plots import Tile
-from covidjax.report.tables import interval_text
 
 SPLITS = {"random": "random split", "patient": "patients apart"}
 
@@ -73,10 +69,10 @@ def write(out: Path, data: Path, results: Mapping[str, Any], *, images: bool = T
     """
     experiments = results["experiments"]
     datasets = [each["protocols"]["patient"]["dataset"] for each in experiments.values() if each["protocols"]]
-    sections = [_samples(out, datasets) if images else None]
-    for name, experiment in experiments.items():
-        sections.append(_times(experiment, results) if experiment["times_of"] else _experiment(out, name, experiment))
-    sections.append(_lungs(out, data, datasets) if images else None)
+    sections = [
+        _times(experiment, results) if experiment["times_of"] else _experiment(out, name, experiment)
+        for name, experiment in experiments.items()
+    ]
     about = results["about"]
     facts = {
         "data": about["data"],
@@ -85,7 +81,9 @@ def write(out: Path, data: Path, results: Mapping[str, Any], *, images: bool = T
         "device": _devices(experiments.values()),
         "versions": ", ".join(f"{name} {version}" for name, version in about["versions"].items()),
     }
-    if not images:
+    if images:
+        sections = [*_samples(out, datasets), *sections, *_lungs(out, data, datasets)]
+    else:
         facts["left out"] = "Figures 1 and 5, which show images of the collections"
     environment = Environment(
         loader=PackageLoader("covidjax.study"),
@@ -96,10 +94,7 @@ def write(out: Path, data: Path, results: Mapping[str, Any], *, images: bool = T
     )
     environment.filters["embedded"] = lambda file: embedded(out / file)
     for name in ("report.md", "report.html"):
-        page = environment.get_template(name).render(
-            covidjax=about["covidjax"], note=about["note"], facts=facts, sections=list(filter(None, sections))
-        )
-        (out / name).write_text(page)
+        (out / name).write_text(environment.get_template(name).render(about=about, facts=facts, sections=sections))
 
 
 def embedded(file: Path) -> str:
@@ -139,9 +134,8 @@ def _devices(experiments: Iterable[Mapping[str, Any]]) -> str:
 def _experiment(out: Path, name: str, experiment: Mapping[str, Any]) -> Section:
     protocols, study = experiment["protocols"], experiment["study"]
     counts = [_counts(SPLITS[protocol], study, result) for protocol, result in protocols.items()]
-    pictures = _pictures(out, name, experiment["number"], protocols)
-    overall_and_by_class = [_overall(study, protocols), _by_class(study, protocols)]
-    return Section(_name(experiment, ". "), [experiment["about"], *counts], overall_and_by_class, pictures)
+    comparisons = [_overall(study, protocols), _by_class(study, protocols)]
+    return Section(_name(experiment, ". "), [experiment["about"], *counts], comparisons, _pictures(out, name, experiment))
 
 
 def _counts(split: str, study: Mapping[str, Any], result: Mapping[str, Any]) -> str:
@@ -179,7 +173,7 @@ def _overall(study: Mapping[str, Any], protocols: Mapping[str, Any]) -> Table:
             else:
                 value, interval = metrics["macro"]["f1"], bootstrap["macro"][2] if bootstrap else None
             mean = _mean_and_sd(result["spread"][key]) if several else ""
-            rows.append(("", split, f"{value:.3f}", interval_text(interval), mean))
+            rows.append(("", split, f"{value:.3f}", tables.interval_text(interval), mean))
             if "alone" in result:
                 networks, mean = result["alone"]["networks"], _mean_and_sd(result["alone"]["spread"][key])
                 rows.append(("", f"{split}, one network alone, mean ± sd of {networks}", "", "", mean))
@@ -200,15 +194,15 @@ def _by_class(study: Mapping[str, Any], protocols: Mapping[str, Any]) -> Table:
         for protocol, result in protocols.items():
             scores, bootstrap = result["metrics"]["per_class"][label], result["metrics"]["bootstrap"]
             values = (f"{scores[key]:.3f}" for key in ("precision", "recall", "f1"))
-            interval = interval_text(bootstrap["per_class"][label][2]) if bootstrap else ""
-            rows.append(("", SPLITS[protocol], *values, interval))
+            interval = bootstrap["per_class"][label][2] if bootstrap else None
+            rows.append(("", SPLITS[protocol], *values, tables.interval_text(interval)))
     return Table.padded(("", "", "precision", "recall", "F1", "95 %"), rows)
 
 
-def _pictures(out: Path, name: str, number: str, protocols: Mapping[str, Any]) -> list[list[Picture]]:
+def _pictures(out: Path, name: str, experiment: Mapping[str, Any]) -> list[list[Picture]]:
     """Draw the confusion matrices of all images and of the folds, and the curves, each as one row."""
-    confusions, folds, curves = [], [], []
-    for protocol, result in protocols.items():
+    number, confusions, folds, curves = experiment["number"], [], [], []
+    for protocol, result in experiment["protocols"].items():
         start, split, metrics = f"{FIGURES}/{name}-{protocol}", SPLITS[protocol], result["metrics"]
         caption = f"Figure 3, {number}: confusion matrix, {split}, {metrics['macro']['support']} images"
         confusions.append(Picture(f"{start}-confusion.svg", caption))
@@ -246,39 +240,39 @@ def _times(experiment: Mapping[str, Any], results: Mapping[str, Any]) -> Section
     return Section(_name(experiment, ". "), [experiment["about"]], [table])
 
 
-def _samples(out: Path, datasets: Sequence[Mapping[str, Any]]) -> Section | None:
+def _samples(out: Path, datasets: Sequence[Mapping[str, Any]]) -> list[Section]:
     """Figure 1: some images of each class as the network gets them, of the largest dataset of whole images; always the same
     ones."""
     whole = [dataset for dataset in datasets if dataset["lungs"] == "none"]
     if not whole:
-        return None
+        return []
     dataset = Dataset(out / max(whole, key=lambda dataset: dataset["images"])["path"])
     source, classes, random = dataset.source(range(dataset.folds)), dataset.preprocess.classes, np.random.default_rng(0)
     batch, rows = load_all(source), []
     for label in range(len(classes)):
         chosen = random.permutation(np.flatnonzero(batch.labels == label))[:SAMPLES].tolist()
-        rows.append([Tile(batch.images[row, ..., 0], source.texts(row, "source")[0]) for row in chosen])
+        rows.append([plots.Tile(batch.images[row, ..., 0], source.texts(row, "source")[0]) for row in chosen])
     picture = Picture(f"{FIGURES}/figure1.png", "Figure 1: images of each class, with the collection of each")
     plots.image_grid(out / picture.file, rows, classes)
-    return Section("Images", pictures=[[picture]])
+    return [Section("Images", pictures=[[picture]])]
 
 
-def _lungs(out: Path, data: Path, datasets: Sequence[Mapping[str, Any]]) -> Section | None:
+def _lungs(out: Path, data: Path, datasets: Sequence[Mapping[str, Any]]) -> list[Section]:
     """Figure 5: some images of each class of a dataset with lungs, below each its lungs tinted, below that the crop."""
     dataset = next((dataset for dataset in datasets if dataset["lungs"] != "none"), None)
     if dataset is None:
-        return None
+        return []
     examples = [example for source in dataset["per_source"] for example in readers.read(data / source).examples]
     Random(0).shuffle(examples)
     chosen, columns = [], []
     for label in dataset["per_class"]:
         chosen += [example for example in examples if example.label == label][:SEGMENTED]
-    segmented = lung_stream.segment_images([str(example.path) for example in chosen], open_segmenter())
+    segmented = stream.segment_images([str(example.path) for example in chosen], segmenter.open_segmenter())
     for example, image in zip(chosen, segmented, strict=True):
         if image.gray is not None and image.lungs is not None:
             tinted = np.asarray(overlay.render(image.gray, image.lungs, "overlay"))
             crop = geometry.frame_lungs(image.gray, image.lungs, "crop")
-            columns.append((Tile(image.gray, example.label), Tile(tinted), Tile(crop)))
+            columns.append((plots.Tile(image.gray, example.label), plots.Tile(tinted), plots.Tile(crop)))
     picture = Picture(f"{FIGURES}/figure5.png", "Figure 5: images, the lungs found in them, and the crops")
     plots.image_grid(out / picture.file, list(zip(*columns, strict=True)), ("original", "lungs", "crop"))
-    return Section("Lungs", pictures=[[picture]])
+    return [Section("Lungs", pictures=[[picture]])]

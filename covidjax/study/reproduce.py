@@ -6,13 +6,12 @@ finished is not done again, and a run that was stopped goes on to the same bits 
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import json
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,7 +26,6 @@ from covidjax.files import write_atomic
 from covidjax.metrics import AnyMetrics, mean_and_sd, mean_history
 from covidjax.report import tables
 from covidjax.runs import folder
-from covidjax.runs.folder import Run
 from covidjax.runs.recorder import Interrupted, Progress, Result
 from covidjax.study.experiments import PROTOCOLS, Experiment, for_rehearsal
 from covidjax.study.rehearsal import draw_collections
@@ -143,12 +141,8 @@ def _result(experiment: Experiment, root: Path, out: Path, console: Console) -> 
 def _prepare(experiment: Experiment, protocol: str, root: Path, out: Path, console: Console) -> Dataset:
     """Prepare an experiment's dataset, unless it is there already."""
     path, films = out / DATASETS / f"{experiment.name}-{protocol}", experiment.films
-    options = Options(
-        preprocess=Preprocess(films.image_size, films.lungs),
-        group_by=PROTOCOLS[protocol],
-        only=films.only,
-        limits_by_class=films.limits,
-    )
+    preprocess = Preprocess(films.image_size, films.lungs)
+    options = Options(preprocess, group_by=PROTOCOLS[protocol], only=films.only, limits_by_class=films.limits)
     if not (path / MANIFEST).exists():
         with console.counting(f"{experiment.number}, {protocol} split: preparing images") as count:
 
@@ -181,11 +175,11 @@ def _train(experiment: Experiment, protocol: str, dataset: Dataset, out: Path, c
     """The result of a run: from its file, or by training it to its end."""
     run = out / "runs" / f"{experiment.name}-{protocol}"
     path = str(dataset.path.absolute())
-    settings = dataclasses.replace(experiment.settings, data=dataclasses.replace(experiment.settings.data, path=path))
+    settings = replace(experiment.settings, data=replace(experiment.settings.data, path=path))
     begun = (run / folder.CONFIG).exists()
     if begun:
-        saved = Run.load(run / folder.CONFIG)
-        saved_settings = dataclasses.replace(saved.config, data=dataclasses.replace(saved.config.data, path=path))
+        saved = folder.Run.load(run / folder.CONFIG)
+        saved_settings = replace(saved.config, data=replace(saved.config.data, path=path))
         if saved_settings != settings or saved.dataset != dataset.fingerprint:
             raise UserError(f"{run} was trained by another version of this experiment; remove it, or name another --out.")
     for file in (run / name for name in RUN_RESULTS):
@@ -205,28 +199,21 @@ def _train_run(
     settings: Config, dataset: Dataset, run: Path, title: str, console: Console, *, resume: bool
 ) -> dict[str, Any]:
     """Train the network, or the networks, of a run."""
-    ensemble = settings.train.ensemble > 1
+    folds, ensemble = settings.train.cv, settings.train.ensemble > 1
     with console.training(settings.train.epochs) as progress:
-        if not settings.train.cv and not ensemble:
+        if not folds and not ensemble:
             result = train(settings, dataset, run, resume=resume, progress=progress(title), stop=console.stop)
-            return {"metrics": result.metrics.as_dict(), **_training({"": result})}
-        joint = train_networks(
-            settings,
-            dataset,
-            run,
-            resume=resume,
-            progress=lambda name: progress(f"{title}, {name}"),
-            say=console.say,
-            stop=console.stop,
-        )
-    networks = {name: network.metrics for name, network in joint.networks.items()}
-    members = joint.folds if settings.train.cv else networks
+            return {"metrics": result.metrics.as_dict(), **_training([result])}
+        by_name = lambda name: progress(f"{title}, {name}")  # noqa: E731
+        joint = train_networks(settings, dataset, run, resume=resume, progress=by_name, say=console.say, stop=console.stop)
+    networks = {name: result.metrics for name, result in joint.networks.items()}
+    members = joint.folds if folds else networks
     return {
         "metrics": joint.metrics.as_dict(),
         "members": {name: metrics.as_dict() for name, metrics in members.items()},
         "spread": _spread(members),
         **({"alone": {"networks": len(networks), "spread": _spread(networks)}} if ensemble else {}),
-        **_training(joint.networks, together=joint.together),
+        **_training(list(joint.networks.values()), together=joint.together),
     }
 
 
@@ -234,12 +221,12 @@ def _spread(networks: Mapping[str, AnyMetrics]) -> dict[str, Any]:
     return {name: spread._asdict() for name, spread in mean_and_sd(list(networks.values())).items()}
 
 
-def _training(networks: Mapping[str, Result], *, together: bool = False) -> dict[str, Any]:
+def _training(networks: Sequence[Result], *, together: bool = False) -> dict[str, Any]:
     """Parameters, curves (their means over several networks), device and time of training."""
-    histories = [network.history for network in networks.values()]
+    histories = [network.history for network in networks]
     seconds = [history[-1]["seconds"] for history in histories]
     return {
-        "parameters": next(iter(networks.values())).parameters,
+        "parameters": networks[0].parameters,
         "history": mean_history(histories),
         "device": device_name(),
         "images_per_second": median(record["images_per_second"] for history in histories for record in history),

@@ -47,10 +47,7 @@ def write(folder: Path, run: Path, dataset: Dataset, fold: int, found: np.ndarra
     predict = make_predict(loaded.network, loaded.run.config.model)
     count = min(PICTURED, len(ranking))
     typical = np.linspace(0, len(ranking) - 1, count).round().astype(int)
-    for name, title, ranks in (
-        ("worst", "the worst by Dice", np.arange(count)),
-        ("typical", "evenly from the worst to the best", typical),
-    ):
+    for name, ranks in (("worst", np.arange(count)), ("typical", typical)):
         assert batch.masks is not None
         probabilities = np.asarray(jax.nn.sigmoid(predict(loaded.weights, batch.images[ranks])))
         rows = []
@@ -58,7 +55,7 @@ def write(folder: Path, run: Path, dataset: Dataset, fold: int, found: np.ndarra
             kind = batch.labels[rank]
             caption = f"Dice {found[ranking[rank], 1]:.3f}, {kinds[kind]}"
             rows.append(mask_tiles(batch.images[rank, ..., 0], batch.masks[rank, ..., 0] > 0, predicted, kind, caption))
-        image_grid(folder / f"{name}.png", rows, title=f"Held-out images: {title}" + f"\n{note}" * bool(note))
+        image_grid(folder / f"{name}.png", rows, title=f"Held-out images: {name} by Dice" + f"\n{note}" * bool(note))
 
 
 def mask_tiles(image: np.ndarray, true_mask: np.ndarray, probabilities: np.ndarray, kind: int, caption: str) -> list[Tile]:
