@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 import click
 
 from bench import faults, forward, growth, loader, lungs, score, startup, train
-from bench.harness import ROOT, Log, Options, from_json, machine, markdown, number, say, show, write
+from bench.harness import Options
+from bench.machine import ROOT, machine, say
+from bench.tables import Log, from_json, markdown, number, show, write
 
 MODULES = (train, forward, score, faults, loader, startup, growth, lungs)
 BENCHMARKS = {module.__name__.removeprefix("bench."): module for module in MODULES}

@@ -7,22 +7,10 @@ From uint8 pixels to logits or probabilities, the same weights everywhere: the O
 from __future__ import annotations
 
 from bench import data
-from bench.harness import (
-    Entry,
-    Missing,
-    Options,
-    Result,
-    Row,
-    Table,
-    against,
-    cache,
-    command,
-    compare_answers,
-    only,
-    say,
-    turns,
-)
+from bench.harness import Entry, Missing, Options, command, compare_answers, only, turns
+from bench.machine import cache, say
 from bench.peers import pytorch_entries
+from bench.tables import Result, Row, Table, against
 
 OURS = "covidjax, jitted"
 RUNTIMES = ("jax", "onnxruntime", "openvino")

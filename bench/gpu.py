@@ -25,26 +25,10 @@ import click
 
 from bench import data
 from bench.all import Asked, check, show_checks
-from bench.harness import (
-    ROOT,
-    Entry,
-    Log,
-    Result,
-    Row,
-    Spread,
-    Table,
-    against,
-    best,
-    compare_answers,
-    environment,
-    gpu_name,
-    only,
-    say,
-    show,
-    turns,
-    write,
-)
+from bench.harness import Entry, compare_answers, only, turns
+from bench.machine import ROOT, environment, gpu_name, say
 from bench.peers import pytorch_entries
+from bench.tables import Log, Result, Row, Spread, Table, against, best, show, write
 
 OURS = "covidjax"
 STUDY_SECONDS = 18 * 60

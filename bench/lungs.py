@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from bench.harness import ROOT, Entry, Options, Result, Row, Spread, Table, against, only, say, turns
+from bench.harness import Entry, Options, only, turns
+from bench.machine import ROOT, say
+from bench.tables import Result, Row, Spread, Table, against
 
 if TYPE_CHECKING:
     from covidjax.data.readers.base import Example

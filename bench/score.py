@@ -17,7 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench import data
-from bench.harness import COVIDJAX, ROOT, Options, Result, Row, Spread, Table, best, environment, only, ratio, say
+from bench.harness import Options, only
+from bench.machine import COVIDJAX, ROOT, environment, say
+from bench.tables import Result, Row, Spread, Table, best, ratio
 
 OURS, LOOP, DRAFT = "covidjax score", "PyTorch loop", "PyTorch loop, draft mode"
 DECODE = "decoding alone"

@@ -15,8 +15,10 @@ from typing import Any
 import click
 import numpy as np
 
-from bench.harness import Entry, Table, cache, only, say, show, turns
+from bench.harness import Entry, only, turns
+from bench.machine import cache, say
 from bench.peers import pytorch_entries
+from bench.tables import Table, show
 from covidjax.device import device_name
 from covidjax.runs.folder import Run
 from covidjax.study.reproduce import PYTORCH, RESULTS

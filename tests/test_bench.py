@@ -14,7 +14,8 @@ from click.testing import CliRunner
 
 from bench import all as every
 from bench import data, gpu, growth, harness, lungs, startup
-from bench.harness import Entry, Log, Player, Result, Row, Spread, Table
+from bench.harness import Entry, Player
+from bench.tables import Log, Result, Row, Spread, Table
 
 ROOT = Path(__file__).parents[1]
 STORED = sorted((ROOT / "bench" / "results").glob("2*.json"))
@@ -258,7 +259,7 @@ def test_boxes_of_lungs_are_measured_against_drawn_ones():
 
 def test_training_time_is_that_of_the_fastest_way():
     from bench import study
-    from bench.harness import Row, Spread, Table
+    from bench.tables import Row, Spread, Table
 
     def row(name: str, *speeds: float) -> Row:
         return Row(name, Spread.of(speeds) if speeds else None, "", list(speeds))
