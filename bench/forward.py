@@ -43,7 +43,7 @@ def measure(options: Options) -> Result:
     try:
         model = str(data.onnx(size, images))
     except Missing as reason:
-        absent = [Row(name, None, f"left out: {reason}") for name in ("ONNX Runtime", "OpenVINO")]
+        absent = [Row(name, None, f"skipped: {reason}") for name in ("ONNX Runtime", "OpenVINO")]
     else:
         by_hand = {"batch": batch, "model": model}
         entries.append(Entry("ONNX Runtime float32", "bench.peers.runtimes:OnnxRuntime", by_hand))

@@ -1,4 +1,4 @@
-"""What every benchmark needs: contenders in processes of their own that take turns, statistics, tables, the result file.
+"""Contenders in processes of their own that take turns, and the command of a benchmark.
 
 A contender is a function, named ``module:function``, that makes an object with ``images`` (how many one call handles) and
 ``run(calls)``, which returns when all calls are done. It may have ``answer()``, numbers by which the contenders are seen to
@@ -28,7 +28,7 @@ import click
 import numpy as np
 
 from bench.machine import ROOT, environment
-from bench.tables import Log, Result, Row, Spread, show, write
+from bench.tables import Log, Result, Row, show, write
 
 FAILED_START = 1800.0
 """Seconds after which a contender that does not get ready is given up: a compiler that hangs is no measurement."""
@@ -39,7 +39,7 @@ class Missing(Exception):
 
 
 class Contender(Protocol):
-    """What a process of its own runs."""
+    """An object that a process of its own runs."""
 
     images: int
 
@@ -58,7 +58,7 @@ class Entry:
     note: str = ""
 
 
-class Player:
+class ContenderProcess:
     """A contender in its own process.
 
     Raises:
@@ -78,7 +78,7 @@ class Player:
             cwd=ROOT,
         )
         try:
-            ready = self._hear(FAILED_START)
+            ready = self._receive(FAILED_START)
         except BaseException:
             self.end()
             raise
@@ -88,14 +88,14 @@ class Player:
         self.images: int = ready["images"]
         self.answer: list[float] | None = ready["answer"]
         self.note: str = ready["note"]
-        self._rest()
+        self._pause()
 
     def turn(self, calls: int) -> float:
         """Seconds a call."""
         self._process.send_signal(signal.SIGCONT)
-        self._say({"run": calls})
-        seconds = self._hear(FAILED_START)["seconds"]
-        self._rest()
+        self._send({"run": calls})
+        seconds = self._receive(FAILED_START)["seconds"]
+        self._pause()
         return seconds / calls
 
     def end(self) -> None:
@@ -106,15 +106,15 @@ class Player:
             with contextlib.suppress(BrokenPipeError):  # a message that nobody took any more
                 pipe.close()
 
-    def _rest(self) -> None:
+    def _pause(self) -> None:
         self._process.send_signal(signal.SIGSTOP)
 
-    def _say(self, message: dict[str, Any]) -> None:
+    def _send(self, message: dict[str, Any]) -> None:
         assert self._process.stdin
         self._process.stdin.write(json.dumps(message) + "\n")
         self._process.stdin.flush()
 
-    def _hear(self, seconds: float) -> dict[str, Any]:
+    def _receive(self, seconds: float) -> dict[str, Any]:
         assert self._process.stdout
         # A watchdog, since a pipe has no time limit of its own.
         with _watchdog(self._process, seconds):
@@ -152,7 +152,7 @@ def turns(
     Returns:
       Rows in images/s, in the order of the entries, and the answers of those that gave one.
     """
-    players: dict[str, Player] = {}
+    processes: dict[str, ContenderProcess] = {}
     missing: dict[str, str] = {}
     calls: dict[str, int] = {}
     samples: dict[str, list[float]] = {entry.name: [] for entry in entries}
@@ -160,41 +160,41 @@ def turns(
         for entry in entries:
             started = time.perf_counter()
             try:
-                player = players[entry.name] = Player(entry)
+                process = processes[entry.name] = ContenderProcess(entry)
                 # Twice before anything counts: the first call may still compile, or build its pools of threads.
-                player.turn(1)
-                calls[entry.name] = max(1, round(seconds / max(player.turn(1), 1e-6)))
+                process.turn(1)
+                calls[entry.name] = max(1, round(seconds / max(process.turn(1), 1e-6)))
                 say(f"  {entry.name}: ready after {time.perf_counter() - started:.0f} s")
             except Missing as reason:
                 missing[entry.name] = str(reason)
-                if entry.name in players:
-                    players.pop(entry.name).end()
-                say(f"  {entry.name}: left out, {reason}")
+                if entry.name in processes:
+                    processes.pop(entry.name).end()
+                say(f"  {entry.name}: skipped, {reason}")
         for _ in range(rounds):
-            for name, player in players.items():
-                samples[name].append(player.images / player.turn(calls[name]))
+            for name, process in processes.items():
+                samples[name].append(process.images / process.turn(calls[name]))
     finally:
-        for player in players.values():
-            player.end()
+        for process in processes.values():
+            process.end()
     rows = []
     for entry in entries:
         if entry.name in missing:
-            rows.append(Row(entry.name, None, f"left out: {missing[entry.name]}"))
+            rows.append(Row(entry.name, None, f"skipped: {missing[entry.name]}"))
         else:
-            note = "; ".join(filter(None, (entry.note, players[entry.name].note)))
-            rows.append(Row(entry.name, Spread.of(samples[entry.name]), note, samples[entry.name]))
-    return rows, {name: player.answer for name, player in players.items() if player.answer is not None}
+            note = "; ".join(filter(None, (entry.note, processes[entry.name].note)))
+            rows.append(Row.of(entry.name, samples[entry.name], note))
+    return rows, {name: process.answer for name, process in processes.items() if process.answer is not None}
 
 
-def compare_answers(rows: Sequence[Row], answers: dict[str, list[float]], reference: str, what: str) -> None:
+def compare_answers(rows: Sequence[Row], answers: dict[str, list[float]], reference: str, quantity: str) -> None:
     """Note with each contender how far its answer is from the reference's: evidence that it does the same work."""
     if reference not in answers:
         return
-    wanted = np.asarray(answers[reference])
+    expected = np.asarray(answers[reference])
     for row in rows:
         if row.name in answers and row.name != reference:
-            apart = float(np.abs(np.asarray(answers[row.name]) - wanted).max())
-            row.note = "; ".join(filter(None, (row.note, f"{what} within {apart:.1g}")))
+            difference = float(np.abs(np.asarray(answers[row.name]) - expected).max())
+            row.note = "; ".join(filter(None, (row.note, f"{quantity} within {difference:.1g}")))
 
 
 class Named(Protocol):
@@ -208,12 +208,12 @@ N = TypeVar("N", bound=Named)
 
 
 def only(entries: Sequence[N], pattern: str | None) -> list[N]:
-    """Those whose name contains a match of the pattern."""
+    """The entries whose name contains a match of the pattern."""
     return [entry for entry in entries if pattern is None or re.search(pattern, entry.name)]
 
 
 class Options(NamedTuple):
-    """What every benchmark is told."""
+    """The options of every benchmark."""
 
     quick: bool = False
     """Tiny inputs: shows that everything runs, measures nothing."""
@@ -249,30 +249,30 @@ def _serve(factory: str, options: dict[str, Any], parent: int) -> None:
     pipe = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
-    def answer(message: dict[str, Any]) -> None:
+    def send(message: dict[str, Any]) -> None:
         pipe.write(json.dumps(message) + "\n")
         pipe.flush()
 
     module, _, function = factory.partition(":")
     try:
         contender = getattr(importlib.import_module(module), function)(**options)
-        found = contender.answer() if hasattr(contender, "answer") else None
+        numbers = contender.answer() if hasattr(contender, "answer") else None
         contender.run(1)
     except (Missing, ImportError) as reason:
-        answer({"missing": str(reason)})
+        send({"missing": str(reason)})
         return
     except Exception as error:
         import traceback
 
         traceback.print_exc()
-        answer({"missing": f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"})
+        send({"missing": f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"})
         return
-    answer({"images": contender.images, "answer": found, "note": getattr(contender, "note", "")})
+    send({"images": contender.images, "answer": numbers, "note": getattr(contender, "note", "")})
     for line in sys.stdin:
         calls = json.loads(line)["run"]
         start = time.perf_counter()
         contender.run(calls)
-        answer({"seconds": time.perf_counter() - start})
+        send({"seconds": time.perf_counter() - start})
 
 
 if __name__ == "__main__":

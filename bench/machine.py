@@ -38,7 +38,7 @@ CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "am
 
 
 def cache() -> Path:
-    """The folder for films, datasets, weights and compiled programs; it may be deleted at any time."""
+    """The folder for images, datasets, weights and compiled programs; it may be deleted at any time."""
     folder = platformdirs.user_cache_path("covidjax") / "bench"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -62,7 +62,7 @@ def cores() -> int:
 
 
 def machine() -> dict[str, Any]:
-    """What is measured on."""
+    """The processor, memory, card and system."""
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     model = re.search(r"^model name\s*: (.*)$", info, re.MULTILINE)
     flags = re.search(r"^flags\s*: (.*)$", info, re.MULTILINE)
@@ -82,16 +82,16 @@ def gpu_name() -> str:
     """The first NVIDIA card, or nothing."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        found = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        if found.returncode == 0 and found.stdout.strip():
-            return found.stdout.splitlines()[0].strip()
+        process = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        if process.returncode == 0 and process.stdout.strip():
+            return process.stdout.splitlines()[0].strip()
     return ""
 
 
 def versions() -> dict[str, str]:
-    """Of what takes part, where it is installed."""
-    found = {}
+    """The versions of the installed packages that take part."""
+    installed = {}
     for package in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
+            installed[package] = metadata.version(package)
+    return installed

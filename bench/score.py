@@ -92,7 +92,7 @@ def measure(options: Options) -> Result:
         whole, inner = [], []
         for command in taking_part:
             if command.missing:
-                whole.append(Row(command.name, None, f"left out: {command.missing[:120]}"))
+                whole.append(Row(command.name, None, f"skipped: {command.missing[:120]}"))
                 continue
             whole.append(Row(command.name, Spread.of(command.process), samples=command.process))
             inner.append(Row(command.name, Spread.of(command.loop), samples=command.loop))

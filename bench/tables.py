@@ -62,10 +62,15 @@ class Row:
     note: str = ""
     samples: list[float] = field(default_factory=list)
 
+    @classmethod
+    def of(cls, name: str, samples: Sequence[float], note: str = "") -> Row:
+        """A row of at least one sample."""
+        return cls(name, Spread.of(samples), note, list(samples))
+
 
 @dataclass
 class Table:
-    """What one benchmark found, in one unit."""
+    """The rows of one benchmark, in one unit."""
 
     title: str
     unit: str
@@ -95,14 +100,14 @@ class Result(NamedTuple):
 
 def best(table: Table, pattern: str) -> Row | None:
     """The row with the greatest median among those whose names match from their beginning."""
-    found = [row for row in table.rows if row.value and re.match(pattern, row.name)]
-    return max(found, key=lambda row: row.value.median if row.value else 0.0, default=None)
+    matching = [row for row in table.rows if row.value and re.match(pattern, row.name)]
+    return max(matching, key=lambda row: row.value.median if row.value else 0.0, default=None)
 
 
 def against(table: Table, ours: str, theirs: str, name: str) -> dict[str, float]:
     """``{name: median ratio}`` of our row and the best of theirs; empty where one is missing."""
-    row, other = table.row(ours), best(table, theirs)
-    return {name: ratio(row.samples, other.samples).median} if row and other else {}
+    our_row, their_row = table.row(ours), best(table, theirs)
+    return {name: ratio(our_row.samples, their_row.samples).median} if our_row and their_row else {}
 
 
 def show(tables: Sequence[Table]) -> None:
@@ -123,7 +128,7 @@ def show(tables: Sequence[Table]) -> None:
 
 
 def markdown(tables: Sequence[Table]) -> str:
-    """The same for a page."""
+    """Tables as Markdown."""
     parts = []
     for table in tables:
         lines = [f"{table.title}, {table.unit}:", ""]
@@ -136,12 +141,12 @@ def markdown(tables: Sequence[Table]) -> str:
 
 
 def as_json(result: Result) -> dict[str, Any]:
-    """For the result file."""
+    """A dict for the result file."""
     return {"tables": [asdict(table) for table in result.tables], "figures": result.figures}
 
 
 def from_json(stored: dict[str, Any]) -> Result:
-    """What ``as_json`` made."""
+    """The result that ``as_json`` made a dict of."""
 
     def row(value: dict[str, Any]) -> Row:
         spread = Spread(**value["value"]) if value["value"] else None
@@ -152,15 +157,15 @@ def from_json(stored: dict[str, Any]) -> Result:
 
 
 class Log:
-    """Collects the content of a result file. Each benchmark is noted with its time and the load average before and after:
-    a machine that others were busy on shows."""
+    """Collects the content of a result file. Each benchmark has its time and the load average before and after, which shows
+    whether other programs were running."""
 
     def __init__(self, command: str):
         self._command = command
         self._benchmarks: dict[str, Any] = {}
 
     def measure(self, name: str, measure: Callable[[], Result]) -> Result:
-        """Run a benchmark and keep what it found."""
+        """Run a benchmark and keep its result."""
         when, before = datetime.now(UTC).isoformat(timespec="seconds"), os.getloadavg()
         start = time.perf_counter()
         result = measure()
@@ -174,7 +179,7 @@ class Log:
 
     def content(self) -> dict[str, Any]:
         """For the file."""
-        when = max(found["when"] for found in self._benchmarks.values())
+        when = max(benchmark["when"] for benchmark in self._benchmarks.values())
         return {
             "command": self._command,
             "when": when,
