@@ -13,21 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from bench import data
-from bench.harness import (
-    COVIDJAX,
-    Entry,
-    Options,
-    Result,
-    Row,
-    Spread,
-    Table,
-    command,
-    environment,
-    only,
-    ratio,
-    say,
-    turns,
-)
+from bench.harness import Entry, Options, command, only, turns
+from bench.machine import COVIDJAX, environment, say
+from bench.tables import Result, Row, Spread, Table, ratio
 
 SHUFFLED, IN_ORDER, AT_ONCE = "training batches, shuffled", "evaluation batches, in order", "everything at once"
 STREAMED, IN_MEMORY = "streamed", "cache=device"
