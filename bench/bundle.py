@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import click
@@ -21,7 +22,7 @@ def main(run: Path) -> None:
     printed, or a lung segmenter."""
     try:
         if folder.read_run(run).config.model.name == "lung-unet":
-            patients = sorted(key for key in folder.read_trained_on(run) if ":" in key)
+            patients = sorted(key for key in folder.read_trained_on(run) if not re.fullmatch("[0-9a-f]{64}", key))
             segmenter.save(segmenter.BUNDLED, *segmenter._trained(run), patients)
             return
         print(bundle(run))

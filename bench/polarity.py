@@ -20,7 +20,7 @@ from covidjax.images.find import walk
 
 def main(folders: list[str]) -> None:
     """Print the scores of five folds by patient, and write the weights of all films into the package."""
-    paths = [path for folder in folders for path in walk(Path(folder))[0]]
+    paths = [path for folder in folders for path in walk(Path(folder)).images]
     films = [Image.fromarray(decode.read(path, at_least=4 * polarity.SIDE)) for path in paths]
     values = np.stack([polarity.features(film) for film in films])
     scores = np.zeros(len(values))

@@ -47,4 +47,4 @@ def test_twins_of_which_one_claims_to_be_a_negative(shared_data):
     for size in (112, 224):
         one, other = (decode.read_resized(path, size) for path in twins)
         np.testing.assert_array_equal(one.pixels, other.pixels)
-        assert (one.remark, other.remark) == ("a negative, turned into a positive", "")
+        assert (one.warning, other.warning) == ("a negative, turned into a positive", "")

@@ -50,12 +50,12 @@ class _Records:
         return self._ends[-1]
 
     def read(self, rows: np.ndarray, images: np.ndarray, labels: np.ndarray, masks: np.ndarray | None = None) -> None:
-        for at, row in enumerate(rows.tolist()):
+        for index, row in enumerate(rows.tolist()):
             features = self._features(row)
-            images[at] = np.frombuffer(features["image"].bytes_list.value[0], np.uint8).reshape(self.shape)
-            labels[at] = features["label"].int64_list.value[0]
+            images[index] = np.frombuffer(features["image"].bytes_list.value[0], np.uint8).reshape(self.shape)
+            labels[index] = features["label"].int64_list.value[0]
             if masks is not None:
-                masks[at] = np.frombuffer(features["mask"].bytes_list.value[0], np.uint8).reshape(self.shape)
+                masks[index] = np.frombuffer(features["mask"].bytes_list.value[0], np.uint8).reshape(self.shape)
 
     def texts(self, row: int, *keys: str) -> tuple[str, ...]:
         features = self._features(row)
@@ -77,8 +77,8 @@ class Dataset:
       UserError: no dataset, one of another format, or a damaged one.
 
     Attributes:
-      masks: whether every film has a lung mask; the classes then are the kinds of mask.
-      segmenter: digest of the weights that found the lungs; empty for whole films.
+      masks: whether every image has a lung mask; the classes then are the kinds of mask.
+      segmenter: digest of the weights that found the lungs; empty for whole images.
     """
 
     def __init__(self, path: Path):
@@ -92,10 +92,10 @@ class Dataset:
             if self.manifest["format"] != FORMAT:
                 raise UserError(f"{path} was prepared by another version of covidjax; prepare it again.")
             self.preprocess = Preprocess(
-                self.manifest["image_size"],
-                self.manifest["lungs"],
-                tuple(self.manifest["classes"]),
-                self.manifest["invert"],
+                image_size=self.manifest["image_size"],
+                lungs=self.manifest["lungs"],
+                classes=tuple(self.manifest["classes"]),
+                invert=self.manifest["invert"],
             )
             self.masks: bool = self.manifest["masks"]
             self.segmenter: str = self.manifest["segmenter"]

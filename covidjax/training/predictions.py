@@ -33,8 +33,8 @@ def predict(
     """What ``examine`` finds, float32 ``[N, K]``, and labels int32 ``[N]`` of every real example; padding is dropped."""
     pending, labels = [], []
     for batch in batches:
-        pending.append((examine(weights, batch), batch.real))
-        labels.append(batch.labels[: batch.real])
+        pending.append((examine(weights, batch), batch.count))
+        labels.append(batch.labels[: batch.count])
     found = [np.asarray(values)[:count] for values, count in pending]
     return np.concatenate(found), np.concatenate(labels)
 
