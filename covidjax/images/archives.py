@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
 from tarfile import HeaderError
-from typing import IO, Any, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple
 
 from covidjax.errors import ImageError
 from covidjax.images.formats import HEAD, Limits, may_be_image, too_long
@@ -64,14 +64,6 @@ class LoadedMember(NamedTuple):
         if self.data is None:
             raise ImageError(self.error)
         return self.data
-
-
-class _Archive(Protocol):
-    in_turn: bool
-
-    def entries(self) -> Iterator[_Entry]: ...
-    def read(self, index: int, limits: Limits) -> bytes: ...
-    def close(self) -> None: ...
 
 
 class Member:
@@ -128,7 +120,7 @@ def members(path: str) -> Members:
     """The images in an archive, see ``formats.may_be_image``."""
     images: list[Member] = []
     skipped, reason = 0, ""
-    archive: _Archive | None = None
+    archive: _Zip | _Tar | None = None
     try:
         modified = Path(path).stat().st_mtime_ns
         archive = _open(path)
@@ -153,12 +145,12 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _open(path: str) -> _Archive:
+def _open(path: str) -> _Zip | _Tar:
     return _Zip(path) if path.lower().endswith(ZIP) else _Tar(path)
 
 
 @functools.lru_cache(maxsize=2)
-def _opened(path: str, modified: int) -> _Archive:
+def _opened(path: str, modified: int) -> _Zip | _Tar:
     """An open archive: the one that is read, and the one before it, whose last members may still be asked for."""
     return _open(path)
 

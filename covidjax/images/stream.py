@@ -91,15 +91,8 @@ def read_image(
         DecodeJob(preprocess.image_size, mask=mask_path, invert=preprocess.invert, digest=digest, limits=limits),
     )
     arrays = [array[..., None] for array in decoded.arrays]
-    return LoadedImage(
-        path=os.fspath(source),
-        image=arrays[0] if arrays else None,
-        error=decoded.error,
-        warning=decoded.warning,
-        sha256=decoded.sha256,
-        decode_seconds=decoded.seconds,
-        mask=arrays[1] if len(arrays) > 1 else None,
-    )
+    image, mask_array = (*arrays, None, None)[:2]
+    return LoadedImage(path=os.fspath(source), image=image, mask=mask_array, **decoded.facts)
 
 
 def read_images(

@@ -77,8 +77,13 @@ class Decoded(NamedTuple):
     warning: str = ""
     sha256: str = ""
     """Of the file's bytes, hexadecimal, where it was wanted and there were any."""
-    seconds: float = 0.0
+    decode_seconds: float = 0.0
     """Reading, decoding and resizing."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Everything but the arrays."""
+        return {key: value for key, value in self._asdict().items() if key != "arrays"}
 
 
 class _Crashed(Exception):
@@ -103,10 +108,14 @@ def decode(source: FileOrBytes, job: DecodeJob) -> Decoded:
         try:
             decoded = decoder.decode(source, job) if decoder.ready() else None
         except TimeoutError:
-            return Decoded([], f"not decoded within {job.limits.seconds:g} seconds", seconds=job.limits.seconds)
+            return Decoded([], f"not decoded within {job.limits.seconds:g} seconds", decode_seconds=job.limits.seconds)
         except _Crashed as crash:
             if killed or crash.number not in KILLED:
-                name = signal.Signals(crash.number).name if crash.number > 0 else f"exit code {-crash.number}"
+                name = (
+                    signal.Signals(crash.number).name
+                    if crash.number in set(signal.Signals)
+                    else f"exit code {-crash.number}"
+                )
                 return Decoded([], f"damaged: its decoder crashed ({name})")
             killed, decoded = True, None
         if decoded:
@@ -127,7 +136,7 @@ def stop() -> None:
     """End the decoders that wait."""
     with _lock:
         for decoder in _idle:
-            decoder.hang_up()
+            decoder.link.close()  # the processes end beside each other
         while _idle:
             _idle.pop().close()
 
@@ -154,7 +163,7 @@ class _Decoder:
         }
         try:
             ours, theirs = socket.socketpair()
-            self._link = _Link(ours)
+            self.link = _Link(ours)
             with theirs:
                 # -P: no module is taken from the folder that the command was given in.
                 # In a group of its own: Ctrl-C is for the command, which asks its decoders no more.
@@ -168,8 +177,8 @@ class _Decoder:
                     process_group=0,
                 )
         except OSError as error:  # too many processes or open files, or no memory for another
-            if hasattr(self, "_link"):
-                self._link.close()
+            if hasattr(self, "link"):
+                self.link.close()
             raise UserError(
                 f"A process for decoding could not be started ({error.strerror}); end other programs, or use fewer workers."
             ) from error
@@ -178,7 +187,7 @@ class _Decoder:
         """Wait until the process has started; False where it did not."""
         try:
             if not self._ready:
-                self._link.receive(time.monotonic() + STARTING)
+                self.link.receive(STARTING)
             self._ready = True
         except (OSError, EOFError):
             self.close(kill=True)
@@ -193,27 +202,23 @@ class _Decoder:
         """
         # A whole path, since the process may have been started in another folder.
         data, path = (source, None) if isinstance(source, bytes) else (b"", str(Path(source).absolute()))
-        deadline = time.monotonic() + job.limits.seconds + GRACE / 2
+        timeout = job.limits.seconds + GRACE / 2
         try:
-            self._link.send({"path": path, "job": asdict(job)}, [data], deadline)
-            answer, body = self._link.receive(deadline)
+            self.link.send({"path": path, "job": asdict(job)}, [data], timeout)
+            facts, body = self.link.receive(timeout)
         except TimeoutError:
             self.close(kill=True)
             raise
         except (OSError, EOFError) as error:
             raise _Crashed(self.close()) from error
-        shapes = answer.pop("shapes")
+        shapes = facts.pop("shapes")
         ends = np.cumsum([height * width for height, width in shapes], dtype=int)
         pixels = np.split(np.frombuffer(body, np.uint8), ends)
-        return Decoded([part.reshape(shape) for part, shape in zip(pixels, shapes, strict=False)], **answer)
-
-    def hang_up(self) -> None:
-        """Tell the process to end."""
-        self._link.close()
+        return Decoded([part.reshape(shape) for part, shape in zip(pixels, shapes, strict=False)], **facts)
 
     def close(self, kill: bool = False) -> int:
         """End the process, and say what signal it died of; minus its exit code where it ended by itself."""
-        self._link.close()
+        self.link.close()
         if kill:
             self._process.kill()
         try:
@@ -244,9 +249,8 @@ def serve(descriptor: int) -> None:
             decoded = decode_here(message["path"] if message["path"] is not None else bytes(data), job)
             signal.setitimer(signal.ITIMER_REAL, 0)
             arrays = [np.ascontiguousarray(array) for array in decoded.arrays]
-            facts = decoded._asdict() | {"shapes": [array.shape for array in arrays]}
-            del facts["arrays"]
-            link.send(facts, [array.reshape(-1).data for array in arrays])
+            shapes = [array.shape for array in arrays]
+            link.send({**decoded.facts, "shapes": shapes}, [array.reshape(-1).data for array in arrays])
     os._exit(0)  # nothing is left to be tidied up
 
 
@@ -273,7 +277,7 @@ def decode_here(source: str | bytes, job: DecodeJob) -> Decoded:
         arrays, error, warning = [], str(fault), ""
     except MemoryError:
         arrays, error, warning = [], "not enough memory to decode it", ""
-    return Decoded(arrays, error, warning, sha256, time.perf_counter() - start)
+    return Decoded(arrays, error, warning, sha256, decode_seconds=time.perf_counter() - start)
 
 
 def _bound_memory(limits: Limits) -> None:
@@ -294,38 +298,31 @@ class _Link:
         self._socket = end
         self._reader = end.makefile("rb")  # buffered: most messages take one call of the system
 
-    def send(self, facts: dict[str, Any], parts: Sequence[Any], deadline: float | None = None) -> None:
+    def send(self, facts: dict[str, Any], parts: Sequence[Any], timeout: float | None = None) -> None:
+        self._socket.settimeout(timeout)
         text = json.dumps(facts).encode()
         length = sum(map(len, parts))
         head = _HEAD.pack(len(text), length) + text
         # One call of the system where little is to be sent, no copy where it is much.
         for part in [b"".join((head, *parts))] if length < 2**18 else [head, *parts]:
-            self._bound(deadline)
             self._socket.sendall(part)
 
-    def receive(self, deadline: float | None = None) -> tuple[dict[str, Any], bytearray]:
+    def receive(self, timeout: float | None = None) -> tuple[dict[str, Any], bytearray]:
         """Facts and bytes.
 
         Raises:
           EOFError: the other end is closed.
-          OSError: likewise, or it takes too long (TimeoutError).
+          OSError: likewise, or nothing comes for too long (TimeoutError).
         """
-        text, length = _HEAD.unpack(self._exactly(_HEAD.size, deadline))
-        return json.loads(self._exactly(text, deadline)), self._exactly(length, deadline)
+        self._socket.settimeout(timeout)
+        text, length = _HEAD.unpack(self._exactly(_HEAD.size))
+        return json.loads(self._exactly(text)), self._exactly(length)
 
-    def _exactly(self, length: int, deadline: float | None) -> bytearray:
+    def _exactly(self, length: int) -> bytearray:
         data = bytearray(length)
-        self._bound(deadline)
         if self._reader.readinto(data) < length:
             raise EOFError
         return data
-
-    def _bound(self, deadline: float | None) -> None:
-        if deadline is not None:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise TimeoutError
-            self._socket.settimeout(left)
 
     def close(self) -> None:
         self._reader.close()

@@ -101,17 +101,12 @@ def _segment(group: list[tuple[str, Decoded]], segmenter: Segmenter, batch_size:
     share = (time.perf_counter() - start) / max(len(thumbnails), 1)
     for path, decoded in group:
         start = time.perf_counter()
-        gray = decoded.arrays[0] if decoded.arrays else None
-        yield SegmentedImage(
-            path=path,
-            gray=gray,
-            lungs=None if gray is None else find_lungs(next(masks), *gray.shape),
-            error=decoded.error,
-            warning=decoded.warning,
-            sha256=decoded.sha256,
-            decode_seconds=decoded.seconds,
-            lungs_seconds=0.0 if gray is None else share + time.perf_counter() - start,
-        )
+        image = SegmentedImage(path=path, gray=None, lungs=None, lungs_seconds=0.0, **decoded.facts)
+        if decoded.arrays:
+            gray = decoded.arrays[0]
+            lungs = find_lungs(next(masks), *gray.shape)
+            image = image._replace(gray=gray, lungs=lungs, lungs_seconds=share + time.perf_counter() - start)
+        yield image
 
 
 def read_lungs(
@@ -133,14 +128,8 @@ def read_lungs(
 
 
 def _frame(image: SegmentedImage, preprocess: Preprocess) -> LoadedImage:
-    loaded = LoadedImage(
-        path=image.path,
-        image=None,
-        error=image.error,
-        warning=image.warning,
-        sha256=image.sha256,
-        decode_seconds=image.decode_seconds,
-    )
+    common = ("path", "error", "warning", "sha256", "decode_seconds")
+    loaded = LoadedImage(image=None, **{name: getattr(image, name) for name in common})
     if image.gray is None or image.lungs is None or preprocess.lungs == "none":
         return loaded
     start = time.perf_counter()
