@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 
 from covidjax.config import Preprocess
 from covidjax.data import loader
-from covidjax.data.dataset import Dataset
+from covidjax.data.dataset import Dataset, Source
 from covidjax.data.writer import Record, create_dataset
 from covidjax.errors import UserError
 from covidjax.images import decode, stream
@@ -22,7 +22,7 @@ from covidjax.images import decode, stream
 SMALL = Preprocess(image_size=32)
 
 
-class Numbered:
+class Numbered(Source):
     """A source whose record i shows i in every pixel and has label i % 3."""
 
     shape = (2, 2, 1)

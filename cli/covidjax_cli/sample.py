@@ -16,9 +16,7 @@ from covidjax_cli import common
 @click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--images", default=600, show_default=True, type=click.IntRange(min=1), help="Number of images.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Another seed, other patients.")
-@click.option(
-    "--size", metavar="PIXELS", default=224, show_default=True, type=click.IntRange(min=32), help="Height and width."
-)
+@click.option("--size", metavar="PIXELS", default=224, show_default=True, type=click.IntRange(min=32), help="Of each side.")
 def sample(folder: Path, images: int, seed: int, size: int) -> None:
     """Write synthetic chest X-rays as PNG files to DIR, one subfolder for each class.
 

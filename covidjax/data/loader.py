@@ -8,11 +8,12 @@ from __future__ import annotations
 import contextlib
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 
+from covidjax.data.dataset import Source
 from covidjax.data.readers.names import is_one_file
 from covidjax.errors import UserError
 
@@ -32,30 +33,6 @@ class Batch(NamedTuple):
     def targets(self) -> Any:
         """The labels, or labels and masks."""
         return self.labels if self.masks is None else (self.labels, self.masks)
-
-
-class Source(Protocol):
-    """Random access to the records of a prepared dataset; may be used by several threads at once."""
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Of every image, ``[S, S, 1]``."""
-        ...
-
-    @property
-    def masks(self) -> bool:
-        """Whether there is a lung mask for every image."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def read(self, rows: np.ndarray, images: np.ndarray, labels: np.ndarray, masks: np.ndarray | None = None) -> None:
-        """Write the images of some rows, uint8 ``[rows, S, S, 1]``, their labels ``[rows]`` and, where wanted, their masks,
-        shaped as the images, into the given arrays."""
-
-    def texts(self, row: int, *keys: str) -> tuple[str, ...]:
-        """Some text features of a row."""
-        ...
 
 
 def epoch_rows(count: int, batch_size: int, *, seed: int, epoch: int) -> np.ndarray:

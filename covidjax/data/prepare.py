@@ -137,36 +137,31 @@ def _choose(
     near_duplicates: Sequence[tuple[int, int]],
 ) -> list[int]:
     """The rows of the images of the asked-for classes, without duplicates, at most so many of each class, drawn at random;
-    what is left out is counted."""
-    by_source = {collection.source: collection for collection in collections}
-
-    def leave_out(row: int, reason: str) -> None:
-        by_source[examples[row].source].left_out[reason] += 1
-
-    rows = []
-    for row, example in enumerate(examples):
-        if example.label in options.only.get(example.source, options.preprocess.classes):
-            rows.append(row)
-        else:
-            leave_out(row, f"class {example.label}, not asked for")
+    what is left out is counted in its collection."""
+    classes = options.preprocess.classes
+    left_out = {
+        row: f"class {example.label}, not asked for"
+        for row, example in enumerate(examples)
+        if example.label not in options.only.get(example.source, classes)
+    }
+    earlier: Mapping[int, str] = {}
     # In a dataset of masks the same image may stand with both kinds of mask.
     if options.duplicates == "drop" and not options.masks:
+        rows = [row for row in range(len(examples)) if row not in left_out]
         earlier = duplicates.duplicates_of_earlier_sources(examples, rows, digests, near_duplicates)
-        for row, source in earlier.items():
-            leave_out(row, f"a copy of an image of {source}")
-            by_source[examples[row].source].duplicates += 1
-        rows = [row for row in rows if row not in earlier]
+        left_out |= {row: f"a copy of an image of {source}" for row, source in earlier.items()}
     random = np.random.default_rng(options.seed)
     chosen = []
-    for label in options.preprocess.classes:
-        candidates = [row for row in rows if examples[row].label == label]
+    for label in classes:
+        rows = [row for row, example in enumerate(examples) if example.label == label and row not in left_out]
         limit = options.limits_by_class.get(label, options.limit_per_class)
-        drawn = set(range(len(candidates)) if limit is None else random.permutation(len(candidates))[:limit].tolist())
-        for place, row in enumerate(candidates):
-            if place in drawn:
-                chosen.append(row)
-            else:
-                leave_out(row, f"over the limit of {limit} images a class")
+        if limit is not None:
+            over = [rows[index] for index in random.permutation(len(rows))[limit:].tolist()]
+            left_out |= dict.fromkeys(over, f"over the limit of {limit} images a class")
+        chosen += [row for row in rows if row not in left_out]
+    for collection in collections:
+        collection.left_out.update(reason for row, reason in left_out.items() if examples[row].source == collection.source)
+        collection.duplicates = sum(examples[row].source == collection.source for row in earlier)
     return chosen
 
 

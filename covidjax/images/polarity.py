@@ -46,12 +46,3 @@ def _weights() -> np.ndarray:
     from safetensors.numpy import load_file
 
     return load_file(WEIGHTS)["weights"]
-
-
-def fit(positives: np.ndarray) -> np.ndarray:
-    """Weights float32 ``[F]`` that tell the rows of ``[N, F]`` from their negatives."""
-    from sklearn.linear_model import LogisticRegression
-
-    inputs, labels = np.concatenate([positives, -positives]), np.repeat([1, 0], len(positives))
-    model = LogisticRegression(C=1e-2, fit_intercept=False, max_iter=1000).fit(inputs, labels)
-    return model.coef_[0].astype(np.float32)

@@ -90,6 +90,7 @@ class _Crashed(Exception):
     """A decoder process died at a job."""
 
     def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name if number in set(signal.Signals) else f"exit code {-number}")
         self.number = number
         """The signal that it died of; minus its exit code where it ended by itself."""
 
@@ -111,12 +112,7 @@ def decode(source: FileOrBytes, job: DecodeJob) -> Decoded:
             return Decoded([], f"not decoded within {job.limits.seconds:g} seconds", decode_seconds=job.limits.seconds)
         except _Crashed as crash:
             if killed or crash.number not in KILLED:
-                name = (
-                    signal.Signals(crash.number).name
-                    if crash.number in set(signal.Signals)
-                    else f"exit code {-crash.number}"
-                )
-                return Decoded([], f"damaged: its decoder crashed ({name})")
+                return Decoded([], f"damaged: its decoder crashed ({crash})")
             killed, decoded = True, None
         if decoded:
             with _lock:
