@@ -34,12 +34,12 @@ class Batches:
 
         def shuffled() -> int:
             rows = loader.epoch_rows(len(source), batch, seed=0, epoch=next(epoch))
-            return sum(batch.real for batch in loader.train_batches(source, rows))
+            return sum(batch.count for batch in loader.train_batches(source, rows))
 
         ways = {
             SHUFFLED: shuffled,
-            IN_ORDER: lambda: sum(batch.real for batch in loader.eval_batches(source, batch)),
-            AT_ONCE: lambda: loader.load_all(source).real,
+            IN_ORDER: lambda: sum(batch.count for batch in loader.eval_batches(source, batch)),
+            AT_ONCE: lambda: loader.load_all(source).count,
         }
         self._pass = ways[kind]
         self.images = self._pass()

@@ -91,8 +91,9 @@ def masks(options: Options) -> tuple[Table, dict[str, float]]:
         if not examples:
             rows.append(Row(f"{kind} of {name}", None, "skipped: no held-out films"))
             continue
-        pairs = [(example.path, example.mask) for example in examples if example.mask]
-        found = [film for film in stream.read_pairs(pairs, preprocess) if film.image is not None]
+        masks = [example.mask for example in examples]
+        loaded = stream.read_images([example.path for example in examples], preprocess, masks=masks)
+        found = [film for film in loaded if film.image is not None]
         images, true = (np.stack(list(each)) for each in zip(*((film.image, film.mask) for film in found), strict=True))
         kinds = np.full(len(found), MASK_KINDS.index(kind), np.int32)
         dice = np.asarray(jax.device_get(eval_step(weights, Batch(images, kinds, len(found), true))))[:, 1].tolist()
@@ -132,7 +133,7 @@ def films() -> tuple[list[Path], list[np.ndarray]]:
         whose = {row["filename"]: f"ieee8023:{row['patientid']}" for row in csv.DictReader(file)}
     boxes = json.loads((root / "lung_boxes.json").read_text())
     boxed = [
-        Example(root / "images" / name, "boxed", whose[name], "boxes", film=image_key(name))
+        Example(root / "images" / name, "boxed", whose[name], "boxes", image_key=image_key(name))
         for name in sorted(boxes)
         if name in whose and (root / "images" / name).is_file()
     ]

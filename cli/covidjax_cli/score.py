@@ -103,8 +103,8 @@ def score(
     bundled = "the bundled one" if checkpoint else "no trained classifier under runs/, so the bundled one"
     what = bundled if run == load.BUNDLED else f"{'file' if load.is_file(run) else 'run'} {run}"
     common.say(f"Model: {what}, {classifier.run.config.model.name}, {classifier.checkpoint}, on {classifier.runtime}.")
-    if found.passed_over:
-        common.say(f"{found.passed_over} other files passed over: not images, by their ending.")
+    if found.skipped:
+        common.say(f"{found.skipped} other files passed over: not images, by their ending.")
     classes = classifier.classes
     wanted = classifier.preprocess.lungs
     if classifier.segmenter:

@@ -74,8 +74,8 @@ def segment(
     found = find_images(given)
     segmenter = open_segmenter(device, runtime, checkpoint)
     common.say(f"Segmenter: {segmenter.title}.")
-    if found.passed_over:
-        common.say(f"{found.passed_over} other files passed over: not images, by their ending.")
+    if found.skipped:
+        common.say(f"{found.skipped} other files passed over: not images, by their ending.")
     total, start = len(found.paths), time.perf_counter()
     quality, errors = Counter[str](), Counter[str]()
     decode = lungs = write = 0.0

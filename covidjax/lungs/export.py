@@ -82,7 +82,7 @@ def export_images(
 
 def _written(film: lung_stream.SegmentedImage, name: str, out: Path, what: OutputType) -> SegmentationRow:
     if film.gray is None or film.lungs is None:
-        return SegmentationRow(film.path, "error", "", None, None, "", film.error, film.remark, film.decode_seconds)
+        return SegmentationRow(film.path, "error", "", None, None, "", film.error, film.warning, film.decode_seconds)
     start = time.perf_counter()
     file = out / name
     try:
@@ -96,7 +96,7 @@ def _written(film: lung_stream.SegmentedImage, name: str, out: Path, what: Outpu
     found, seconds = film.lungs, time.perf_counter() - start
     quality = found.flag or GOOD
     times = film.decode_seconds, film.lungs_seconds, seconds
-    return SegmentationRow(film.path, "ok", name, found.box, found.share, quality, "", film.remark, *times)
+    return SegmentationRow(film.path, "ok", name, found.box, found.share, quality, "", film.warning, *times)
 
 
 def output_names(paths: Sequence[archives.Source], roots: Sequence[Path]) -> list[str]:

@@ -209,10 +209,10 @@ class Classifier:
             probabilities = dict(zip(self.classes, next(values), strict=True))
             if not all(map(math.isfinite, probabilities.values())):
                 reason = "the model gave no number: its weights are not finite"
-                yield Row(film.path, "error", "", None, {}, reason, film.remark, film.lungs)
+                yield Row(film.path, "error", "", None, {}, reason, film.warning, film.lungs)
                 continue
             best = max(probabilities, key=probabilities.__getitem__)
-            yield Row(film.path, "ok", best, probabilities[best], probabilities, "", film.remark, film.lungs)
+            yield Row(film.path, "ok", best, probabilities[best], probabilities, "", film.warning, film.lungs)
 
 
 def _grouped(films: Iterator[stream.LoadedImage], size: int) -> Iterator[list[stream.LoadedImage]]:

@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 
 from covidjax.config import Preprocess
 from covidjax.data import loader
-from covidjax.data.dataset import Dataset
+from covidjax.data.dataset import Dataset, Source
 from covidjax.data.writer import Record, create_dataset
 from covidjax.errors import UserError
 from covidjax.images import decode, stream
@@ -22,7 +22,7 @@ from covidjax.images import decode, stream
 SMALL = Preprocess(image_size=32)
 
 
-class Numbered:
+class Numbered(Source):
     """A source whose record i shows i in every pixel and has label i % 3."""
 
     shape = (2, 2, 1)
@@ -69,7 +69,7 @@ def test_films_come_in_order_with_errors_in_their_place(films, tmp_path, workers
         "",
         "not an image in a known format (DICOM, PNG, JPEG, JPEG 2000, BMP, TIFF, WebP, GIF)",
         "",
-        "this is a folder, not a film",
+        "this is a folder, not an image",
         "",
     ]
     for row, path in ((0, good[5]), (2, good[0]), (4, good[9]), (6, good[0])):
@@ -95,12 +95,12 @@ def test_no_paths_give_no_films():
 def test_films_are_not_all_read_ahead(monkeypatch):
     opened, lock = [], threading.Lock()
 
-    def open_film(path, preprocess, *, digest, limits):
+    def open_image(path, preprocess, *, mask, digest, limits):
         with lock:
             opened.append(path)
         return stream.LoadedImage(path, None, "", "", "", 0.0)
 
-    monkeypatch.setattr(stream, "read_image", open_film)
+    monkeypatch.setattr(stream, "read_image", open_image)
     paths = [str(number) for number in range(1000)]
     found = stream.read_images(paths, SMALL, workers=2)
     assert next(found).path == "0"
@@ -142,7 +142,7 @@ def test_train_batches_are_the_rows_that_order_gave():
     batches = list(loader.train_batches(Numbered(20), steps))
     assert [shown(batch) for batch in batches] == steps.tolist()
     assert [batch.labels.tolist() for batch in batches] == (steps % 3).tolist()
-    assert [batch.real for batch in batches] == [6, 6, 6]
+    assert [batch.count for batch in batches] == [6, 6, 6]
 
 
 def test_train_batches_of_a_dataset_equal_direct_indexing(prepared):
@@ -204,13 +204,13 @@ def test_eval_batches_hold_every_record_once_and_pad_the_last():
     batches = list(loader.eval_batches(Numbered(7), 3))
     assert [shown(batch) for batch in batches] == [[0, 1, 2], [3, 4, 5], [6, 0, 0]]
     assert [batch.labels.tolist() for batch in batches] == [[0, 1, 2], [0, 1, 2], [0, 0, 0]]
-    assert [batch.real for batch in batches] == [3, 3, 1]
+    assert [batch.count for batch in batches] == [3, 3, 1]
 
 
 @pytest.mark.parametrize(("count", "batch_size", "real"), [(6, 3, [3, 3]), (7, 3, [3, 3, 1]), (2, 5, [2]), (0, 5, [])])
 def test_eval_batches_have_one_size(count, batch_size, real):
     batches = list(loader.eval_batches(Numbered(count), batch_size))
-    assert [batch.real for batch in batches] == real
+    assert [batch.count for batch in batches] == real
     assert {batch.images.shape for batch in batches} <= {(min(batch_size, count), 2, 2, 1)}
 
 
@@ -222,7 +222,7 @@ def test_load_all_gives_every_record_in_order(prepared):
     batch = loader.load_all(Numbered(5))
     assert shown(batch) == [0, 1, 2, 3, 4]
     assert batch.labels.tolist() == [0, 1, 2, 0, 1]
-    assert batch.real == 5
+    assert batch.count == 5
     dataset = Dataset(prepared)
     real = loader.load_all(dataset.source([0, 1, 2]))
     assert real.images.shape == (30, 32, 32, 1)

@@ -204,7 +204,7 @@ def test_missing_empty_folder_and_unnameable_files_are_told_apart(tmp_path):
     empty = tmp_path / "empty.png"
     empty.touch()
     assert reason(tmp_path / "no.png") == "no such file"
-    assert reason(tmp_path) == "this is a folder, not a film"
+    assert reason(tmp_path) == "this is a folder, not an image"
     assert reason(empty) == reason(b"") == "the file is empty (0 bytes)"
     assert reason(empty / "below.png") == "cannot be opened: Not a directory"
     assert reason(tmp_path / ("x" * 300 + ".png")) == "cannot be opened: File name too long"
@@ -241,7 +241,7 @@ def test_what_is_no_image_is_called_so(tmp_path, data):
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (31, 500), (500, 31)])
 def test_film_below_32_pixels_is_refused(width, height):
     message = reason(encoded(Image.new("L", (width, height))))
-    assert message == f"{width}×{height} pixels; a film has at least 32×32"
+    assert message == f"{width}×{height} pixels; an X-ray has at least 32×32"
 
 
 def test_film_of_32_pixels_is_read():
@@ -252,7 +252,7 @@ def test_film_of_32_pixels_is_read():
 def test_decompression_bomb_is_refused_before_it_is_decoded(monkeypatch, width, height):
     monkeypatch.setattr(decode, "_gray", lambda *_: pytest.fail("went on to decode"))
     start = time.perf_counter()
-    assert reason(png_header(width, height)) == "more than 200 megapixels, which no film has"
+    assert reason(png_header(width, height)) == "more than 200 megapixels, which no X-ray has"
     assert time.perf_counter() - start < 0.5
 
 
@@ -322,13 +322,13 @@ def test_negative_is_turned_and_says_so_unless_told_otherwise():
     np.testing.assert_array_equal(decode.read(negative, invert="never"), 255 - film)
     found = decode.read_resized(negative, 64)
     np.testing.assert_array_equal(found.pixels, film)
-    assert found.remark == "a negative, turned into a positive"
-    assert decode.read_resized(negative, 64, invert="never").remark == ""
+    assert found.warning == "a negative, turned into a positive"
+    assert decode.read_resized(negative, 64, invert="never").warning == ""
 
 
 @pytest.mark.parametrize("size", [32, 50, 112])
 def test_a_film_and_its_negative_are_resized_to_the_same_pixels(size):
     film = synthetic.draw(0, size=256).image
     found, turned = (decode.read_resized(encoded(Image.fromarray(each), "PNG"), size) for each in (film, 255 - film))
-    assert turned.remark
+    assert turned.warning
     np.testing.assert_array_equal(turned.pixels, found.pixels)

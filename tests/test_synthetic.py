@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import run
 from PIL import Image
 from scipy import ndimage
 
@@ -54,8 +55,8 @@ def zones(film):
 def opacity(index, label, size=112):
     """What the disease adds to one film: the film drawn with `label` less the same film drawn clear."""
     number = index // 6 * 3 + index % 3
-    ill, lungs = synthetic._film(number, index, label, 0, size)
-    clear, same_lungs = synthetic._film(number, index, CLEAR, 0, size)
+    ill, lungs = synthetic._draw_labelled(number, index, label, 0, size)
+    clear, same_lungs = synthetic._draw_labelled(number, index, CLEAR, 0, size)
     assert np.array_equal(lungs, same_lungs)
     return ill.astype(int) - clear, lungs
 
@@ -170,10 +171,10 @@ def test_nothing_else_tells_the_classes(films):
     assert held_out_accuracy(coarse, films) < 0.6
 
 
-def test_command_writes_one_folder_per_class(tmp_path, capsys):
-    synthetic.main([str(tmp_path / "data"), "--images", "7", "--seed", "5", "--size", "48"])
-    captured = capsys.readouterr()
-    assert captured.out == "" and "synthetic" in captured.err
+def test_command_writes_one_folder_per_class(tmp_path):
+    result = run("sample", tmp_path / "data", "--images", 7, "--seed", 5, "--size", 48)
+    assert result.exit_code == 0
+    assert result.stdout == "" and "synthetic" in result.stderr
     files = sorted(path.relative_to(tmp_path / "data").as_posix() for path in (tmp_path / "data").rglob("*.png"))
     assert len(files) == 7
     assert "COVID-19/phantom-5-00000-00003.png" in files and "Pneumonia/phantom-5-00002-00005.png" in files

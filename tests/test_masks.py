@@ -74,7 +74,7 @@ def test_pairs_are_told_by_their_names(lungs):
     assert len(set(patients)) == 6
     assert min(patients) == "nlm:MCUCXR_0000"
     assert {"file:lungs/empty", "file:lungs/narrow"} < {example.patient for example in found.examples}
-    assert +found.left_out == {"without a lung mask": 1, "lung mask without a film": 1}
+    assert +found.left_out == {"without a lung mask": 1, "lung mask without an image": 1}
 
 
 def test_masks_of_ieee8023_take_films_of_any_finding_and_patients_from_its_table(tmp_path):
@@ -105,7 +105,7 @@ def test_manifest_tells_of_pairs_and_of_what_was_skipped(lungs, pairs):
     assert manifest["options"]["masks"] is True
     assert {entry["path"].rpartition("/")[2]: entry["reason"] for entry in manifest["skipped"]} == {
         "empty.png": "the mask is empty",
-        "narrow.png": "the mask has 60×64 pixels, the film 64×64",
+        "narrow.png": "the mask has 60×64 pixels, the image 64×64",
     }
 
 
@@ -140,7 +140,7 @@ def test_tfds_reads_the_mask_feature(pairs):
 def test_batches_pad_masks_as_images(pairs):
     *_, last = loader.eval_batches(Dataset(pairs).source([0, 1, 2]), 5)
     assert last.masks is not None
-    assert (last.real, last.masks.shape) == (2, (5, 32, 32, 1))
+    assert (last.count, last.masks.shape) == (2, (5, 32, 32, 1))
     assert not last.masks[2:].any()
     assert last.masks[:2].any((1, 2, 3)).all()
 

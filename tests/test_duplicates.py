@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import run
+from commands import refused, run
 from PIL import Image
 
 from covidjax.config import Preprocess
@@ -68,16 +68,17 @@ def names(dataset: Path) -> dict[str, set[int]]:
 def test_merged_folders_hold_every_film_once(overlapping: list[Path], tmp_path: Path):
     manifest = prepare(overlapping, tmp_path / "out", Options(SMALL, folds=3))
     assert manifest["images"] == 30
-    assert manifest["look_alikes"] == 6
-    assert manifest["left_out"] == {"one": {}, "two": {"a copy of a film of one": 6}}
+    assert manifest["near_duplicates"] == 6
+    assert manifest["left_out"] == {"one": {}, "two": {"a copy of an image of one": 6}}
+    assert manifest["duplicates_dropped"] == {"two": 6}
     assert {name for name in names(tmp_path / "out") if name.startswith("y")} == {
         f"y{index}.jpg" for index in range(18, 30)
     }
-    assert manifest["options"]["copies"] == "drop"
+    assert manifest["options"]["duplicates"] == "drop"
 
 
 def test_copies_that_are_kept_are_one_patient(overlapping: list[Path], tmp_path: Path):
-    manifest = prepare(overlapping, tmp_path / "out", Options(SMALL, folds=3, copies="keep"))
+    manifest = prepare(overlapping, tmp_path / "out", Options(SMALL, folds=3, duplicates="keep"))
     assert (manifest["images"], manifest["patients"]) == (36, 30)
     folds = names(tmp_path / "out")
     for index in range(12, 18):
@@ -86,7 +87,7 @@ def test_copies_that_are_kept_are_one_patient(overlapping: list[Path], tmp_path:
 
 def test_one_source_is_taken_as_it_is(overlapping: list[Path], tmp_path: Path):
     manifest = prepare(overlapping[:1], tmp_path / "out", Options(SMALL, folds=3))
-    assert (manifest["images"], manifest["look_alikes"]) == (18, 0)
+    assert (manifest["images"], manifest["near_duplicates"]) == (18, 0)
 
 
 def test_patients_are_joined_by_a_copy_that_is_dropped(tmp_path: Path):
@@ -117,14 +118,16 @@ def test_classes_of_a_source_and_limits_of_a_class(overlapping: list[Path], tmp_
     assert manifest["per_class"] == {"COVID-19": 7, "No-Findings": 6, "Pneumonia": 5}
     left = Counter(manifest["left_out"]["two"]) + Counter(manifest["left_out"]["one"])
     assert left["class Pneumonia, not asked for"] == left["class No-Findings, not asked for"] == 6
-    assert left["a copy of a film of one"] == 2
-    assert left["over the limit of 7 films a class"] == 10 - 7
+    assert left["a copy of an image of one"] == 2
+    assert left["over the limit of 7 images a class"] == 10 - 7
 
 
 def test_command_has_the_choice(overlapping: list[Path], tmp_path: Path):
     words = ("prepare", *overlapping, "--image-size", 32, "--folds", 3, "--json", "--out")
     assert json.loads(run(*words, tmp_path / "a").stdout)["images"] == 30
-    assert json.loads(run(*words, tmp_path / "b", "--copies", "keep").stdout)["images"] == 36
+    assert json.loads(run(*words, tmp_path / "b", "--duplicates", "keep").stdout)["images"] == 36
+    message = refused(*words, tmp_path / "c", "--copies", "keep", code=2)
+    assert message == "The option --copies is now called --duplicates; use --duplicates keep."
 
 
 @pytest.mark.slow
@@ -137,7 +140,7 @@ def test_measured_basis_of_the_threshold(shared_data: Path):
     assert len(hashes) == len(examples) == 4545
     signs = np.where(hashes, 1, -1).astype(np.float32)
     different = (256 - signs @ signs.T) / 2
-    films, sources = (np.asarray([getattr(each, what) for each in examples]) for what in ("film", "source"))
+    films, sources = (np.asarray([getattr(each, what) for each in examples]) for what in ("image_key", "source"))
     row, other = np.triu_indices(len(examples), 1)
     bits, published = different[row, other], (films[row] == films[other]) & (films[row] != "")
     named = np.sort(bits[published & (sources[row] != sources[other])])

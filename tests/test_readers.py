@@ -135,7 +135,7 @@ def test_series_examples_in_the_documentation_hold():
 
 
 def test_film_name_is_the_same_whatever_ending_and_case():
-    assert names.image_key("A b.PNG") == names.image_key("a B.jpeg") == "film:a b"
+    assert names.image_key("A b.PNG") == names.image_key("a B.jpeg") == "image:a b"
 
 
 # Ozturk
@@ -149,10 +149,10 @@ def test_ozturk_is_told_and_read(tmp_path):
         "No_findings/00000005_003.jpg": "No-Findings",
         "Pneumonia/00000008_001.png": "Pneumonia",
     }
-    assert [(example.patient, example.film) for example in found.examples] == [
-        ("series:nejm", "film:nejm-a"),
-        ("nih:00000005", "film:00000005_003"),
-        ("nih:00000008", "film:00000008_001"),
+    assert [(example.patient, example.image_key) for example in found.examples] == [
+        ("series:nejm", "image:nejm-a"),
+        ("nih:00000005", "image:00000005_003"),
+        ("nih:00000008", "image:00000008_001"),
     ]
 
 
@@ -179,12 +179,12 @@ def test_ieee8023_takes_frontal_x_rays_of_the_three_classes_and_counts_the_rest(
     touch(root, *(f"images/{row[4]}" for row in rows if row[4] != "missing.nii.gz"), "images/no-row.png", "images/x.txt")
     found = readers.read(root)
     assert (found.layout, found.source) == ("ieee8023", "cohen")
-    assert [(e.path.name, e.label, e.patient, e.view, e.film) for e in found.examples] == [
-        ("a.jpg", "COVID-19", "ieee8023:2", "PA", "film:a"),
-        ("b.jpg", "COVID-19", "ieee8023:2", "AP", "film:b"),
-        ("c.png", "Pneumonia", "ieee8023:3", "AP Supine", "film:c"),
-        ("d.png", "No-Findings", "ieee8023:4", "PA", "film:d"),
-        ("e.png", "Pneumonia", "ieee8023:5", "PA", "film:e"),
+    assert [(e.path.name, e.label, e.patient, e.view, e.image_key) for e in found.examples] == [
+        ("a.jpg", "COVID-19", "ieee8023:2", "PA", "image:a"),
+        ("b.jpg", "COVID-19", "ieee8023:2", "AP", "image:b"),
+        ("c.png", "Pneumonia", "ieee8023:3", "AP Supine", "image:c"),
+        ("d.png", "No-Findings", "ieee8023:4", "PA", "image:d"),
+        ("e.png", "Pneumonia", "ieee8023:5", "PA", "image:e"),
     ]
     assert +found.left_out == {
         "not an image file, by its ending": 1,
@@ -253,7 +253,7 @@ def test_radiography_without_origins_tells_files_apart(tmp_path):
         "Viral Pneumonia/Viral Pneumonia (1).jpg": "Pneumonia",
     }
     assert len({example.patient for example in found.examples}) == 3
-    assert {example.film for example in found.examples} == {""}
+    assert {example.image_key for example in found.examples} == {""}
 
 
 def test_radiography_with_origins_knows_whose_film_each_is(tmp_path):
@@ -264,10 +264,10 @@ def test_radiography_with_origins_knows_whose_film_each_is(tmp_path):
         "NORMAL,NORMAL (1).jpg,IM-0115-0001.jpeg\n"
         "Viral Pneumonia,Viral Pneumonia (1).jpg,person1000_virus_1681.jpeg\n"
     )
-    assert [(example.patient, example.film) for example in readers.read(root).examples] == [
-        ("series:covid-19-pneumonia-24", "film:covid-19-pneumonia-24-day12"),
-        ("kermany:IM-0115", "film:im-0115-0001"),
-        ("kermany:person1000", "film:person1000_virus_1681"),
+    assert [(example.patient, example.image_key) for example in readers.read(root).examples] == [
+        ("series:covid-19-pneumonia-24", "image:covid-19-pneumonia-24-day12"),
+        ("kermany:IM-0115", "image:im-0115-0001"),
+        ("kermany:person1000", "image:person1000_virus_1681"),
     ]
 
 
@@ -322,18 +322,18 @@ def test_empty_folder_is_said(tmp_path):
 def test_folder_with_no_class_in_it_is_said(tmp_path):
     message = message_of(touch(tmp_path, "ct/a.png", "b.png"))
     assert "no subfolder named after a class (COVID-19, No-Findings, Pneumonia)" in message
-    assert "holds no film of a known class" in message_of(tmp_path, "folder")
+    assert "holds no image of a known class" in message_of(tmp_path, "folder")
 
 
 @pytest.mark.parametrize("layout", ["folder", "ozturk"])
 def test_class_folder_without_an_image_is_said(tmp_path, layout):
     root = ozturk(tmp_path)
     (root / "Pneumonia" / "00000008_001.png").rename(root / "Pneumonia" / "notes.txt")
-    assert message_of(root, layout).startswith(f"{root / 'Pneumonia'} holds no film;")
+    assert message_of(root, layout).startswith(f"{root / 'Pneumonia'} holds no image;")
 
 
 def test_metadata_that_gives_no_film_is_said(tmp_path):
-    assert "holds no film of a known class" in message_of(metadata(tmp_path, "2,COVID-19,PA,X-ray,a.jpg\n"))
+    assert "holds no image of a known class" in message_of(metadata(tmp_path, "2,COVID-19,PA,X-ray,a.jpg\n"))
 
 
 @pytest.mark.parametrize("layout", ["auto", "folder", "ozturk"])
