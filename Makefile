@@ -1,4 +1,4 @@
-# From a fresh clone: `make demo` shows the whole way on synthetic films, `make test` runs the tests.
+# From a fresh clone: `make demo` shows the whole way on synthetic X-rays, `make test` runs the tests.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -17,7 +17,7 @@ BIN := .venv/bin
 demo: .venv/installed
 	rm -rf demo
 	$(BIN)/covidjax train --model darkcovidnet --epochs 20 --run demo/run
-	$(BIN)/python -m covidjax.data.synthetic demo/xrays --images 60 --seed 1
+	$(BIN)/covidjax sample demo/xrays --images 60 --seed 1
 	$(BIN)/covidjax score demo/xrays --checkpoint demo/run --output demo/scores.csv
 
 test: .venv/developed

@@ -21,7 +21,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from bench.harness import COVIDJAX, ROOT, Missing, cache, environment, say
+from bench.harness import Missing
+from bench.machine import COVIDJAX, ROOT, cache, environment, say
 
 VERSION = "2"
 """To be raised when what is made below changes."""

@@ -13,8 +13,10 @@ import tempfile
 from pathlib import Path
 
 from bench import data
-from bench.harness import COVIDJAX, Options, Result, Row, Spread, Table, ratio, say
+from bench.harness import Options
+from bench.machine import COVIDJAX, say
 from bench.score import Command
+from bench.tables import Result, Row, Spread, Table, ratio
 
 FILES, SHARE, ROUNDS = 20_000, 20, 3
 GOOD, MIXED = "without bad files", "5 % bad files"

@@ -7,22 +7,10 @@ From uint8 pixels to logits or probabilities, the same weights everywhere: the O
 from __future__ import annotations
 
 from bench import data
-from bench.harness import (
-    Entry,
-    Missing,
-    Options,
-    Result,
-    Row,
-    Table,
-    against,
-    cache,
-    command,
-    compare_answers,
-    only,
-    say,
-    turns,
-)
+from bench.harness import Entry, Missing, Options, command, compare_answers, only, turns
+from bench.machine import cache, say
 from bench.peers import pytorch_entries
+from bench.tables import Result, Row, Table, against
 
 OURS = "covidjax, jitted"
 RUNTIMES = ("jax", "onnxruntime", "openvino")
@@ -55,7 +43,7 @@ def measure(options: Options) -> Result:
     try:
         model = str(data.onnx(size, images))
     except Missing as reason:
-        absent = [Row(name, None, f"left out: {reason}") for name in ("ONNX Runtime", "OpenVINO")]
+        absent = [Row(name, None, f"skipped: {reason}") for name in ("ONNX Runtime", "OpenVINO")]
     else:
         by_hand = {"batch": batch, "model": model}
         entries.append(Entry("ONNX Runtime float32", "bench.peers.runtimes:OnnxRuntime", by_hand))

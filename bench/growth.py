@@ -16,8 +16,10 @@ from pathlib import Path
 import psutil
 
 from bench import data
-from bench.harness import COVIDJAX, Options, Result, Row, Spread, Table, command, environment, say
+from bench.harness import Options, command
 from bench.loader import trained
+from bench.machine import COVIDJAX, environment, say
+from bench.tables import Result, Row, Spread, Table
 
 
 def peak_memory(words: Sequence[str]) -> float:

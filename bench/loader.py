@@ -13,21 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from bench import data
-from bench.harness import (
-    COVIDJAX,
-    Entry,
-    Options,
-    Result,
-    Row,
-    Spread,
-    Table,
-    command,
-    environment,
-    only,
-    ratio,
-    say,
-    turns,
-)
+from bench.harness import Entry, Options, command, only, turns
+from bench.machine import COVIDJAX, environment, say
+from bench.tables import Result, Row, Spread, Table, ratio
 
 SHUFFLED, IN_ORDER, AT_ONCE = "training batches, shuffled", "evaluation batches, in order", "everything at once"
 STREAMED, IN_MEMORY = "streamed", "cache=device"
@@ -46,12 +34,12 @@ class Batches:
 
         def shuffled() -> int:
             rows = loader.epoch_rows(len(source), batch, seed=0, epoch=next(epoch))
-            return sum(batch.real for batch in loader.train_batches(source, rows))
+            return sum(batch.count for batch in loader.train_batches(source, rows))
 
         ways = {
             SHUFFLED: shuffled,
-            IN_ORDER: lambda: sum(batch.real for batch in loader.eval_batches(source, batch)),
-            AT_ONCE: lambda: loader.load_all(source).real,
+            IN_ORDER: lambda: sum(batch.count for batch in loader.eval_batches(source, batch)),
+            AT_ONCE: lambda: loader.load_all(source).count,
         }
         self._pass = ways[kind]
         self.images = self._pass()

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from bench.harness import ROOT, Entry, Options, Result, Row, Spread, Table, against, only, say, turns
+from bench.harness import Entry, Options, only, turns
+from bench.machine import ROOT, say
+from bench.tables import Result, Row, Spread, Table, against
 
 if TYPE_CHECKING:
     from covidjax.data.readers.base import Example
@@ -41,7 +43,7 @@ def measure(options: Options) -> Result:
     """images/s, IoU, and shares of films clipped and without a result."""
     paths, drawn = films()
     if not paths:
-        rows = [Row(name, None, "left out: no films with drawn boxes") for name in (OURS, THEIRS)]
+        rows = [Row(name, None, "skipped: no films with drawn boxes") for name in (OURS, THEIRS)]
         return Result([Table("Box of both lungs", "images/s", rows)], {})
     if options.quick:
         paths, drawn = paths[:16], drawn[:16]
@@ -87,10 +89,11 @@ def masks(options: Options) -> tuple[Table, dict[str, float]]:
         examples = held_out(readers.read(root, masks=True).examples) if root.is_dir() else []
         examples = examples[: 16 if options.quick else None]
         if not examples:
-            rows.append(Row(f"{kind} of {name}", None, "left out: no held-out films"))
+            rows.append(Row(f"{kind} of {name}", None, "skipped: no held-out films"))
             continue
-        pairs = [(example.path, example.mask) for example in examples if example.mask]
-        found = [film for film in stream.read_pairs(pairs, preprocess) if film.image is not None]
+        masks = [example.mask for example in examples]
+        loaded = stream.read_images([example.path for example in examples], preprocess, masks=masks)
+        found = [film for film in loaded if film.image is not None]
         images, true = (np.stack(list(each)) for each in zip(*((film.image, film.mask) for film in found), strict=True))
         kinds = np.full(len(found), MASK_KINDS.index(kind), np.int32)
         dice = np.asarray(jax.device_get(eval_step(weights, Batch(images, kinds, len(found), true))))[:, 1].tolist()
@@ -130,7 +133,7 @@ def films() -> tuple[list[Path], list[np.ndarray]]:
         whose = {row["filename"]: f"ieee8023:{row['patientid']}" for row in csv.DictReader(file)}
     boxes = json.loads((root / "lung_boxes.json").read_text())
     boxed = [
-        Example(root / "images" / name, "boxed", whose[name], "boxes", film=image_key(name))
+        Example(root / "images" / name, "boxed", whose[name], "boxes", image_key=image_key(name))
         for name in sorted(boxes)
         if name in whose and (root / "images" / name).is_file()
     ]

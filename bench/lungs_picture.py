@@ -9,18 +9,21 @@ import numpy as np
 
 from covidjax.data import synthetic
 from covidjax.lungs import segmenter
-from covidjax.training.mask_report import _draw
+from covidjax.report.plots import image_grid
+from covidjax.training.mask_report import mask_tiles
 
 
 def main(path: Path) -> None:
     """Four images, each with the true mask, the predicted one and the crop."""
     opened = segmenter.open_segmenter("cpu")
-    drawn = [synthetic.draw(index, size=opened.size) for index in range(4)]
-    masks = np.asarray(opened(np.stack([film.image for film in drawn])[..., None]))
-    films = [(film.image, film.lungs, found[..., None], 0) for film, found in zip(drawn, masks, strict=True)]
-    pairs = [(film.lungs, found > 0.5) for film, found in zip(drawn, masks, strict=True)]
-    dice = np.asarray([2 * (true & found).sum() / (true.sum() + found.sum()) for true, found in pairs])
-    _draw(path, films, dice, ("synthetic",), "Synthetic films, by the bundled segmenter")
+    phantoms = [synthetic.draw(index, size=opened.size) for index in range(4)]
+    probabilities = np.asarray(opened(np.stack([phantom.image for phantom in phantoms])[..., None]))
+    rows = []
+    for phantom, predicted in zip(phantoms, probabilities, strict=True):
+        true_mask, mask = phantom.lungs, predicted > 0.5
+        dice = 2 * (true_mask & mask).sum() / (true_mask.sum() + mask.sum())
+        rows.append(mask_tiles(phantom.image, true_mask, predicted[..., None], kind=0, caption=f"Dice {dice:.3f}"))
+    image_grid(path, rows, title="Synthetic images, by the bundled segmenter")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench import data
-from bench.harness import COVIDJAX, ROOT, Options, Result, Row, Spread, Table, best, environment, only, ratio, say
+from bench.harness import Options, only
+from bench.machine import COVIDJAX, ROOT, environment, say
+from bench.tables import Result, Row, Spread, Table, best, ratio
 
 OURS, LOOP, DRAFT = "covidjax score", "PyTorch loop", "PyTorch loop, draft mode"
 DECODE = "decoding alone"
@@ -90,7 +92,7 @@ def measure(options: Options) -> Result:
         whole, inner = [], []
         for command in taking_part:
             if command.missing:
-                whole.append(Row(command.name, None, f"left out: {command.missing[:120]}"))
+                whole.append(Row(command.name, None, f"skipped: {command.missing[:120]}"))
                 continue
             whole.append(Row(command.name, Spread.of(command.process), samples=command.process))
             inner.append(Row(command.name, Spread.of(command.loop), samples=command.loop))

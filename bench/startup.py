@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench import data
-from bench.harness import COVIDJAX, Options, Result, Row, Spread, Table, command, environment, say
+from bench.harness import Options, command
+from bench.machine import COVIDJAX, environment, say
+from bench.tables import Result, Row, Spread, Table
 
 HELP, SCORE, BEGIN, EPOCH = (
     "--help",

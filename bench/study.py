@@ -1,8 +1,9 @@
 """The training of the study's tables in PyTorch, for the table of times of ``covidjax reproduce``.
 
-``python -m bench.study FOLDER`` reads what ``covidjax reproduce --out FOLDER`` found and times steps of the same networks,
-with batches and images as large, by every way that PyTorch offers, each in a process of its own. FOLDER/pytorch.json gets
-what the fastest would take for as many steps as the experiments have; ``covidjax reproduce`` with that folder shows it.
+``python -m bench.study FOLDER`` reads the results of ``covidjax reproduce --out FOLDER`` and times steps of the same
+networks, with batches and images as large, by every way that PyTorch offers, each in a process of its own.
+FOLDER/pytorch.json gets what the fastest would take for as many steps as the experiments have; ``covidjax reproduce`` with
+that folder shows it.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from typing import Any
 import click
 import numpy as np
 
-from bench.harness import Entry, Table, cache, only, say, show, turns
+from bench.harness import Entry, only, turns
+from bench.machine import cache, say
 from bench.peers import pytorch_entries
+from bench.tables import Table, show
 from covidjax.device import device_name
 from covidjax.runs.folder import Run
 from covidjax.study.reproduce import PYTORCH, RESULTS
@@ -53,10 +56,10 @@ def main(folder: Path, pattern: str | None) -> None:
 
     results = json.loads((folder / RESULTS).read_text())
     accelerated = torch.cuda.is_available()
-    wanted = [name for each in results["experiments"].values() for name in each["times_of"]]
+    names = [name for experiment in results["experiments"].values() for name in experiment["times_of"]]
     device = torch.cuda.get_device_name() if accelerated else device_name()
-    found: dict[str, Any] = {}
-    for name in wanted:
+    timed: dict[str, Any] = {}
+    for name in names:
         run = folder / "runs" / f"{name}-random"
         settings = Run.load(run / "config.toml")
         counts = results["experiments"][name]["protocols"]["random"]["dataset"]["per_fold"]
@@ -70,13 +73,17 @@ def main(folder: Path, pattern: str | None) -> None:
         rows, _ = turns(ways, rounds=ROUNDS, seconds=SECONDS, say=say)
         table = Table(f"{name}, training step", "images/s", rows)
         show([table])
-        took, way = minutes(table, training // batch * batch * settings.config.train.epochs)
-        found[name] = {"minutes": took, "way": way, "images_per_second": {r.name: r.samples for r in table.rows if r.value}}
+        duration, way = minutes(table, training // batch * batch * settings.config.train.epochs)
+        timed[name] = {
+            "minutes": duration,
+            "way": way,
+            "images_per_second": {r.name: r.samples for r in table.rows if r.value},
+        }
         how = (
             f"forward pass, backward pass and Adam by the fastest of {len(ways)} ways, times the number of steps; without "
             "augmentation, loading, testing and compiling."
         )
-        content = {"version": importlib.metadata.version("torch"), "device": device, "how": how, "experiments": found}
+        content = {"version": importlib.metadata.version("torch"), "device": device, "how": how, "experiments": timed}
         (folder / PYTORCH).write_text(json.dumps(content, indent=2))  # after each: a machine may be taken away
     say(f"Wrote {folder / PYTORCH}; covidjax reproduce with the same options shows it.")
 

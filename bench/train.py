@@ -9,8 +9,10 @@ steps is from that of covidjax.
 from __future__ import annotations
 
 from bench import data
-from bench.harness import Entry, Options, Result, Table, against, cache, command, compare_answers, only, say, turns
+from bench.harness import Entry, Options, command, compare_answers, only, turns
+from bench.machine import cache, say
 from bench.peers import pytorch_entries
+from bench.tables import Result, Table, against
 
 OURS, AUGMENTED = "covidjax", "covidjax, with augmentation"
 FLOAT32, BFLOAT16 = "PyTorch float32", "PyTorch bfloat16"

@@ -8,11 +8,11 @@ class UserError(Exception):
 
 
 class UsageError(UserError):
-    """Something that was asked for cannot be: a setting that does not exist, a value of the wrong kind, a missing path."""
+    """A request that cannot be met: a setting that does not exist, a value of the wrong kind, a missing path."""
 
 
 class ImageError(UserError):
-    """A film that cannot be read; the message says why."""
+    """An image that cannot be read; the message is the reason, ready to be shown in a table row."""
 
 
 def printable(text: str) -> str:

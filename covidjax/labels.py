@@ -8,8 +8,8 @@ CLASSES = ("COVID-19", "No-Findings", "Pneumonia")
 
 MASK_KINDS = ("fields", "lungs")
 """What lung masks show. ``fields``: the lungs as far as heart and diaphragm do not hide them (Montgomery, Shenzhen, the
-phantoms). ``lungs``: also what lies behind the heart (V7 Labs' masks of ieee8023). A network learns each as an output of
-its own, from the films that have it."""
+synthetic images). ``lungs``: also what lies behind the heart (V7 Labs' masks of ieee8023). A network learns each as an
+output of its own, from the images that have it."""
 
 _ALIASES = {
     "COVID-19": ("covid", "covid19", "coronavirus", "sarscov2"),

@@ -1,18 +1,21 @@
-"""From labels and predictions, or from the overlaps of masks, to the figures of the literature."""
+"""Metrics of a classifier from labels and predictions, and of a segmenter from the overlaps of masks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+RESAMPLES = 2000
+"""Bootstrap samples of an interval."""
+
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """One class against the rest; a figure whose denominator is zero is 0."""
+    """Metrics of one class against the rest; a metric whose denominator is zero is 0."""
 
     precision: float
     recall: float
@@ -22,10 +25,11 @@ class ClassMetrics:
 
 
 Interval = tuple[float, float]
+"""Lower and upper end."""
 
 
 class ClassIntervals(NamedTuple):
-    """Of one class, or of the means over the classes."""
+    """Intervals of one class, or of the means over the classes."""
 
     precision: Interval
     recall: Interval
@@ -34,8 +38,8 @@ class ClassIntervals(NamedTuple):
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """95 % percentile intervals by drawing patients with replacement, each with all their films (Efron and Tibshirani 1993,
-    chapter 13)."""
+    """95 % percentile intervals by drawing patients with replacement, each with all their images (Efron and Tibshirani
+    1993, "An Introduction to the Bootstrap", chapter 13)."""
 
     patients: int
     resamples: int
@@ -46,7 +50,7 @@ class Bootstrap:
 
 @dataclass(frozen=True)
 class Metrics:
-    """What a classifier's predictions on some examples amount to."""
+    """Metrics of a classifier on some images."""
 
     classes: tuple[str, ...]
     per_class: dict[str, ClassMetrics]
@@ -54,48 +58,50 @@ class Metrics:
     """Mean over the classes, each counting the same."""
     accuracy: float
     interval: Interval
-    """95 % Wilson score interval of the accuracy, each image taken as independent."""
+    """95 % score interval of the accuracy, each image taken as independent (Wilson 1927, "Probable inference, the law of
+    succession, and statistical inference")."""
     confusion: list[list[int]]
     """``confusion[true][predicted]``."""
     bootstrap: Bootstrap | None = None
-    """Intervals over patients, where it is known whose films they are, and they are of two patients at least."""
+    """Intervals over patients, where the images' patients are known and are at least two."""
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The fields as a dict, for JSON."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """Of found and true masks, over some films."""
+    """Overlap of predicted masks A and true masks B, over some images."""
 
     dice: float
-    """Mean over the films of 2·|A∩B| / (|A| + |B|)."""
+    """Mean over the images of 2·|A∩B| / (|A| + |B|)."""
     interval: Interval | None
     """95 % percentile interval of the mean Dice coefficient by drawing patients with replacement, as in ``Bootstrap``; None
     where there is one patient only."""
     median: float
-    """Dice coefficient of the middle film."""
+    """Median Dice coefficient."""
     least: float
-    """Dice coefficient of the worst film."""
+    """Dice coefficient of the worst image."""
     iou: float
-    """Mean over the films of |A∩B| / |A∪B|."""
+    """Mean over the images of |A∩B| / |A∪B|."""
     films: int
+    """Number of images."""
     patients: int
 
 
 @dataclass(frozen=True)
 class MaskMetrics:
-    """What a segmenter's masks of some films amount to."""
+    """Metrics of a segmenter on some images."""
 
     classes: tuple[str, ...]
     """The kinds of mask."""
     per_class: dict[str, Overlap]
-    """Of each kind that there are films of."""
+    """The overlap of each kind that some image has."""
     overall: Overlap
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The fields as a dict, for JSON."""
         return asdict(self)
 
 
@@ -109,85 +115,110 @@ class MeanAndSd(NamedTuple):
     sd: float
 
 
-def headline_metrics(found: AnyMetrics) -> dict[str, float]:
-    """The figures by which whole results are compared."""
-    if isinstance(found, MaskMetrics):
-        return {"dice": found.overall.dice, "iou": found.overall.iou}
-    macro = found.macro
-    return {"accuracy": found.accuracy, "precision": macro.precision, "recall": macro.recall, "f1": macro.f1}
+def headline_metrics(metrics: AnyMetrics) -> dict[str, float]:
+    """The numbers by which whole results are compared: accuracy and macro means, or Dice and IoU."""
+    if isinstance(metrics, MaskMetrics):
+        return {"dice": metrics.overall.dice, "iou": metrics.overall.iou}
+    macro = metrics.macro
+    return {"accuracy": metrics.accuracy, "precision": macro.precision, "recall": macro.recall, "f1": macro.f1}
 
 
-def mean_and_sd(found: Sequence[AnyMetrics]) -> dict[str, MeanAndSd]:
-    """Of each of ``headline_metrics`` over at least two results."""
-    table = {name: [headline_metrics(each)[name] for each in found] for name in headline_metrics(found[0])}
-    return {name: MeanAndSd(float(np.mean(row)), float(np.std(row, ddof=1))) for name, row in table.items()}
+def mean_and_sd(results: Sequence[AnyMetrics]) -> dict[str, MeanAndSd]:
+    """Mean and standard deviation of each of ``headline_metrics`` over at least two results."""
+    headlines = [headline_metrics(result) for result in results]
+    columns = {name: [headline[name] for headline in headlines] for name in headlines[0]}
+    return {name: MeanAndSd(float(np.mean(values)), float(np.std(values, ddof=1))) for name, values in columns.items()}
+
+
+def mean_history(histories: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Means over the networks of a run of every epoch's loss and score.
+
+    Args:
+      histories: the lines of each network's ``metrics.jsonl``, equally many.
+    """
+    folds = [fold for fold in ("train", "val", "test") if histories[0] and fold in histories[0][0]]
+
+    def mean(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        return {name: float(np.mean([value[name] for value in values])) for name in values[0]}
+
+    return [
+        {"epoch": records[0]["epoch"]} | {fold: mean([record[fold] for record in records]) for fold in folds}
+        for records in zip(*histories, strict=True)
+    ]
 
 
 def classification_metrics(
     labels: ArrayLike, predictions: ArrayLike, classes: Sequence[str], patients: Sequence[str] | None = None
 ) -> Metrics:
-    """Precision, recall, F1, accuracy with its interval, confusion matrix.
+    """Precision, recall, F1, accuracy with its intervals, and the confusion matrix.
 
     Args:
       labels: int ``[N]``, true classes.
-      predictions: int ``[N]``.
-      classes: names, by index.
-      patients: whose film each example is, ``[N]``, for intervals over patients.
+      predictions: int ``[N]``, predicted classes.
+      classes: the classes' names, by index.
+      patients: the patient of each image, ``[N]``, for intervals over patients.
 
     Raises:
-      ValueError: no examples.
+      ValueError: there are no images.
     """
-    # Here: they take a second to import, and scoring without known truth does without.
-    from scipy.stats import binomtest
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
-
     labels, predictions = np.asarray(labels), np.asarray(predictions)
     if not len(labels):
         raise ValueError("There are no examples to measure.")
-    indices = range(len(classes))
-    zero: Any = 0  # the library's type hints know only its textual values
-    scores: Any = precision_recall_fscore_support(labels, predictions, labels=indices, zero_division=zero)
-    precision, recall, f1, support = scores
-    correct = int((labels == predictions).sum())
-    interval = binomtest(correct, len(labels)).proportion_ci(0.95, "wilson")
+    from scipy.stats import binomtest  # here: it takes long to import, and scoring without known truth does without
+
+    names, patient = np.unique(np.zeros(len(labels)) if patients is None else np.asarray(patients), return_inverse=True)
+    confusions = np.zeros((len(names), len(classes), len(classes)), int)
+    np.add.at(confusions, (patient, labels, predictions), 1)
+    confusion = confusions.sum(0)
+    accuracy, macro, *per_class = _by_class(_scores(confusion).tolist())
+    wilson = binomtest(int(np.trace(confusion)), len(labels)).proportion_ci(0.95, "wilson")
+    bootstrap, intervals = None, _bootstrap_over_patients(len(names), lambda drawn: _scores(confusions[drawn].sum(-3)))
+    if intervals:
+        accuracy_interval, *score_intervals = _by_class(intervals)
+        macro_interval, *class_intervals = (ClassIntervals(*scores) for scores in score_intervals)
+        by_class = dict(zip(classes, class_intervals, strict=True))
+        bootstrap = Bootstrap(len(names), RESAMPLES, accuracy_interval, macro_interval, by_class)
+    supports = confusion.sum(1).tolist()
     return Metrics(
         classes=tuple(classes),
         per_class={
-            name: ClassMetrics(float(precision[i]), float(recall[i]), float(f1[i]), int(support[i]))
-            for i, name in enumerate(classes)
+            name: ClassMetrics(*scores, support=support)
+            for name, scores, support in zip(classes, per_class, supports, strict=True)
         },
-        macro=ClassMetrics(float(precision.mean()), float(recall.mean()), float(f1.mean()), len(labels)),
-        accuracy=correct / len(labels),
-        interval=(float(interval.low), float(interval.high)),
-        confusion=confusion_matrix(labels, predictions, labels=indices).tolist(),
-        bootstrap=None if patients is None else _bootstrap(labels, predictions, classes, patients),
+        macro=ClassMetrics(*macro, support=len(labels)),
+        accuracy=accuracy,
+        interval=(float(wilson.low), float(wilson.high)),
+        confusion=confusion.tolist(),
+        bootstrap=bootstrap,
     )
 
 
 def mask_metrics(
     kinds: np.ndarray, dice: np.ndarray, iou: np.ndarray, classes: Sequence[str], patients: Sequence[str]
 ) -> MaskMetrics:
-    """Means of the films' Dice coefficients and IoUs, by kind of mask and over all.
+    """Dice coefficients and IoUs of each kind of mask and of all.
 
     Args:
-      kinds: int ``[N]``, which kind of mask each film has.
-      dice: float ``[N]``.
-      iou: float ``[N]``.
-      classes: names of the kinds, by index.
-      patients: whose film each is, ``[N]``.
+      kinds: int ``[N]``, the kind of each image's mask.
+      dice: float ``[N]``, Dice coefficients.
+      iou: float ``[N]``, intersections over unions.
+      classes: the kinds' names, by index.
+      patients: the patient of each image, ``[N]``.
 
     Raises:
-      ValueError: no films.
+      ValueError: there are no images.
     """
     if not len(dice):
         raise ValueError("There are no masks to measure.")
-    owners = np.asarray(patients)
+    patient_names = np.asarray(patients)
 
     def overlap(rows: np.ndarray) -> Overlap:
-        names, patient = np.unique(owners[rows], return_inverse=True)
+        names, patient = np.unique(patient_names[rows], return_inverse=True)
+        sums, counts = np.bincount(patient, dice[rows]), np.bincount(patient)
+        intervals = _bootstrap_over_patients(len(names), lambda drawn: sums[drawn].sum(-1) / counts[drawn].sum(-1))
         return Overlap(
             dice=float(dice[rows].mean()),
-            interval=_mean_interval(dice[rows], patient),
+            interval=intervals[0] if intervals else None,
             median=float(np.median(dice[rows])),
             least=float(dice[rows].min()),
             iou=float(iou[rows].mean()),
@@ -195,67 +226,53 @@ def mask_metrics(
             patients=len(names),
         )
 
-    each = {name: kinds == index for index, name in enumerate(classes) if (kinds == index).any()}
-    per_class = {name: overlap(rows) for name, rows in each.items()}
+    rows_by_kind = {name: kinds == index for index, name in enumerate(classes) if (kinds == index).any()}
+    per_class = {name: overlap(rows) for name, rows in rows_by_kind.items()}
     return MaskMetrics(tuple(classes), per_class, overlap(np.ones(len(dice), bool)))
 
 
-def _mean_interval(values: np.ndarray, patient: np.ndarray) -> Interval | None:
-    """Of the mean of ``values``, drawing patients, given by number for each value."""
+def _scores(confusion: np.ndarray) -> np.ndarray:
+    """Accuracy, then the classes' mean precision, recall and F1, then those of each class.
+
+    Args:
+      confusion: int ``[…, true, predicted]``.
+
+    Returns:
+      float ``[1 + 3 + 3·classes, …]``.
+    """
+    hits = np.diagonal(confusion, axis1=-2, axis2=-1)
+    predicted, true = confusion.sum(-2), confusion.sum(-1)
+    fractions = (hits, predicted), (hits, true), (2 * hits, predicted + true)
+    scores = np.stack([top / np.maximum(bottom, 1) for top, bottom in fractions])  # [3, …, classes]
+    scores = np.moveaxis(np.concatenate([scores.mean(-1, keepdims=True), scores], -1), -1, 0)  # [1 + classes, 3, …]
+    accuracy = hits.sum(-1) / np.maximum(true.sum(-1), 1)
+    return np.concatenate([accuracy[None], scores.reshape(-1, *accuracy.shape)])
+
+
+def _by_class(scores: Sequence[Any]) -> list[Any]:
+    """The accuracy, then triples of precision, recall and F1, from the order of ``_scores``."""
+    return [scores[0], *(scores[at : at + 3] for at in range(1, len(scores), 3))]
+
+
+def _bootstrap_over_patients(patients: int, statistics: Callable[[np.ndarray], np.ndarray]) -> list[Interval]:
+    """95 % percentile intervals of statistics of patients; none where there is one patient only.
+
+    Args:
+      patients: how many there are.
+      statistics: from patients drawn by number, int ``[…, patients]``, to numbers ``[…]`` or ``[statistics, …]``.
+    """
     from scipy.stats import bootstrap
 
-    sums, counts = np.bincount(patient, values), np.bincount(patient)
-    if len(counts) < 2:
-        return None
-    found = bootstrap(
-        (sums, counts),
-        lambda sums, counts, axis: sums.sum(axis) / counts.sum(axis),
-        n_resamples=RESAMPLES,
-        batch=50,
-        paired=True,
-        vectorized=True,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    )
-    low, high = found.confidence_interval
-    return float(low), float(high)
-
-
-RESAMPLES = 2000
-
-
-def _bootstrap(
-    labels: np.ndarray, predictions: np.ndarray, classes: Sequence[str], patients: Sequence[str]
-) -> Bootstrap | None:
-    from scipy.stats import bootstrap
-
-    names, patient = np.unique(np.asarray(patients), return_inverse=True)
-    if len(names) < 2:
-        return None
-    count = len(classes)
-    confusions = np.zeros((len(names), count, count), int)
-    np.add.at(confusions, (patient, labels, predictions), 1)
-
-    def statistic(drawn: np.ndarray, axis: int) -> np.ndarray:
-        """Accuracy, then precision, recall and F1 of the mean and of each class, of patients by number."""
-        confusion = confusions[np.moveaxis(drawn, axis, -1)].sum(-3)
-        hits = np.diagonal(confusion, axis1=-2, axis2=-1)
-        predicted, true = confusion.sum(-2), confusion.sum(-1)
-        pairs = (hits, predicted), (hits, true), (2 * hits, predicted + true)
-        each = np.stack([top / np.maximum(bottom, 1) for top, bottom in pairs])  # [3, ..., classes]
-        each = np.moveaxis(np.concatenate([each.mean(-1, keepdims=True), each], -1), -1, 0)  # [1 + classes, 3, ...]
-        accuracy = hits.sum(-1) / np.maximum(true.sum(-1), 1)
-        return np.concatenate([accuracy[None], each.reshape(-1, *accuracy.shape)])
-
-    found = bootstrap(
-        (np.arange(len(names)),),
-        statistic,
+    if patients < 2:
+        return []
+    result = bootstrap(
+        (np.arange(patients),),
+        lambda drawn, axis: statistics(np.moveaxis(drawn, axis, -1)),
         n_resamples=RESAMPLES,
         batch=50,
         vectorized=True,
         method="percentile",
         rng=np.random.default_rng(0),
     )
-    accuracy, *others = map(tuple, np.stack(found.confidence_interval, -1).tolist())
-    intervals = [ClassIntervals(*others[at : at + 3]) for at in range(0, len(others), 3)]
-    return Bootstrap(len(names), RESAMPLES, accuracy, intervals[0], dict(zip(classes, intervals[1:], strict=True)))
+    low, high = map(np.atleast_1d, result.confidence_interval)
+    return list(zip(low.tolist(), high.tolist(), strict=True))

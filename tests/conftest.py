@@ -1,4 +1,4 @@
-"""What several test files share: synthetic films, a dataset prepared from them, and the way to the real ones."""
+"""What several test files share: synthetic images, a dataset prepared from them, and the way to the real ones."""
 
 import itertools
 import json
@@ -28,7 +28,7 @@ def converted_elsewhere(tmp_path_factory):
 def films(tmp_path_factory):
     """A folder with one subfolder a class and ten PNG files of 64 × 64 pixels, of five patients, in each."""
     folder = tmp_path_factory.mktemp("collection") / "films"
-    synthetic.main([str(folder), "--images", "30", "--size", "64"])
+    synthetic.write_images(folder, 30, size=64)
     return folder
 
 

@@ -13,8 +13,9 @@ import pytest
 from click.testing import CliRunner
 
 from bench import all as every
-from bench import data, gpu, growth, harness, lungs, startup
-from bench.harness import Entry, Log, Player, Result, Row, Spread, Table
+from bench import data, gpu, growth, harness, lungs, machine, startup, tables, targets
+from bench.harness import ContenderProcess, Entry
+from bench.tables import Log, Result, Row, Spread, Table
 
 ROOT = Path(__file__).parents[1]
 STORED = sorted((ROOT / "bench" / "results").glob("2*.json"))
@@ -28,31 +29,31 @@ def test_spread_is_median_and_quartiles():
 
 def test_ratio_pairs_turn_with_turn():
     """A machine that slows down in the middle changes neither."""
-    assert harness.ratio([10, 5, 10], [5, 2.5, 5]) == Spread(2, 2, 2, 3)
+    assert tables.ratio([10, 5, 10], [5, 2.5, 5]) == Spread(2, 2, 2, 3)
 
 
 def table(**samples: list[float]) -> Table:
     rows = [Row(name, Spread.of(values), samples=values) for name, values in samples.items()]
-    return Table("Title", "images/s", [*rows, Row("Keras", None, "left out: none here")], "A note.", "ours")
+    return Table("Title", "images/s", [*rows, Row("Keras", None, "skipped: none here")], "A note.", "ours")
 
 
 def test_ratios_are_against_the_best_of_those_that_match():
     found = table(ours=[6.0, 6.0], torch_a=[2.0, 2.0], torch_b=[3.0, 3.0], other=[9.0, 9.0])
-    assert harness.against(found, "ours", "torch", "r") == {"r": 2.0}
-    assert harness.against(found, "ours", "Keras", "r") == {}
-    assert harness.against(found, "Keras", "torch", "r") == {}
+    assert tables.against(found, "ours", "torch", "r") == {"r": 2.0}
+    assert tables.against(found, "ours", "Keras", "r") == {}
+    assert tables.against(found, "Keras", "torch", "r") == {}
 
 
 def test_tables_for_the_page_and_for_the_file_say_all(capsys: pytest.CaptureFixture[str]):
     found = table(ours=[6.0, 6.0], torch=[2.0, 2.0])
-    page = harness.markdown([found])
+    page = tables.markdown([found])
     assert "| ours | 6.00 (6.00–6.00) |  |  |" in page
     assert "| torch | 2.00 (2.00–2.00) | 3.00 × |  |" in page
-    assert "| Keras | — |  | left out: none here |" in page
-    harness.show([found])
-    assert "left out: none here" in capsys.readouterr().out
+    assert "| Keras | — |  | skipped: none here |" in page
+    tables.show([found])
+    assert "skipped: none here" in capsys.readouterr().out
     result = Result([found], {"r": 2.0})
-    assert harness.from_json(json.loads(json.dumps(harness.as_json(result)))) == result
+    assert tables.from_json(json.loads(json.dumps(tables.as_json(result)))) == result
 
 
 def test_contenders_take_turns(tmp_path: Path):
@@ -70,10 +71,10 @@ def test_contenders_take_turns(tmp_path: Path):
     assert [row.name for row in rows] == [entry.name for entry in entries]
     reasons = {row.name: row.note for row in rows if row.value is None}
     assert reasons == {
-        "absent": "left out: it is not installed",
-        "broken": "left out: ZeroDivisionError: no number",
-        "ended": "left out: ended with exit code 3",
-        "unknown": "left out: No module named 'no_such_module'",
+        "absent": "skipped: it is not installed",
+        "broken": "skipped: ZeroDivisionError: no number",
+        "ended": "skipped: ended with exit code 3",
+        "unknown": "skipped: No module named 'no_such_module'",
     }
     # Three calls of 20 ms a turn and 4 images a call: 200 images/s at most, less what the pipe takes.
     first = rows[0].value
@@ -93,13 +94,14 @@ def test_contenders_take_turns(tmp_path: Path):
 def test_a_waiting_contender_is_stopped_and_ends_with_its_parent(tmp_path: Path):
     script = f"""
 import json, os, signal, sys
-from bench.harness import Entry, Player
-player = Player(Entry("one", "tests.contenders:Diary", {{"name": "one", "diary": {str(tmp_path / "diary")!r}}}))
-print(player._process.pid, flush=True)
+from bench.harness import Entry, ContenderProcess
+options = {{"name": "one", "diary": {str(tmp_path / "diary")!r}}}
+contender = ContenderProcess(Entry("one", "tests.contenders:Diary", options))
+print(contender._process.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, env=harness.environment()
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, env=machine.environment()
     )
     process = Path("/proc", done.stdout.strip())
     deadline = time.monotonic() + 10
@@ -107,38 +109,38 @@ os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(0.05)
     assert not process.exists() or " Z " in (process / "stat").read_text()
 
-    player = Player(Entry("one", "tests.contenders:Diary", {"name": "one", "diary": str(tmp_path / "diary")}))
+    contender = ContenderProcess(Entry("one", "tests.contenders:Diary", {"name": "one", "diary": str(tmp_path / "diary")}))
     try:
-        stat = Path("/proc", player.note.removeprefix("process "), "stat")
+        stat = Path("/proc", contender.note.removeprefix("process "), "stat")
         deadline = time.monotonic() + 10
         while stat.read_text().split()[2] != "T" and time.monotonic() < deadline:
             time.sleep(0.01)
         assert stat.read_text().split()[2] == "T"
-        assert player.turn(2) >= 0.02
+        assert contender.turn(2) >= 0.02
     finally:
-        player.end()
+        contender.end()
 
 
 def test_checks_compare_with_what_is_asked_and_miss_nothing():
     asked = (
-        every.Asked("speed", "speed", least=1.3),
-        every.Asked("time", "time", most=4),
-        every.Asked("gone", "gone", least=0),
+        targets.Target("speed", "speed", least=1.3),
+        targets.Target("time", "time", most=4),
+        targets.Target("gone", "gone", least=0),
     )
-    found = every.check({"speed": 1.29, "time": 4.0}, asked)
+    found = targets.check({"speed": 1.29, "time": 4.0}, asked)
     assert [line.ok for line in found] == [False, True, False]
-    assert [line.asked for line in found] == ["≥ 1.3", "≤ 4", "≥ 0"]
-    assert found[2].found is None
+    assert [line.target for line in found] == ["≥ 1.3", "≤ 4", "≥ 0"]
+    assert found[2].value is None
 
 
-def test_readme_table_is_rewritten_between_its_marks(tmp_path: Path):
+def test_page_is_rewritten_between_its_marks(tmp_path: Path):
     log = Log("python -m bench.all")
     log.measure("train", lambda: Result([table(ours=[6.0])], {"train_vs_torch_float32": 1.5}))
     stored = json.loads(json.dumps(log.content()))
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- bench -->\nold\n<!-- end of bench -->\nafter\n")
     for _ in range(2):
-        every.rewrite_readme(page, stored)
+        every.rewrite_page(page, stored)
         text = page.read_text()
         assert text.startswith("before\n<!-- bench -->\n`python -m bench.all` on ")
         assert text.endswith("<!-- end of bench -->\nafter\n")
@@ -146,7 +148,7 @@ def test_readme_table_is_rewritten_between_its_marks(tmp_path: Path):
         assert text.count("| ours | 6.00") == 1
     page.write_text("no marks")
     with pytest.raises(ValueError, match="has no <!-- bench -->"):
-        every.rewrite_readme(page, stored)
+        every.rewrite_page(page, stored)
     assert stored["machine"]["cores"] == len(os.sched_getaffinity(0))
     assert stored["versions"]["numpy"] == np.__version__
     assert len(stored["benchmarks"]["train"]["load_average_before"]) == 3
@@ -157,15 +159,15 @@ def test_stored_results_can_be_read_and_checked(file: Path):
     stored = json.loads(file.read_text())
     assert not stored["quick"]
     for benchmark in stored["benchmarks"].values():
-        assert harness.from_json(benchmark).tables
+        assert tables.from_json(benchmark).tables
     assert CliRunner().invoke(every.main, ["--check", "--result", str(file)]).exit_code in (0, 1)
 
 
-def test_readme_shows_the_newest_result():
+def test_page_shows_the_newest_result():
     newest = every.newest()
     if newest is None:
         pytest.skip("no result of a whole run is stored yet")
-    assert every.readme_text(json.loads(newest.read_text())) in (ROOT / "README.md").read_text()
+    assert every.page_text(json.loads(newest.read_text())) in every.PAGE.read_text()
 
 
 @pytest.mark.parametrize(("kind", "low", "high"), [("png", 0.3, 0.5), ("jpeg", 0.09, 0.18)])
@@ -200,7 +202,7 @@ def test_start_up_is_timed_to_a_line(tmp_path: Path):
 
 def run(module: str, *words: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", module, *words], cwd=ROOT, capture_output=True, text=True, env=harness.environment()
+        [sys.executable, "-m", module, *words], cwd=ROOT, capture_output=True, text=True, env=machine.environment()
     )
     assert done.returncode == 0, done.stderr
 
@@ -217,18 +219,18 @@ def test_every_benchmark_runs_on_tiny_inputs(tmp_path: Path):
     run("bench.all", "--quick", "--out", str(out))
     stored = json.loads(out.read_text())
     assert set(stored["benchmarks"]) == set(every.BENCHMARKS)
-    found = {name: harness.from_json(value) for name, value in stored["benchmarks"].items()}
+    found = {name: tables.from_json(value) for name, value in stored["benchmarks"].items()}
     # Same weights, same pixels: in float32 nobody's loss or probabilities are far from ours.
     for name in ("train", "forward"):
         exact = [row for row in found[name].tables[0].rows if row.value and ("float32" in row.name or "Keras" in row.name)]
         apart = [float(row.note.rpartition("within ")[2]) for row in exact]
         assert apart
         assert max(apart) < 1e-3, (name, apart)
-    missing = {line.figure for line in every.ASKED} - set(every.figures_of(stored))
+    missing = {line.figure for line in every.TARGETS} - set(every.figures_of(stored))
     allowed = {"runtime_vs_openvino_bfloat16", "runtime_vs_openvino_best"}
     # What the bench of lungs finds depends on films and on a peer that tests do without.
     if not lungs.films()[0]:
-        allowed |= {line.figure for line in every.ASKED if line.figure.startswith("lungs_")}
+        allowed |= {line.figure for line in every.TARGETS if line.figure.startswith("lungs_")}
     elif not find_spec("lungs_finder"):
         allowed |= {"lungs_vs_lungs_finder"}
     assert missing <= allowed
@@ -240,8 +242,8 @@ def test_gpu_benchmark_runs_on_a_cpu(tmp_path: Path):
     run("bench.gpu", "--small", "--out", str(tmp_path))
     stored = json.loads((tmp_path / "gpu.json").read_text())
     figures = every.figures_of(stored)
-    assert {line.figure for line in gpu.ASKED} <= set(figures)
-    if not harness.gpu_name():  # the same device on both sides
+    assert {line.figure for line in gpu.TARGETS} <= set(figures)
+    if not machine.gpu_name():  # the same device on both sides
         assert max(figures[f"{what}_float32"] for what in ("logits", "gradients", "losses")) == 0
     assert figures["share_of_bandwidth"] > 0
 
@@ -258,10 +260,10 @@ def test_boxes_of_lungs_are_measured_against_drawn_ones():
 
 def test_training_time_is_that_of_the_fastest_way():
     from bench import study
-    from bench.harness import Row, Spread, Table
+    from bench.tables import Row, Spread, Table
 
     def row(name: str, *speeds: float) -> Row:
         return Row(name, Spread.of(speeds) if speeds else None, "", list(speeds))
 
-    table = Table("", "images/s", [row("slow", 10, 11, 12), row("fast", 19, 20, 40), row("left out")])
+    table = Table("", "images/s", [row("slow", 10, 11, 12), row("fast", 19, 20, 40), row("skipped")])
     assert study.minutes(table, 2400) == (2.0, "fast")

@@ -31,7 +31,7 @@ def test_prepare_prints_counts_layout_and_what_was_left_out(films: Path, tmp_pat
 def test_random_split_says_that_it_leaks(films: Path, tmp_path: Path):
     words = ("prepare", films, "--out", tmp_path / "data", "--image-size", 32, "--group-by", "none", "--json")
     result = run(*words)
-    assert "films of one patient stand in several folds" in result.stderr
+    assert "images of one patient stand in several folds" in result.stderr
     assert json.loads(result.stdout)["options"]["group_by"] == "none"
 
 
@@ -39,7 +39,7 @@ def test_two_classes_and_a_limit(films: Path, tmp_path: Path):
     words = ("prepare", films, "--out", tmp_path / "data", "--image-size", 32, "--folds", 2)
     found = json.loads(run(*words, "--classes", 2, "--limit-per-class", 6, "--json").stdout)
     assert found["per_class"] == {"COVID-19": 6, "No-Findings": 6}
-    assert found["left_out"]["films"] == {"class Pneumonia, not asked for": 10, "over the limit of 6 films a class": 8}
+    assert found["left_out"]["films"] == {"class Pneumonia, not asked for": 10, "over the limit of 6 images a class": 8}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -64,8 +64,8 @@ def test_interrupted_prepare_leaves_no_half_dataset(films: Path, tmp_path: Path,
 @pytest.mark.parametrize(
     ("make", "code", "part"),
     [
-        (lambda root: None, 2, "does not exist; name a folder that holds one subfolder of films for each class."),
-        (lambda root: root.mkdir(), 1, "is empty; name a folder that holds one subfolder of films for each class."),
+        (lambda root: None, 2, "does not exist; name a folder that holds one subfolder of images for each class."),
+        (lambda root: root.mkdir(), 1, "is empty; name a folder that holds one subfolder of images for each class."),
         (lambda root: (root / "cats").mkdir(parents=True), 1, "has no subfolder named after a class"),
     ],
 )
@@ -80,18 +80,18 @@ def test_class_folder_without_films(films: Path, tmp_path: Path):
     shutil.rmtree(tmp_path / "films" / "Pneumonia")
     (tmp_path / "films" / "Pneumonia").mkdir()
     message = refused("prepare", tmp_path / "films", "--out", tmp_path / "data", code=1)
-    assert message.endswith("Pneumonia holds no film; add images to this class folder, or remove it.")
+    assert message.endswith("Pneumonia holds no image; add images to this class folder, or remove it.")
 
 
 def test_one_class_only(films: Path, tmp_path: Path):
     shutil.copytree(films / "COVID-19", tmp_path / "films" / "COVID-19")
     message = refused("prepare", tmp_path / "films", "--out", tmp_path / "data", code=1)
-    assert message.startswith("There is no film of class No-Findings; add a source that has some")
+    assert message.startswith("There is no image of class No-Findings; add a source that has some")
 
 
 def test_fewer_patients_than_folds(films: Path, tmp_path: Path):
     message = refused("prepare", films, "--out", tmp_path / "data", "--folds", 6, code=1)
-    assert message == "Class COVID-19 has 5 patients, fewer than 6 folds; add films or use fewer --folds."
+    assert message == "Class COVID-19 has 5 patients, fewer than 6 folds; add images or use fewer --folds."
 
 
 def test_output_in_use_or_not_writable(films: Path, tmp_path: Path):
@@ -111,10 +111,10 @@ def test_three_real_collections_merge(shared_data: Path, tmp_path: Path):
     assert result.exit_code == 0, result.output
     for name, layout in (("ozturk", "ozturk"), ("ieee8023", "ieee8023"), ("radiography", "radiography")):
         assert f"{name}: layout {layout}" in result.stderr
-    for text in ("finding todo", "view not stated", "in images/ but not in metadata.csv", "a copy of a film of ozturk"):
+    for text in ("finding todo", "view not stated", "in images/ but not in metadata.csv", "a copy of an image of ozturk"):
         assert text in result.stdout
     manifest = json.loads((tmp_path / "data" / "manifest.json").read_text())
-    dropped = sum(reasons.get("a copy of a film of ozturk", 0) for reasons in manifest["left_out"].values())
-    dropped += manifest["left_out"]["radiography"]["a copy of a film of ieee8023"]
+    dropped = sum(reasons.get("a copy of an image of ozturk", 0) for reasons in manifest["left_out"].values())
+    dropped += manifest["left_out"]["radiography"]["a copy of an image of ieee8023"]
     assert (manifest["images"], dropped) == (4202, 1124 + 516 + 2905 - 4202)
     assert manifest["skipped"] == []

@@ -258,9 +258,9 @@ def test_rows_come_before_all_files_are_read(trained: Path, films: Path, monkeyp
     opened = []
     whole = stream.read_image
 
-    def counted(path, preprocess, *, digest, limits):
+    def counted(path, preprocess, **options):
         opened.append(path)
-        return whole(path, preprocess, digest=digest, limits=limits)
+        return whole(path, preprocess, **options)
 
     monkeypatch.setattr(stream, "read_image", counted)
     rows = covidjax.load(trained).score(paths_below(films) * 20, batch_size=4, workers=2)
@@ -284,7 +284,7 @@ def test_output_that_cannot_be_written(trained: Path, films: Path, tmp_path: Pat
 def test_paths_that_hold_nothing(trained: Path, tmp_path: Path):
     missing = tmp_path / "nowhere"
     assert refused("score", missing, "--checkpoint", trained, code=2).startswith(f"{missing} does not exist")
-    assert "There is no film in" in refused("score", tmp_path, "--checkpoint", trained, code=1)
+    assert "There is no image in" in refused("score", tmp_path, "--checkpoint", trained, code=1)
 
 
 def test_what_is_no_run(films: Path, tmp_path: Path):
@@ -397,7 +397,7 @@ def test_dicom_files_and_negatives_give_the_rows_of_their_films(trained: Path, f
     assert "3 of them with a warning" in result.stderr
     rows = rows_of(tmp_path / "s.csv")
     turned = "a negative, turned into a positive"
-    assert [row["warning"] for row in rows] == ["", turned, "", turned, "modality MR, no plain film; lateral view"]
+    assert [row["warning"] for row in rows] == ["", turned, "", turned, "modality MR, no plain X-ray; lateral view"]
     for row in rows:
         assert row["prediction"] == rows[0]["prediction"]
         assert float(row["p_COVID-19"]) == pytest.approx(float(rows[0]["p_COVID-19"]), abs=1e-4)

@@ -77,7 +77,7 @@ def test_evaluate_repeats_the_test_fold_and_takes_all_of_another_dataset(trained
     assert found["metrics"] == {key: report[key] for key in found["metrics"]}
     trained_on = 30 - found["metrics"]["macro"]["support"]
     assert found["data"] == f"{tmp_path / 'other'}, without {trained_on} images of the run's training"
-    synthetic.main([str(tmp_path / "new"), "--images", "12", "--size", "64", "--seed", "5"])
+    synthetic.write_images(tmp_path / "new", 12, seed=5, size=64)
     prepare([tmp_path / "new"], tmp_path / "unseen", Options(Preprocess(image_size=32), folds=2))
     found = json.loads(run("evaluate", trained, "--data", tmp_path / "unseen", "--json").stdout)
     assert found["data"] == f"all of {tmp_path / 'unseen'}"

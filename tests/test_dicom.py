@@ -223,11 +223,11 @@ def test_deflated_bomb_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("header", "remark"),
+    ("header", "warning"),
     [
         ({}, ""),
         ({"BodyPartExamined": "CHEST", "ViewPosition": "PA"}, ""),
-        ({"Modality": "CT"}, "modality CT, no plain film"),
+        ({"Modality": "CT"}, "modality CT, no plain X-ray"),
         ({"ViewPosition": "LL"}, "lateral view"),
         (
             {"Modality": "DX", "ViewPosition": "LATERAL", "BodyPartExamined": "KNEE"},
@@ -236,8 +236,8 @@ def test_deflated_bomb_is_refused(monkeypatch):
         ({"BodyPartExamined": "Secret^Name"}, "body part unknown, not the chest"),
     ],
 )
-def test_remarks(header: dict[str, Any], remark: str):
-    assert dicom.warning_of(written(make(**header))) == remark
+def test_warnings(header: dict[str, Any], warning: str):
+    assert dicom.warning_of(written(make(**header))) == warning
 
 
 def test_no_message_tells_the_patient(recwarn: pytest.WarningsRecorder, caplog: pytest.LogCaptureFixture):
@@ -272,9 +272,9 @@ def test_real_films(shared_data):
         assert middle[:, width // 2].mean() > max(middle[:, width // 4].mean(), middle[:, 3 * width // 4].mean()) + 20
 
 
-def test_remarks_come_with_the_film():
+def test_warnings_come_with_the_image():
     found = images.read_resized(written(make(Modality="CT")), 32)
-    assert found.remark == "modality CT, no plain film"
+    assert found.warning == "modality CT, no plain X-ray"
     assert found.pixels.shape == (32, 32)
 
 
@@ -283,5 +283,5 @@ def test_folder_gives_dicom_files_of_any_name_but_not_their_index(tmp_path):
         (tmp_path / name).write_bytes(written(make()))
     (tmp_path / "notes").write_text("no film")
     found = walk(tmp_path)
-    assert [path.name for path in found.films] == ["1.2.840.1", "IM0001", "film.dcm"]
-    assert found.others == 2
+    assert [path.name for path in found.images] == ["1.2.840.1", "IM0001", "film.dcm"]
+    assert found.skipped == 2

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from bench.polarity import fit
 from covidjax.data import synthetic
 from covidjax.images import decode, polarity
 
@@ -35,7 +36,7 @@ def test_what_is_no_film_is_left_alone(kind: str):
 def test_fit_finds_weights_that_tell_films_from_negatives():
     films = np.random.default_rng(0).normal(size=(50, 128)).astype(np.float32)
     films[:, :9] += 2
-    weights = polarity.fit(films)
+    weights = fit(films)
     assert (films @ weights > 0).all()
     assert weights[:9].mean() > np.abs(weights[9:]).mean()
 
@@ -47,4 +48,4 @@ def test_twins_of_which_one_claims_to_be_a_negative(shared_data):
     for size in (112, 224):
         one, other = (decode.read_resized(path, size) for path in twins)
         np.testing.assert_array_equal(one.pixels, other.pixels)
-        assert (one.remark, other.remark) == ("a negative, turned into a positive", "")
+        assert (one.warning, other.warning) == ("a negative, turned into a positive", "")

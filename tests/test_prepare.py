@@ -21,7 +21,7 @@ from covidjax.data.duplicates import identical_files
 from covidjax.data.folds import assign_folds, patients_of
 from covidjax.data.prepare import Options, prepare
 from covidjax.data.readers.base import Example
-from covidjax.data.sample import sample_dataset
+from covidjax.data.sample import SAMPLE_VERSION, sample_dataset
 from covidjax.errors import UserError
 from covidjax.files import lock
 from covidjax.images import decode
@@ -102,7 +102,7 @@ def test_manifest_counts_what_was_prepared(films, prepared):
         "folds": 3,
         "seed": 0,
         "limit_per_class": None,
-        "copies": "drop",
+        "duplicates": "drop",
         "only": {},
         "limits_by_class": {},
         "masks": False,
@@ -182,7 +182,7 @@ def test_two_classes_leave_the_third_out(films, tmp_path):
 def test_limit_takes_a_random_few_of_each_class_and_counts_the_rest(films, tmp_path):
     manifest = make(films, tmp_path / "a", limit_per_class=4)
     assert manifest["per_class"] == {"COVID-19": 4, "No-Findings": 4, "Pneumonia": 4}
-    assert manifest["left_out"] == {"films": {"over the limit of 4 films a class": 18}}
+    assert manifest["left_out"] == {"films": {"over the limit of 4 images a class": 18}}
     make(films, tmp_path / "b", limit_per_class=4, seed=1)
     first, second = ({record["name"] for _, record in records_of(tmp_path / name)} for name in "ab")
     assert first != second
@@ -270,7 +270,7 @@ def test_assigned_folds_without_patients_are_stratified():
 
 
 def example(path, patient, film="", label="COVID-19"):
-    return Example(path, label, patient, "s", film=film)
+    return Example(path, label, patient, "s", image_key=film)
 
 
 def test_chains_of_shared_films_and_patients_are_one_patient(tmp_path):
@@ -322,7 +322,7 @@ def test_film_that_two_collections_hold_is_in_one_fold(write_films, tmp_path):
         (own / "covid").mkdir(parents=True, exist_ok=True)
         shutil.copy(ozturk / "Covid-19" / f"case-n{number}xx.jpg", own / "covid" / f"{number}.dat.jpg")
     (cohen / "metadata.csv").write_text("\n".join(rows))
-    manifest = make([cohen, ozturk, own], tmp_path / "out", copies="keep")
+    manifest = make([cohen, ozturk, own], tmp_path / "out", duplicates="keep")
     assert manifest["images"] == 30
     assert manifest["patients"] == 3 + 12
     assert manifest["identical_files"] == 6
@@ -373,9 +373,9 @@ def test_out_below_a_file_cannot_be_written(films, tmp_path):
 @pytest.mark.parametrize("group_by", ["patient", "none"])
 def test_fewer_patients_than_folds_are_refused(write_films, tmp_path, group_by):
     root = three_classes(write_films, tmp_path / "films")
-    what = "patients" if group_by == "patient" else "films"
+    what = "patients" if group_by == "patient" else "images"
     assert error_of(make, root, tmp_path / "out", folds=5, group_by=group_by) == (
-        f"Class COVID-19 has 4 {what}, fewer than 5 folds; add films or use fewer --folds."
+        f"Class COVID-19 has 4 {what}, fewer than 5 folds; add images or use fewer --folds."
     )
     assert not (tmp_path / "out").exists()
 
@@ -387,20 +387,20 @@ def test_a_single_fold_is_refused(films, tmp_path, folds):
 
 def test_class_without_a_film_is_refused(write_films, tmp_path):
     root = write_films(tmp_path / "films", *(f"COVID-19/{number}.png" for number in range(4)))
-    assert "There is no film of class No-Findings;" in error_of(make, root, tmp_path / "out", folds=2)
+    assert "There is no image of class No-Findings;" in error_of(make, root, tmp_path / "out", folds=2)
 
 
 def test_no_film_of_any_asked_for_class_is_refused(write_films, tmp_path):
     root = write_films(tmp_path / "films", *(f"Pneumonia/{number}.png" for number in range(4)))
     two = Preprocess(32, classes=CLASSES[:2])
-    assert "There is no film of class COVID-19;" in error_of(make, root, tmp_path / "out", folds=2, preprocess=two)
+    assert "There is no image of class COVID-19;" in error_of(make, root, tmp_path / "out", folds=2, preprocess=two)
 
 
 def test_class_of_which_no_film_is_readable_is_refused_and_nothing_stays(write_films, tmp_path):
     root = three_classes(write_films, tmp_path / "films")
     for path in (root / "Pneumonia").iterdir():
         path.write_bytes(b"")
-    assert "No film of class Pneumonia could be read;" in error_of(make, root, tmp_path / "out", folds=2)
+    assert "No image of class Pneumonia could be read;" in error_of(make, root, tmp_path / "out", folds=2)
     assert names_in(tmp_path) == ["films"]
 
 
@@ -545,6 +545,17 @@ def test_sample_is_drawn_once_and_is_the_phantom(monkeypatch, tmp_path):
     assert sample_dataset(32, 60).fingerprint == dataset.fingerprint
 
 
+def test_sample_version_is_raised_with_the_pixels():
+    digest = sha256()
+    for index in (0, 1, 2, 100):
+        image = synthetic.draw(index, seed=1, size=96)
+        digest.update(image.image.tobytes() + image.lungs.tobytes() + f"{image.label} {image.patient}".encode())
+    assert (SAMPLE_VERSION, digest.hexdigest()) == (
+        1,
+        "0deb37a1095bf71b40d6cb9485cd525b4f583ff9283d85d0c35eb35f21691f79",
+    ), "raise SAMPLE_VERSION, then put the new digest here"
+
+
 def test_samples_of_other_size_number_and_seed_are_other_datasets(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert (
@@ -571,7 +582,7 @@ from covidjax.data import loader
 from covidjax.data.dataset import Dataset
 from covidjax.data.prepare import Options, prepare
 prepare([Path({str(films)!r})], Path({str(tmp_path / "out")!r}), Options(Preprocess(image_size=32), folds=3))
-assert loader.load_all(Dataset(Path({str(tmp_path / "out")!r})).source([0, 1, 2])).real == 30
+assert loader.load_all(Dataset(Path({str(tmp_path / "out")!r})).source([0, 1, 2])).count == 30
 loaded = [name for name, module in sys.modules.items() if module and name.split(".")[0] in ("tensorflow", "torch", "cv2")]
 assert not loaded, loaded
 """
@@ -596,11 +607,11 @@ def test_real_collection_is_prepared_without_a_leak(shared_data, tmp_path):
 @pytest.mark.slow
 def test_real_collections_that_overlap_are_merged_without_a_leak(shared_data, tmp_path):
     sources = [shared_data / "ozturk", shared_data / "ieee8023"]
-    assert make(sources, tmp_path / "once", folds=5)["left_out"]["ieee8023"]["a copy of a film of ozturk"] == 124
-    manifest = make(sources, tmp_path / "out", folds=5, copies="keep")
+    assert make(sources, tmp_path / "once", folds=5)["left_out"]["ieee8023"]["a copy of an image of ozturk"] == 124
+    manifest = make(sources, tmp_path / "out", folds=5, duplicates="keep")
     assert (manifest["images"], manifest["skipped"]) == (1124 + 516, [])
     folds = defaultdict(set)
     for fold, record in records_of(tmp_path / "out"):
         folds[Path(record["name"].decode()).stem.lower()].add(fold)
     assert {len(where) for where in folds.values()} == {1}
-    assert loader.load_all(Dataset(tmp_path / "out").source([0])).real == sum(manifest["per_fold"]["fold0"].values())
+    assert loader.load_all(Dataset(tmp_path / "out").source([0])).count == sum(manifest["per_fold"]["fold0"].values())

@@ -1,4 +1,4 @@
-"""``covidjax reproduce``: films to report, once and again, stopped and gone on with."""
+"""``covidjax reproduce``: images to report, once and again, stopped and gone on with."""
 
 from __future__ import annotations
 
@@ -46,33 +46,28 @@ classes = {{ "COVID-19" = [0.5, 0.5, 0.5], "No-Findings" = [0.6, 0.6, 0.6], "Pne
 """
 
 
-class Quiet:
+class Quiet(reproduce.Console):
     """Says nothing; stops after so many epochs of all networks."""
 
     def __init__(self, stop_after: int | None = None):
-        self.stop_after, self.networks, self.said = stop_after, [], []
+        networks: list[Silent] = []
 
-    def say(self, line: str) -> None:
-        self.said.append(line)
+        def progress(name: str) -> Silent:
+            networks.append(Silent())
+            return networks[-1]
 
-    def counting(self, verb: str) -> Any:
-        return contextlib.nullcontext(lambda done, total: None)
-
-    def training(self, epochs: int) -> Any:
-        def of(name: str) -> Silent:
-            self.networks.append(Silent())
-            return self.networks[-1]
-
-        return contextlib.nullcontext(of)
-
-    def stop(self) -> bool:
-        return self.stop_after is not None and sum(len(each.records) for each in self.networks) >= self.stop_after
+        super().__init__(
+            say=lambda line: None,
+            counting=lambda verb: contextlib.nullcontext(lambda done, total: None),
+            training=lambda epochs: contextlib.nullcontext(progress),
+            stop=lambda: stop_after is not None and sum(len(network.records) for network in networks) >= stop_after,
+        )
 
 
 @pytest.fixture(scope="module", autouse=True)
-def few_films():
+def few_images():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rehearsal, "SAMPLE_FILMS", 30)
+        patch.setattr(rehearsal, "COLLECTION_IMAGES", 30)
         yield
 
 
@@ -107,7 +102,7 @@ def test_both_protocols_are_trained_and_counted(done: tuple[Path, dict[str, Any]
     assert list(protocols) == ["random", "patient"]
     for split, found in protocols.items():
         dataset = found["dataset"]
-        # Ten COVID-19 films of either collection, of which two are the same, and at most nine.
+        # Ten COVID-19 images of either collection, of which two are the same, and at most nine.
         assert dataset["per_class"] == {"COVID-19": 9, "No-Findings": 10, "Pneumonia": 10}
         assert dataset["copies_dropped"] == {"ieee8023": 2}
         assert dataset["image_size"] == 32
@@ -123,6 +118,12 @@ def test_finished_work_is_kept(done: tuple[Path, dict[str, Any]], tmp_path: Path
     for name in ("train", "train_networks", "prepare"):
         monkeypatch.setattr(reproduce, name, None)
     again = reproduce.reproduce("sample", out, loaded(tmp_path), 2, Quiet())
+    assert json.loads(json.dumps(again)) == json.loads(json.dumps(results))
+    # A run of an earlier version, whose file had another name.
+    file = out / "runs" / "table1-random" / "result.json"
+    file.rename(file.with_name("outcome.json"))
+    again = reproduce.reproduce("sample", out, loaded(tmp_path), 2, Quiet())
+    file.with_name("outcome.json").rename(file)
     assert json.loads(json.dumps(again)) == json.loads(json.dumps(results))
 
 
@@ -160,7 +161,7 @@ def test_page_holds_everything_and_needs_nothing_else(done: tuple[Path, dict[str
     for text in ("Synthetic sample", "Table 1. Small", "Table 4. Times", "patients apart", f"{accuracy:.3f}"):
         assert text in html
         assert text in markdown
-    assert "Random split: 29 films of " in markdown
+    assert "Random split: 29 images of " in markdown
     assert "1 fewer than the study&#39;s 30" in html
     assert "1 fewer than the study's 30" in markdown
     assert "2 of ieee8023" in markdown
@@ -176,14 +177,14 @@ def test_page_holds_everything_and_needs_nothing_else(done: tuple[Path, dict[str
     report.write(out, out / "collections", results)
 
 
-def test_page_without_films(done: tuple[Path, dict[str, Any]], tmp_path: Path):
+def test_page_without_images(done: tuple[Path, dict[str, Any]], tmp_path: Path):
     out, results = done
-    report.write(tmp_path, out / "collections", results, films=False)
+    report.write(tmp_path, out / "collections", results, images=False)
     assert not (tmp_path / "figures" / "figure1.png").exists()
     for name in ("report.md", "report.html"):
         text = (tmp_path / name).read_text()
         assert "image/png" not in text
-        assert "Figures 1 and 5, which show films" in text
+        assert "Figures 1 and 5, which show images" in text
         assert "Figure 3" in text
 
 
@@ -192,7 +193,7 @@ def test_every_device_that_trained_is_named(done: tuple[Path, dict[str, Any]], t
     results = copy.deepcopy(results)
     here = results["about"]["device"]
     results["experiments"]["table1"]["protocols"]["patient"]["device"] = "Another card"
-    report.write(tmp_path, out / "collections", results, films=False)
+    report.write(tmp_path, out / "collections", results, images=False)
     text = (tmp_path / "report.md").read_text()
     assert f"| device | {', '.join(sorted(['Another card', here]))} |" in text
     assert re.search(rf"Random split: .* Trained on {re.escape(here)}\.\n", text)
@@ -234,7 +235,7 @@ def test_folds_and_lungs_stand_in_the_page(tmp_path: Path):
     markdown = (out / "report.md").read_text()
     alone = found["alone"]["spread"]["accuracy"]
     row = f"random split, one network alone, mean ± sd of 10 |  |  | {alone['mean']:.3f} ± {alone['sd']:.3f} |"
-    for text in ("mean ± sd of folds", "each fold with its accuracy", "Figure 5: films, the lungs", row):
+    for text in ("mean ± sd of folds", "each fold with its accuracy", "Figure 5: images, the lungs", row):
         assert text in markdown
 
 

@@ -108,7 +108,7 @@ def test_what_cannot_be_is_said_in_one_sentence(perfect, folder, tmp_path):
     assert "No image could be read" in refused("segment", folder / "bad.png", "--out", tmp_path / "o", code=1)
     assert "--strict" in refused("segment", folder, "--out", tmp_path / "o", "--strict", code=1)
     message = refused("segment", folder, "--what", "crop", code=2)
-    assert message == "--what is --output-type now; write --output-type crop."
+    assert message == "The option --what is now called --output-type; use --output-type crop."
     (tmp_path / "file").write_text("")
     assert "cannot be made" in refused("segment", folder, "--out", tmp_path / "file" / "o", code=1)
 

@@ -142,7 +142,7 @@ def test_evaluate_without_a_run_takes_the_bundled_classifier(
     monkeypatch.setattr(load, "BUNDLED", file)
     assert "There is no run under runs/" in refused("evaluate", code=1)
     films = tmp_path_factory.mktemp("others") / "films"
-    synthetic.main([str(films), "--images", "30", "--seed", "77"])
+    synthetic.write_images(films, 30, seed=77)
     words = ("prepare", films, "--out", "other", "--image-size", 32, "--lungs", "none", "--folds", 3)
     assert run(*words).exit_code == 0
     result = run("evaluate", "--data", "other")

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from bench.harness import cores
+from bench.machine import cores
 from covidjax.config import Preprocess
 from covidjax.images import stream
 

@@ -8,7 +8,7 @@ from typing import Any
 import keras  # pyright: ignore[reportMissingImports] - only the extra `peers` has it
 import numpy as np
 
-from bench.harness import cores
+from bench.machine import cores
 from bench.peers.arrays import UNITS, Arrays, at
 
 if keras.backend.backend() == "torch":

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.harness import Missing, cores
+from bench.harness import Missing
+from bench.machine import cores
 from bench.peers.arrays import Arrays
 from bench.peers.twin import Twin, cnn13
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.harness import cores
+from bench.machine import cores
 
 
 def _pixels(batch: str) -> np.ndarray:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from bench.harness import cores
+from bench.machine import cores
 from bench.peers.arrays import Arrays
 from bench.peers.twin import Twin
 

@@ -34,7 +34,7 @@ PATH = click.Path(path_type=Path)
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-def choice_option(name: str, *values: str, text: str = "", default: str | None = None) -> Decorator:
+def choice_option(name: str, values: Sequence[str], text: str = "", default: str | None = None) -> Decorator:
     """An option that takes one of several values, the first of them unless ``default`` says in words what happens."""
     if default:
         return click.option(name, type=click.Choice(values), help=f"{text}  [default: {default}]")
@@ -44,7 +44,7 @@ def choice_option(name: str, *values: str, text: str = "", default: str | None =
 def invert_option(default: str | None = None) -> Decorator:
     """``--invert``, which is ``auto`` unless ``default`` says in words what happens."""
     text = "auto turns negatives (bone dark, air bright) into positives."
-    return choice_option("--invert", "auto", "never", text=text, default=default)
+    return choice_option("--invert", ("auto", "never"), text, default)
 
 
 _RUNTIME = "What computes; auto is the fastest that is installed for the device."
@@ -53,8 +53,8 @@ paths_argument = click.argument("paths", metavar="PATH...", nargs=-1, required=T
 workers_option = click.option(
     "--workers", type=click.IntRange(1), help="Decoding processes.  [default: one a core and one more]"
 )
-device_option = choice_option("--device", "auto", "cpu", "gpu")
-runtime_option = choice_option("--runtime", "auto", "jax", "openvino", "onnxruntime", text=_RUNTIME)
+device_option = choice_option("--device", ("auto", "cpu", "gpu"))
+runtime_option = choice_option("--runtime", ("auto", "jax", "openvino", "onnxruntime"), _RUNTIME)
 strict_option = click.option("--strict", is_flag=True, help="Exit with 1 if any file could not be read.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 
@@ -82,7 +82,7 @@ def renamed(old: str, new: str) -> Decorator:
 
     def refuse(context: click.Context, parameter: click.Parameter, value: object) -> None:
         if value is not None:
-            raise UsageError(f"{old} is {new} now; write {new} {value}.")
+            raise UsageError(f"The option {old} is now called {new}; use {new} {value}.")
 
     # Eager: before anything else that may be wrong is complained of.
     return click.option(old, hidden=True, expose_value=False, is_eager=True, callback=refuse)

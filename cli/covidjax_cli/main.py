@@ -13,7 +13,7 @@ import click
 import covidjax
 from covidjax.errors import UsageError, UserError, printable
 
-COMMANDS = ("prepare", "train", "evaluate", "score", "segment", "reproduce", "doctor")
+COMMANDS = ("sample", "prepare", "train", "evaluate", "score", "segment", "reproduce", "doctor")
 
 
 class _EchoHandler(logging.Handler):

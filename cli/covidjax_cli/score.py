@@ -79,7 +79,7 @@ def score(
     start(min(workers_or_default(options["workers"]), len(images.paths)))  # while the model is loaded
     classifier = Classifier.load(model, device=device, runtime=runtime)
     _say_model(classifier, model, chosen=bool(checkpoint))
-    common.say_skipped(images.passed_over)
+    common.say_skipped(images.skipped)
     summary = ScoreSummary(
         classifier=classifier,
         model=model,

@@ -18,8 +18,9 @@ from covidjax_cli import common
 @common.paths_argument
 @click.option("--out", required=True, type=common.PATH, help="Folder for the PNG files and lungs.csv.")
 @common.choice_option(
-    *("--output-type", "mask", "crop", "overlay"),
-    text="mask: white lungs on black; crop: the box of both; overlay: the X-ray with lungs and box drawn in.",
+    "--output-type",
+    ("mask", "crop", "overlay"),
+    "mask: white lungs on black; crop: the box of both; overlay: the X-ray with lungs and box drawn in.",
 )
 @common.renamed("--what", "--output-type")
 @click.option("--checkpoint", metavar="RUN", type=common.PATH, help="A run of lung-unet.  [default: bundled]")
@@ -61,7 +62,7 @@ def segment(
     images = find_images(existing)
     segmenter = open_segmenter(device, runtime, checkpoint)
     common.say(f"Segmenter: {segmenter.title}.")
-    common.say_skipped(images.passed_over)
+    common.say_skipped(images.skipped)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -19,7 +19,6 @@ from array_record.python.array_record_module import ArrayRecordReader
 from tensorflow_datasets.proto import tf_example_pb2
 
 from covidjax.config import Preprocess
-from covidjax.data.loader import Source
 from covidjax.errors import UsageError, UserError
 
 Example: Any = vars(tf_example_pb2)["Example"]  # protobuf makes the class when it is imported; no type checker knows it
@@ -33,10 +32,14 @@ MANIFEST = "manifest.json"
 TEXTS = ("patient", "source", "name", "sha256", "view")
 
 
-class _Records:
-    """Random access to the records of some files.
+class Source:
+    """Random access to the records of some files; may be used by several threads at once.
 
     TFDS's own data source would decode every feature of every record in Python, which takes longer than reading it.
+
+    Attributes:
+      shape: of every image, ``[S, S, 1]``.
+      masks: whether there is a lung mask for every image.
     """
 
     def __init__(self, files: Sequence[str], image_size: int, masks: bool):
@@ -50,14 +53,17 @@ class _Records:
         return self._ends[-1]
 
     def read(self, rows: np.ndarray, images: np.ndarray, labels: np.ndarray, masks: np.ndarray | None = None) -> None:
-        for at, row in enumerate(rows.tolist()):
+        """Write the images of some rows, uint8 ``[rows, S, S, 1]``, their labels ``[rows]`` and, where wanted, their masks,
+        shaped as the images, into the given arrays."""
+        for index, row in enumerate(rows.tolist()):
             features = self._features(row)
-            images[at] = np.frombuffer(features["image"].bytes_list.value[0], np.uint8).reshape(self.shape)
-            labels[at] = features["label"].int64_list.value[0]
+            images[index] = np.frombuffer(features["image"].bytes_list.value[0], np.uint8).reshape(self.shape)
+            labels[index] = features["label"].int64_list.value[0]
             if masks is not None:
-                masks[at] = np.frombuffer(features["mask"].bytes_list.value[0], np.uint8).reshape(self.shape)
+                masks[index] = np.frombuffer(features["mask"].bytes_list.value[0], np.uint8).reshape(self.shape)
 
     def texts(self, row: int, *keys: str) -> tuple[str, ...]:
+        """Some text features of a row."""
         features = self._features(row)
         return tuple(os.fsdecode(features[key].bytes_list.value[0]) for key in keys)
 
@@ -77,8 +83,8 @@ class Dataset:
       UserError: no dataset, one of another format, or a damaged one.
 
     Attributes:
-      masks: whether every film has a lung mask; the classes then are the kinds of mask.
-      segmenter: digest of the weights that found the lungs; empty for whole films.
+      masks: whether every image has a lung mask; the classes then are the kinds of mask.
+      segmenter: digest of the weights that found the lungs; empty for whole images.
     """
 
     def __init__(self, path: Path):
@@ -92,10 +98,10 @@ class Dataset:
             if self.manifest["format"] != FORMAT:
                 raise UserError(f"{path} was prepared by another version of covidjax; prepare it again.")
             self.preprocess = Preprocess(
-                self.manifest["image_size"],
-                self.manifest["lungs"],
-                tuple(self.manifest["classes"]),
-                self.manifest["invert"],
+                image_size=self.manifest["image_size"],
+                lungs=self.manifest["lungs"],
+                classes=tuple(self.manifest["classes"]),
+                invert=self.manifest["invert"],
             )
             self.masks: bool = self.manifest["masks"]
             self.segmenter: str = self.manifest["segmenter"]
@@ -118,7 +124,7 @@ class Dataset:
     def source(self, folds: Sequence[int]) -> Source:
         """Random access to the records of some folds, in the order of the folds."""
         files = [os.fspath(file) for fold in folds for file in self._builder.info.splits[f"fold{fold}"].filepaths]
-        return _Records(files, self.preprocess.image_size, self.masks)
+        return Source(files, self.preprocess.image_size, self.masks)
 
     def class_counts(self, folds: Sequence[int]) -> np.ndarray:
         """Images of each class in some folds, int ``[classes]``."""

@@ -8,22 +8,24 @@ from __future__ import annotations
 import contextlib
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 
+from covidjax.data.dataset import Source
+from covidjax.data.readers.names import is_one_file
 from covidjax.errors import UserError
 
 
 class Batch(NamedTuple):
-    """A batch of constant size; ``real`` examples come first, the rest is padding."""
+    """A batch of constant size; ``count`` examples come first, the rest is padding."""
 
     images: np.ndarray
     """uint8 ``[B, S, S, 1]``."""
     labels: np.ndarray
     """int32 ``[B]``."""
-    real: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride]  # nobody counts in a tuple of arrays
     masks: np.ndarray | None = None
     """uint8 ``[B, S, S, 1]`` of 0 and 1 where the dataset has masks; the labels then say what kind each is."""
 
@@ -31,30 +33,6 @@ class Batch(NamedTuple):
     def targets(self) -> Any:
         """The labels, or labels and masks."""
         return self.labels if self.masks is None else (self.labels, self.masks)
-
-
-class Source(Protocol):
-    """Random access to the records of a prepared dataset; may be used by several threads at once."""
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Of every image, ``[S, S, 1]``."""
-        ...
-
-    @property
-    def masks(self) -> bool:
-        """Whether there is a lung mask for every image."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def read(self, rows: np.ndarray, images: np.ndarray, labels: np.ndarray, masks: np.ndarray | None = None) -> None:
-        """Write the images of some rows, uint8 ``[rows, S, S, 1]``, their labels ``[rows]`` and, where wanted, their masks,
-        shaped as the images, into the given arrays."""
-
-    def texts(self, row: int, *keys: str) -> tuple[str, ...]:
-        """Some text features of a row."""
-        ...
 
 
 def epoch_rows(count: int, batch_size: int, *, seed: int, epoch: int) -> np.ndarray:
@@ -75,35 +53,27 @@ def _reading() -> Iterator[None]:
 
 
 def _stack(source: Source, rows: np.ndarray, size: int | None = None) -> Batch:
-    size = size or len(rows)
-    images, labels = np.empty((size, *source.shape), np.uint8), np.zeros(size, np.int32)
-    masks = np.empty_like(images) if source.masks else None
+    count, size = len(rows), size or len(rows)
+    images, labels = np.zeros((size, *source.shape), np.uint8), np.zeros(size, np.int32)
+    masks = np.zeros_like(images) if source.masks else None
     with _reading():
-        source.read(rows, images, labels, masks)
-    for padded in (images, masks):
-        if padded is not None:
-            padded[len(rows) :] = 0
-    return Batch(images, labels, len(rows), masks)
+        source.read(rows, images[:count], labels[:count], None if masks is None else masks[:count])
+    return Batch(images, labels, count, masks)
 
 
-def _batches(source: Source, batches: Sequence[np.ndarray], size: int | None = None) -> Iterator[Batch]:
-    """A batch for each array of rows, in order, read ahead."""
-    dataset = grain.MapDataset.source(batches).map(lambda rows: _stack(source, rows, size))
+def train_batches(source: Source, steps: Sequence[np.ndarray] | np.ndarray, size: int | None = None) -> Iterator[Batch]:
+    """A batch for each array of rows, such as ``epoch_rows`` gives, in order, read ahead; padded to ``size`` if given."""
+    dataset = grain.MapDataset.source(list(steps)).map(lambda rows: _stack(source, rows, size))
     # One thread: a second one would mostly wait for Python's lock, and the two would be slower than the one.
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
 
 
-def train_batches(source: Source, steps: np.ndarray) -> Iterator[Batch]:
-    """The batches whose rows ``epoch_rows`` gave, read ahead of the training step."""
-    return _batches(source, list(steps))
-
-
 def identities(source: Source) -> list[tuple[str, ...]]:
-    """For every record what its film can be known by in another dataset: the file's digest and, where it means anything
-    outside its own dataset, the patient."""
+    """For every record the keys by which its image can be known in another dataset: the file's digest and, where it means
+    anything outside its own dataset, the patient's key."""
     with _reading():
-        found = [source.texts(row, "sha256", "patient") for row in range(len(source))]
-    return [(digest,) if patient.startswith("file:") else (digest, patient) for digest, patient in found]
+        keys = [source.texts(row, "sha256", "patient") for row in range(len(source))]
+    return [(digest,) if is_one_file(patient) else (digest, patient) for digest, patient in keys]
 
 
 def patients(source: Source, rows: np.ndarray) -> list[str]:
@@ -117,7 +87,7 @@ def eval_batches(source: Source, batch_size: int, rows: np.ndarray | None = None
     rows = np.arange(len(source)) if rows is None else rows
     batch_size = min(batch_size, max(len(rows), 1))
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-    return _batches(source, batches, batch_size)
+    return train_batches(source, batches, batch_size)
 
 
 def cached_batches(

@@ -1,4 +1,4 @@
-"""From collections of films, or from nothing (the built-in sample), to a prepared dataset."""
+"""From collections of images to a prepared dataset."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 from covidjax.config import Preprocess
 from covidjax.data import duplicates, folds, readers
 from covidjax.data.readers.base import Collection, Example
-from covidjax.data.writer import Record, create_dataset
+from covidjax.data.writer import Record, Writer, create_dataset
 from covidjax.errors import UsageError, UserError
 from covidjax.images import stream
 from covidjax.images.formats import Limits
@@ -29,23 +29,23 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Options:
-    """Everything ``prepare`` can be told; written to the manifest."""
+    """The options of ``prepare``; written to the manifest."""
 
     preprocess: Preprocess = field(default_factory=Preprocess)
     layout: str = "auto"
     group_by: str = "patient"
-    """``patient``: all films of a patient in one fold. ``none``: a plain random split, which leaks between folds."""
+    """``patient``: all images of a patient in one fold. ``none``: a plain random split, which leaks between folds."""
     folds: int = 5
     seed: int = 0
     limit_per_class: int | None = None
-    copies: Literal["drop", "keep"] = "drop"
-    """Of a film that several sources hold, ``drop`` keeps the first source's; ``keep`` keeps all, as one patient's."""
+    duplicates: Literal["drop", "keep"] = "drop"
+    """Of an image that several sources hold, ``drop`` keeps the first source's; ``keep`` keeps all, as one patient's."""
     only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Classes that alone are taken of a source, by its name."""
+    """Source → the only classes that are taken of it."""
     limits_by_class: Mapping[str, int] = field(default_factory=dict)
-    """Most films of a class, drawn at random, where it is not ``limit_per_class``."""
+    """Class → most images of it, drawn at random, where that is not ``limit_per_class``."""
     masks: bool = False
-    """Pairs of films and lung masks, for a segmenter: the classes are the kinds of mask that there are, and the folds are
+    """Pairs of images and lung masks, for a segmenter: the classes are the kinds of mask that there are, and the folds are
     stratified by source."""
     limits: Limits = field(default_factory=Limits)
     """What one file may take."""
@@ -60,15 +60,15 @@ def prepare(
     segmenter: lung_stream.Segmenter | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Read collections, sort their films into folds, decode and write them.
+    """Read collections, sort their images into folds, decode and write them.
 
     Args:
-      sources: folders of films.
+      sources: folders of images.
       out: the dataset's folder, made whole under a temporary name and then renamed.
       options: see there.
       workers: decoding processes; one a core and one more if None.
-      segmenter: what finds the lungs where ``options.preprocess.lungs`` wants them; the bundled one if None.
-      progress: told after each film.
+      segmenter: finds the lungs where ``options.preprocess.lungs`` wants them; the bundled one if None.
+      progress: called after each image; with several sources every image is decoded twice, first to find duplicates.
 
     Returns:
       The manifest, as written to ``out/manifest.json``.
@@ -79,84 +79,46 @@ def prepare(
     """
     if options.preprocess.lungs != "none" and segmenter is None:
         segmenter = open_segmenter()
+    collections = _read_collections(sources, options)
+    examples = [example for collection in collections for example in collection.examples]
+    if options.masks:
+        kinds = tuple(kind for kind in MASK_KINDS if any(example.label == kind for example in examples))
+        options = dataclasses.replace(options, preprocess=dataclasses.replace(options.preprocess, classes=kinds))
+    before, pairs = 0, []
+    progress = progress or (lambda done, total: None)
+    if len(collections) > 1:
+        before, paths = len(examples), [example.path for example in examples]
+        pairs = duplicates.near_duplicates(
+            paths, workers=workers, progress=lambda done, total: progress(done, 2 * total), limits=options.limits
+        )
+    digests = duplicates.identical_files(examples)
+    patients = folds.patients_of(examples, digests, pairs)
+    rows = _choose(collections, examples, options, digests, pairs)
+    chosen = [dataclasses.replace(examples[row], patient=patients[row]) for row in rows]
+    fold_of = _assign_folds(chosen, options, [collection.source for collection in collections])
+    digest = segmenter.digest if segmenter else ""
+    with create_dataset(out, options.preprocess, options.folds, masks=options.masks, segmenter=digest) as writer:
+        images = _read_images(chosen, options, workers, segmenter)
+        lists = _write(writer, chosen, fold_of, images, lambda done: progress(before + done, before + len(chosen)))
+        return writer.close(
+            options=dataclasses.asdict(options),
+            **_facts(collections),
+            skipped=lists["skipped"],
+            remarks=lists["remarks"],
+            **({"lungs_by": segmenter.title, "whole_films": lists["whole_films"]} if segmenter else {}),
+            identical_files=len(digests) - len(set(digests.values())),
+            near_duplicates=len(pairs),
+        )
+
+
+def _read_collections(sources: Sequence[Path], options: Options) -> list[Collection]:
     names = _source_names(sources)
     if unknown := options.only.keys() - names:
         raise UsageError(f"There is no source {min(unknown)}; the sources are called {', '.join(names)}.")
-    read = [
+    return [
         readers.read(root, options.layout, source=name, masks=options.masks)
         for root, name in zip(sources, names, strict=True)
     ]
-    if options.masks:
-        found = {example.label for collection in read for example in collection.examples}
-        kinds = tuple(kind for kind in MASK_KINDS if kind in found)
-        options = dataclasses.replace(options, preprocess=dataclasses.replace(options.preprocess, classes=kinds))
-    classes = options.preprocess.classes
-    everything = [example for collection in read for example in collection.examples]
-    counted = progress or (lambda done, total: None)
-    alike = []
-    if len(read) > 1:
-        paths, total = [example.path for example in everything], 2 * len(everything)
-        alike = duplicates.near_duplicates(
-            paths, workers=workers, progress=lambda done, _: counted(done, total), limits=options.limits
-        )
-    contents = duplicates.identical_files(everything)
-    whose = folds.patients_of(everything, contents, alike)
-    rows = _chosen(read, everything, options, contents, alike)
-    examples, patients = [everything[row] for row in rows], [whose[row] for row in rows]
-    labels = np.asarray([classes.index(example.label) for example in examples], int)
-    for label, count in zip(classes, np.bincount(labels, minlength=len(classes)), strict=True):
-        if not count:
-            raise UserError(f"There is no film of class {label}; add a source that has some, or prepare other --classes.")
-    strata, named = labels, [f"Class {name}" for name in classes]
-    if options.masks:
-        strata = np.asarray([names.index(example.source) for example in examples])
-        named = [f"Source {name}" for name in names]
-    grouped = options.group_by == "patient"
-    fold_of = folds.assign_folds(strata, patients if grouped else None, named, folds=options.folds, seed=options.seed)
-    skipped, remarks, whole = [], [], []
-    digest = segmenter.digest if segmenter else ""
-    with create_dataset(out, options.preprocess, options.folds, masks=options.masks, segmenter=digest) as writer:
-        images = _films(examples, options, workers, segmenter)
-        for done, (example, patient, fold, film) in enumerate(zip(examples, patients, fold_of, images, strict=True), 1):
-            if film.image is None:
-                skipped.append({"path": str(example.path), "source": example.source, "reason": film.error})
-            else:
-                name, view = example.path.name, example.view
-                record = Record(film.image, example.label, patient, example.source, name, film.sha256, view, film.mask)
-                writer.add(fold, record)
-            if film.remark:
-                remarks.append({"path": str(example.path), "source": example.source, "remark": film.remark})
-            if film.lungs.startswith(lung_stream.WHOLE):
-                whole.append({"path": str(example.path), "source": example.source, "reason": film.lungs})
-            before = len(everything) if len(read) > 1 else 0
-            counted(before + done, before + len(examples))
-        return writer.close(
-            options=dataclasses.asdict(options),
-            sources=[
-                {"name": collection.source, "path": str(collection.root), "layout": collection.layout}
-                for collection in read
-            ],
-            left_out={collection.source: dict(+collection.left_out) for collection in read},
-            skipped=skipped,
-            remarks=remarks,
-            **({"lungs_by": segmenter.title, "whole_films": whole} if segmenter else {}),
-            identical_files=len(contents) - len(set(contents.values())),
-            look_alikes=len(alike),
-            notes=[f"{collection.source}: {note}" for collection in read for note in collection.notes],
-        )
-
-
-def _films(
-    examples: Sequence[Example], options: Options, workers: int | None, segmenter: lung_stream.Segmenter | None
-) -> Iterator[stream.LoadedImage]:
-    preprocess, limits = options.preprocess, options.limits
-    pairs = [(example.path, example.mask) for example in examples if example.mask]
-    if pairs:
-        return stream.read_pairs(pairs, preprocess, workers=workers, limits=limits)
-    paths = [example.path for example in examples]
-    if segmenter:
-        return lung_stream.read_lungs(paths, preprocess, segmenter, workers=workers, limits=limits)
-    return stream.read_images(paths, preprocess, workers=workers, limits=limits)
 
 
 def _source_names(sources: Sequence[Path]) -> list[str]:
@@ -167,40 +129,117 @@ def _source_names(sources: Sequence[Path]) -> list[str]:
     ]
 
 
-def _chosen(
-    read: Sequence[Collection],
+def _choose(
+    collections: Sequence[Collection],
     examples: Sequence[Example],
     options: Options,
-    contents: Mapping[int, str],
-    alike: Sequence[tuple[int, int]],
+    digests: Mapping[int, str],
+    near_duplicates: Sequence[tuple[int, int]],
 ) -> list[int]:
-    """The rows of the films of the asked-for classes, without copies, at most so many of each class, drawn at random; what
-    is left out is counted."""
-    left_out = {collection.source: collection.left_out for collection in read}
-    taken = []
-    for row, example in enumerate(examples):
-        if example.label in options.only.get(example.source, options.preprocess.classes):
-            taken.append(row)
-        else:
-            left_out[example.source][f"class {example.label}, not asked for"] += 1
-    # In a dataset of masks the same film may stand with both kinds of mask.
-    dropping = options.copies == "drop" and not options.masks
-    first = duplicates.copies_of_earlier_sources(examples, taken, contents, alike) if dropping else {}
-    by_class = defaultdict(list)
-    for row in taken:
-        example = examples[row]
-        if row in first:
-            left_out[example.source][f"a copy of a film of {first[row]}"] += 1
-        else:
-            by_class[example.label].append(row)
+    """The rows of the images of the asked-for classes, without duplicates, at most so many of each class, drawn at random;
+    what is left out is counted in its collection."""
+    classes = options.preprocess.classes
+    left_out = {
+        row: f"class {example.label}, not asked for"
+        for row, example in enumerate(examples)
+        if example.label not in options.only.get(example.source, classes)
+    }
+    earlier: Mapping[int, str] = {}
+    # In a dataset of masks the same image may stand with both kinds of mask.
+    if options.duplicates == "drop" and not options.masks:
+        rows = [row for row in range(len(examples)) if row not in left_out]
+        earlier = duplicates.duplicates_of_earlier_sources(examples, rows, digests, near_duplicates)
+        left_out |= {row: f"a copy of an image of {source}" for row, source in earlier.items()}
     random = np.random.default_rng(options.seed)
     chosen = []
-    for label in options.preprocess.classes:
-        mine, limit = by_class[label], options.limits_by_class.get(label, options.limit_per_class)
-        keep = set(range(len(mine)) if limit is None else random.permutation(len(mine))[:limit].tolist())
-        for place, row in enumerate(mine):
-            if place in keep:
-                chosen.append(row)
-            else:
-                left_out[examples[row].source][f"over the limit of {limit} films a class"] += 1
+    for label in classes:
+        rows = [row for row, example in enumerate(examples) if example.label == label and row not in left_out]
+        limit = options.limits_by_class.get(label, options.limit_per_class)
+        if limit is not None:
+            over = [rows[index] for index in random.permutation(len(rows))[limit:].tolist()]
+            left_out |= dict.fromkeys(over, f"over the limit of {limit} images a class")
+        chosen += [row for row in rows if row not in left_out]
+    for collection in collections:
+        collection.left_out.update(reason for row, reason in left_out.items() if examples[row].source == collection.source)
+        collection.duplicates = sum(examples[row].source == collection.source for row in earlier)
     return chosen
+
+
+def _assign_folds(examples: Sequence[Example], options: Options, sources: Sequence[str]) -> list[int]:
+    """The fold of each image, stratified by class or, where there are masks, by source.
+
+    Raises:
+      UserError: a class of which there is no image, or fewer patients than folds.
+    """
+    labels = [example.label for example in examples]
+    if missing := [label for label in options.preprocess.classes if label not in labels]:
+        raise UserError(f"There is no image of class {missing[0]}; add a source that has some, or prepare other --classes.")
+    kind, strata, of_image = "Class", options.preprocess.classes, labels
+    if options.masks:
+        kind, strata, of_image = "Source", sources, [example.source for example in examples]
+    return folds.assign_folds(
+        np.asarray([strata.index(stratum) for stratum in of_image]),
+        [example.patient for example in examples] if options.group_by == "patient" else None,
+        [f"{kind} {stratum}" for stratum in strata],
+        folds=options.folds,
+        seed=options.seed,
+    )
+
+
+def _read_images(
+    examples: Sequence[Example], options: Options, workers: int | None, segmenter: lung_stream.Segmenter | None
+) -> Iterator[stream.LoadedImage]:
+    preprocess, limits = options.preprocess, options.limits
+    paths = [example.path for example in examples]
+    if segmenter and not options.masks:
+        return lung_stream.read_lungs(paths, preprocess, segmenter, workers=workers, limits=limits)
+    masks = [example.mask for example in examples]
+    return stream.read_images(paths, preprocess, masks=masks, workers=workers, limits=limits)
+
+
+def _write(
+    writer: Writer,
+    examples: Sequence[Example],
+    fold_of: Sequence[int],
+    images: Iterator[stream.LoadedImage],
+    progress: Callable[[int], None],
+) -> defaultdict[str, list[dict[str, str]]]:
+    """Add the images to the dataset. Returns the manifest's lists of files: ``skipped``, ``remarks``, ``whole_films``."""
+    lists = defaultdict(list)
+    for done, (example, fold, image) in enumerate(zip(examples, fold_of, images, strict=True), 1):
+        file = {"path": str(example.path), "source": example.source}
+        if image.image is None:
+            lists["skipped"].append({**file, "reason": image.error})
+        else:
+            record = Record(
+                image=image.image,
+                label=example.label,
+                patient=example.patient,
+                source=example.source,
+                name=example.path.name,
+                sha256=image.sha256,
+                view=example.view,
+                mask=image.mask,
+            )
+            writer.add(fold, record)
+        if image.warning:
+            lists["remarks"].append({**file, "remark": image.warning})
+        if image.whole_because:
+            lists["whole_films"].append({**file, "reason": image.lungs})
+        progress(done)
+    return lists
+
+
+def _facts(collections: Sequence[Collection]) -> dict[str, Any]:
+    """What the manifest says of the collections."""
+    return {
+        "sources": [
+            {"name": collection.source, "path": str(collection.root), "layout": collection.layout}
+            for collection in collections
+        ],
+        "left_out": {collection.source: dict(+collection.left_out) for collection in collections},
+        "duplicates_dropped": {
+            collection.source: collection.duplicates for collection in collections if collection.duplicates
+        },
+        "notes": [f"{collection.source}: {note}" for collection in collections for note in collection.notes],
+    }

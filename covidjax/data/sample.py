@@ -11,13 +11,16 @@ import numpy as np
 import platformdirs
 
 from covidjax.config import Preprocess
-from covidjax.data import dataset, synthetic
+from covidjax.data import synthetic
 from covidjax.data.dataset import Dataset
 from covidjax.data.folds import assign_folds
 from covidjax.data.prepare import Options, Progress
 from covidjax.data.writer import Record, create_dataset
 from covidjax.errors import UserError
 from covidjax.labels import CLASSES, MASK_KINDS
+
+SAMPLE_VERSION = 1
+"""Raised when ``synthetic`` draws other pixels, or when the dataset made of them changes: part of its name in the cache."""
 
 SAMPLE_IMAGES = 324
 """Size of the built-in sample: training on it with all defaults takes about ten minutes on two CPU cores."""
@@ -30,16 +33,24 @@ def sample_dataset(
     seed: int = 0,
     masks: bool = False,
     progress: Progress | None = None,
-) -> dataset.Dataset:
-    """The built-in dataset of synthetic films, drawn once into the user's cache folder and opened from there; with
-    ``masks`` the films with their lung masks in place of classes."""
-    # Another drawing or another format on disk is another dataset.
-    code = b"".join(Path(file).read_bytes() for file in (synthetic.__file__, dataset.__file__, __file__))
-    version = hashlib.sha256(code).hexdigest()[:8]
-    out = Path(platformdirs.user_cache_dir("covidjax"), "sample", f"{images}x{size}-seed{seed}{'-masks' * masks}-{version}")
+) -> Dataset:
+    """The built-in dataset of synthetic images, drawn once into the user's cache folder and opened from there.
+
+    Args:
+      size: height and width in pixels.
+      images: their number.
+      seed: of the images and the folds.
+      masks: images with their lung masks in place of classes.
+      progress: called with (done, total) after each image that is drawn.
+
+    Raises:
+      UserError: the cache folder cannot be written.
+    """
+    name = f"{images}x{size}-seed{seed}{'-masks' * masks}-v{SAMPLE_VERSION}"
+    out = Path(platformdirs.user_cache_dir("covidjax"), "sample", name)
     if out.exists():
         try:
-            return dataset.Dataset(out)
+            return Dataset(out)
         except UserError:
             shutil.rmtree(out, ignore_errors=True)  # damaged; nobody but this function can mend it
     try:
@@ -48,23 +59,32 @@ def sample_dataset(
     except UserError as error:
         if not out.exists():  # else another process drew it in the meantime
             raise UserError(f"The sample could not be drawn: {error} XDG_CACHE_HOME names the cache folder.") from error
-    return dataset.Dataset(out)
+    return Dataset(out)
 
 
-def _draw_sample(out: Path, options: Options, images: int, progress: Progress | None) -> None:
-    films = list(synthetic.draw_images(images, seed=options.seed, size=options.preprocess.image_size))
-    labels = np.asarray([film.label for film in films])
-    named = [f"Class {name}" for name in CLASSES]
-    folds = assign_folds(labels, [film.patient for film in films], named, folds=options.folds, seed=options.seed)
+def _draw_sample(out: Path, options: Options, count: int, progress: Progress | None) -> None:
+    images = list(synthetic.draw_images(count, seed=options.seed, size=options.preprocess.image_size))
+    folds = assign_folds(
+        np.asarray([image.label for image in images]),
+        [image.patient for image in images],
+        [f"Class {name}" for name in CLASSES],
+        folds=options.folds,
+        seed=options.seed,
+    )
     with create_dataset(out, options.preprocess, options.folds, masks=options.masks, wait=True) as writer:
-        for index, (film, fold) in enumerate(zip(films, folds, strict=True)):
-            digest = hashlib.sha256(film.image.tobytes()).hexdigest()
-            label = "fields" if options.masks else CLASSES[film.label]
-            mask = film.lungs[..., None].astype(np.uint8) if options.masks else None
-            name = f"{film.patient}-{index}"
-            writer.add(fold, Record(film.image[..., None], label, film.patient, "synthetic", name, digest, mask=mask))
+        for index, (image, fold) in enumerate(zip(images, folds, strict=True)):
+            record = Record(
+                image=image.image[..., None],
+                label="fields" if options.masks else CLASSES[image.label],
+                patient=image.patient,
+                source="synthetic",
+                name=f"{image.patient}-{index}",
+                sha256=hashlib.sha256(image.image.tobytes()).hexdigest(),
+                mask=image.lungs[..., None].astype(np.uint8) if options.masks else None,
+            )
+            writer.add(fold, record)
             if progress:
-                progress(index + 1, images)
+                progress(index + 1, count)
         writer.close(options=dataclasses.asdict(options), sources=[], left_out={}, skipped=[], identical_files=0, notes=[])
 
 
@@ -74,7 +94,7 @@ def open_dataset(path: str | Path, preprocess: Preprocess | None = None, *, mask
     Args:
       path: its folder, or ``sample``.
       preprocess: what a run was trained with; the dataset must have been prepared in the same way.
-      masks: of the sample, films with lung masks in place of classes.
+      masks: of the sample, images with lung masks in place of classes.
 
     Raises:
       UserError: there is none, or it was prepared with other options.
@@ -84,12 +104,12 @@ def open_dataset(path: str | Path, preprocess: Preprocess | None = None, *, mask
     if preprocess and dataset.preprocess != preprocess:
         raise UserError(
             f"{path} was prepared with {_options(dataset.preprocess)}, but the run was trained on {_options(preprocess)}; "
-            "prepare the films again with the run's options."
+            "prepare the images again with the run's options."
         )
     return dataset
 
 
 def _options(preprocess: Preprocess) -> str:
     masks = set(preprocess.classes) <= set(MASK_KINDS)
-    what = f"--masks ({', '.join(preprocess.classes)})" if masks else f"--classes {len(preprocess.classes)}"
-    return f"--image-size {preprocess.image_size} --lungs {preprocess.lungs} {what} --invert {preprocess.invert}"
+    classes = f"--masks ({', '.join(preprocess.classes)})" if masks else f"--classes {len(preprocess.classes)}"
+    return f"--image-size {preprocess.image_size} --lungs {preprocess.lungs} {classes} --invert {preprocess.invert}"

@@ -1,13 +1,11 @@
-"""Synthetic frontal chest films with lung masks: sample data that needs no download and no patient.
+"""Synthetic frontal chest X-rays with lung masks: sample data that needs no download and no patient.
 
-Every film is drawn from formulas and random numbers, so that the training kit can be tried and tested anywhere.
+Every image is drawn from formulas and random numbers, so that the training kit can be tried and tested anywhere.
 The opacities are caricatures of the textbook signs (bilateral peripheral ground-glass opacity for COVID-19, lobar
-consolidation in one lung for pneumonia). **No number measured on these films says anything about patients.**
+consolidation in one lung for pneumonia). **No number measured on these images says anything about patients.**
 
 The class shows inside the lungs only. Thorax, pose, exposure, noise and the side marker come from random streams
 that never see the label, and every pixel outside the lung mask is the same whichever class is drawn.
-
-``python -m covidjax.data.synthetic OUT`` writes the films as PNG files, one folder per class.
 """
 
 from __future__ import annotations
@@ -18,15 +16,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-import click
 import numpy as np
 from PIL import Image, ImageDraw
 
-CLASSES = ("COVID-19", "No-Findings", "Pneumonia")
+from covidjax.labels import CLASSES
 
-_FILMS_PER_PATIENT = 2
+_IMAGES_PER_PATIENT = 2
 
-_RIGHT, _LEFT = -1, 1  # the patient's right lung lies on the left of a frontal film, at negative u
+_RIGHT, _LEFT = -1, 1  # the patient's right lung lies on the left of a frontal image, at negative u
 
 _GLYPHS = {
     _RIGHT: np.array([[1, 1, 1, 0], [1, 0, 0, 1], [1, 1, 1, 0], [1, 0, 1, 0], [1, 0, 0, 1]], np.float32),
@@ -35,12 +32,12 @@ _GLYPHS = {
 
 
 class SyntheticImage(NamedTuple):
-    """One synthetic film.
+    """One synthetic image.
 
-    image: uint8 [S, S], grey values; dense tissue is bright and air is dark, as on a usual film.
+    image: uint8 [S, S], grey values; dense tissue is bright and air is dark, as on a usual X-ray.
     lungs: bool [S, S], True inside either lung field (the part not hidden by heart, mediastinum or diaphragm).
     label: index into `CLASSES`.
-    patient: whose film it is; two films of one patient share anatomy and disease, so split by this.
+    patient: whose image it is; two images of one patient share anatomy and disease, so split by this.
     """
 
     image: np.ndarray
@@ -50,24 +47,24 @@ class SyntheticImage(NamedTuple):
 
 
 def draw(index: int, *, seed: int = 0, size: int = 224) -> SyntheticImage:
-    """Draw film number `index`; it depends on (index, seed, size) and on nothing else.
+    """Draw image number `index`; it depends on (index, seed, size) and on nothing else.
 
-    The class is ``index % 3``. Films ``index`` and ``index + 3`` show the same patient when ``index % 6 < 3``.
-    `size` is the side of the square film in pixels. Raises ValueError unless index >= 0, seed >= 0 and size >= 32
+    The class is ``index % 3``. Images ``index`` and ``index + 3`` show the same patient when ``index % 6 < 3``.
+    `size` is the side of the square image in pixels. Raises ValueError unless index >= 0, seed >= 0 and size >= 32
     are integers.
     """
     index, seed, size = _integer("index", index, 0), _integer("seed", seed, 0), _integer("size", size, 32)
     classes = len(CLASSES)
     label = index % classes
-    number = index // (classes * _FILMS_PER_PATIENT) * classes + label
-    image, lungs = _film(number, index, label, seed, size)
+    number = index // (classes * _IMAGES_PER_PATIENT) * classes + label
+    image, lungs = _draw_labelled(number, index, label, seed, size)
     return SyntheticImage(image, lungs, label, f"phantom-{seed}-{number:05d}")
 
 
 def draw_images(count: int = 600, *, seed: int = 0, size: int = 224) -> Iterator[SyntheticImage]:
-    """Iterate over films 0 to count - 1; a multiple of 6 gives equal classes and two films of every patient.
+    """Iterate over images 0 to count - 1; a multiple of 6 gives equal classes and two images of every patient.
 
-    Raises ValueError, before the first film, unless count >= 0, seed >= 0 and size >= 32 are integers.
+    Raises ValueError, before the first image, unless count >= 0, seed >= 0 and size >= 32 are integers.
     """
     count, seed, size = _integer("count", count, 0), _integer("seed", seed, 0), _integer("size", size, 32)
     return (draw(index, seed=seed, size=size) for index in range(count))
@@ -79,8 +76,8 @@ def _integer(name: str, value: int, least: int) -> int:
     return int(value)
 
 
-def _film(number: int, index: int, label: int, seed: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Image (uint8 [S, S]) and lung mask (bool [S, S]) of one film; the tests also call it with other labels."""
+def _draw_labelled(number: int, index: int, label: int, seed: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Image (uint8 [S, S]) and lung mask (bool [S, S]) of one image; the tests also call it with other labels."""
     # Separate streams: what the disease draws must not shift what anatomy, exposure and noise draw, else the
     # class would leak into them.
     body = np.random.default_rng([seed, 0, number])
@@ -96,12 +93,12 @@ def _film(number: int, index: int, label: int, seed: int, size: int) -> tuple[np
 
 
 # Geometry. (u, v) are coordinates fixed to the patient: u across (0 at the spine), v down (0 at mid-thorax), both
-# about -1 to 1 over the film. Lengths below are in these units.
+# about -1 to 1 over the image. Lengths below are in these units.
 
 
 @lru_cache(maxsize=4)
 def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
-    # Freeing one large block makes glibc keep freed memory instead of handing every film-sized array back to the
+    # Freeing one large block makes glibc keep freed memory instead of handing every image-sized array back to the
     # system at once; drawing then takes a third less time. With another allocator this does nothing.
     np.empty(2**24, np.uint8)
     axis = ((np.arange(size, dtype=np.float32) + 0.5) * (2 / size) - 1).astype(np.float32)
@@ -250,20 +247,20 @@ def _opacity(
 
 
 def _expose(view: np.random.Generator, density: np.ndarray) -> np.ndarray:
-    """Turn density into a film, uint8 [S, S]: shading, contrast curve, exposure, quantum noise, side marker."""
+    """Turn density into an image, uint8 [S, S]: shading, contrast curve, exposure, quantum noise, side marker."""
     shape, size = density.shape, density.shape[0]
     x, y = _grid(size)
     # Exposure varies far more than any opacity changes the mean grey, so that brightness does not tell the class.
     gamma, contrast, offset = view.uniform(0.75, 1.35), view.uniform(0.80, 1.12), view.uniform(-0.06, 0.14)
     tilt_x, tilt_y = view.uniform(-0.04, 0.04), view.uniform(-0.04, 0.04)
     vignette = view.uniform(0, 0.12) * (view.random() < 0.4)
-    film = contrast * density**gamma + offset + 0.012 * _clouds(view, 10, shape)
-    film = film + tilt_x * x + tilt_y * y - vignette * (x * x + y * y) / 2
+    image = contrast * density**gamma + offset + 0.012 * _clouds(view, 10, shape)
+    image = image + tilt_x * x + tilt_y * y - vignette * (x * x + y * y) / 2
 
     # Fewer quanta reach the detector behind dense tissue, so noise grows with density; neighbours share some of it.
     noise = view.standard_normal((size + 1, size + 1), dtype=np.float32)
     noise = (noise[1:, 1:] + noise[:-1, 1:] + noise[1:, :-1] + noise[:-1, :-1]) / 2
-    film += view.uniform(0.008, 0.022) * np.sqrt(0.3 + density) * noise
+    image += view.uniform(0.008, 0.022) * np.sqrt(0.3 + density) * noise
 
     # The letter names the patient's side; whether there is one, and in which corner, is chance.
     if view.random() < 0.7:
@@ -272,26 +269,19 @@ def _expose(view: np.random.Generator, density: np.ndarray) -> np.ndarray:
         margin = int(view.uniform(0.03, 0.07) * size)
         row = margin if top else size - margin - glyph.shape[0]
         column = margin if side == _RIGHT else size - margin - glyph.shape[1]
-        corner = film[row : row + glyph.shape[0], column : column + glyph.shape[1]]
+        corner = image[row : row + glyph.shape[0], column : column + glyph.shape[1]]
         np.maximum(corner, view.uniform(0.8, 1.0) * glyph, out=corner)
-    return (np.clip(film, 0, 1) * 255 + 0.5).astype(np.uint8)
+    return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-@click.command()
-@click.argument("out", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--images", default=600, show_default=True, type=click.IntRange(min=1), help="Number of films.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Another seed, other patients.")
-@click.option("--size", default=224, show_default=True, type=click.IntRange(min=32), help="Side in pixels.")
-def _command(out: Path, images: int, seed: int, size: int) -> None:
-    """Write synthetic chest films to OUT/<class>/phantom-<seed>-<patient>-<index>.png."""
+def write_images(out: Path, count: int, *, seed: int = 0, size: int = 224) -> None:
+    """Write images 0 to count - 1 to ``out/<class>/phantom-<seed>-<patient>-<index>.png``.
+
+    Raises:
+      ValueError: see ``draw_images``.
+      OSError: a file cannot be written.
+    """
     for name in CLASSES:
         (out / name).mkdir(parents=True, exist_ok=True)
-    for index, film in enumerate(draw_images(images, seed=seed, size=size)):
-        Image.fromarray(film.image).save(out / CLASSES[film.label] / f"{film.patient}-{index:05d}.png")
-    click.echo(f"Wrote {images} synthetic films to {out}: no result on them says anything about patients.", err=True)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line. With `argv` given, returns 0 or raises click.UsageError; without, reads sys.argv and exits."""
-    _command.main(args=argv, prog_name="python -m covidjax.data.synthetic", standalone_mode=argv is None)
-    return 0
+    for index, drawn in enumerate(draw_images(count, seed=seed, size=size)):
+        Image.fromarray(drawn.image).save(out / CLASSES[drawn.label] / f"{drawn.patient}-{index:05d}.png")

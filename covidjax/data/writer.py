@@ -24,7 +24,7 @@ from covidjax.files import fsync, lock
 
 
 class Record(NamedTuple):
-    """One film of a dataset."""
+    """One image of a dataset."""
 
     image: np.ndarray
     """uint8 ``[S, S, 1]``."""
@@ -37,11 +37,11 @@ class Record(NamedTuple):
     """Of the original file."""
     view: str = ""
     mask: np.ndarray | None = None
-    """uint8 ``[S, S, 1]`` of 0 and 1, in a dataset of films with lung masks; the label then is the kind of mask."""
+    """uint8 ``[S, S, 1]`` of 0 and 1, in a dataset of images with lung masks; the label then is the kind of mask."""
 
 
 @contextlib.contextmanager
-def _telling() -> Iterator[None]:
+def _os_errors() -> Iterator[None]:
     """ArrayRecord's writer tells of a full disk by RuntimeError."""
     try:
         yield
@@ -63,52 +63,55 @@ class _FoldFile:
         self._records = self._bytes = 0
 
     def write(self, example: bytes) -> None:
-        with _telling():
+        with _os_errors():
             self._writer.write(example)
         self._records += 1
         self._bytes += len(example)
 
     def close(self) -> tfds.core.SplitInfo:
-        with _telling():
+        with _os_errors():
             self._writer.close()
         return tfds.core.SplitInfo(
             name=self._split, shard_lengths=[self._records], num_bytes=self._bytes, filename_template=self._template
         )
 
 
+def _dataset_info(folder: Path, preprocess: Preprocess, masks: bool) -> tfds.core.DatasetInfo:
+    # Raw bytes: the default encoding of a Tensor feature reads ten times slower.
+    shape = (preprocess.image_size, preprocess.image_size, 1)
+    pixels = tfds.features.Tensor(shape=shape, dtype=np.uint8, encoding="bytes")
+    features = {
+        "image": pixels,
+        **({"mask": pixels} if masks else {}),
+        "label": tfds.features.ClassLabel(names=list(preprocess.classes)),
+        **{key: tfds.features.Text() for key in TEXTS},
+    }
+    version = tfds.core.Version(f"{FORMAT}.0.0")
+    identity = tfds.core.DatasetIdentity(name=NAME, version=version, data_dir=str(folder), module_name="")
+    features = tfds.features.FeaturesDict(features)
+    info = tfds.core.DatasetInfo(builder=identity, features=features, description="Chest X-rays for covidjax.")
+    info.set_file_format(tfds.core.FileFormat.ARRAY_RECORD)
+    return info
+
+
 class Writer:
     """Writes records fold by fold and keeps the counts that the manifest states; with ``masks`` each record has one."""
 
     def __init__(self, folder: Path, preprocess: Preprocess, folds: int, masks: bool, segmenter: str):
-        size = preprocess.image_size
-        # Raw bytes: the default encoding of a Tensor feature reads ten times slower.
-        pixels = tfds.features.Tensor(shape=(size, size, 1), dtype=np.uint8, encoding="bytes")
-        features = tfds.features.FeaturesDict(
-            {
-                "image": pixels,
-                **({"mask": pixels} if masks else {}),
-                "label": tfds.features.ClassLabel(names=list(preprocess.classes)),
-                **{key: tfds.features.Text() for key in TEXTS},
-            }
-        )
-        identity = tfds.core.DatasetIdentity(
-            name=NAME, version=tfds.core.Version(f"{FORMAT}.0.0"), data_dir=str(folder), module_name=""
-        )
-        info = tfds.core.DatasetInfo(builder=identity, features=features, description="Chest X-rays for covidjax.")
-        info.set_file_format(tfds.core.FileFormat.ARRAY_RECORD)
-        self._info, self._features = info, features
+        self._folder, self._preprocess = folder, preprocess
+        self._masks, self._segmenter = masks, segmenter
+        self._info = _dataset_info(folder, preprocess, masks)
+        self._features: Any = self._info.features
         self._files = [_FoldFile(folder, fold) for fold in range(folds)]
-        self._folder, self._preprocess, self._folds, self._masks = folder, preprocess, folds, masks
         self._classes = {label: Counter() for label in preprocess.classes}
         self._sources: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._patients: set[str] = set()
-        self._segmenter = segmenter
         self._hash = hashlib.sha256(repr((FORMAT, preprocess, segmenter)).encode())
 
     def add(self, fold: int, record: Record) -> None:
         """Append a record to a fold."""
         # Names may hold bytes that are no UTF-8; they are stored as the file system has them.
-        texts = {key: os.fsencode(value) for key, value in record._asdict().items() if key in TEXTS}
+        texts = {key: os.fsencode(getattr(record, key)) for key in TEXTS}
         example = {"image": record.image, "label": record.label, **texts}
         if self._masks:
             example["mask"] = record.mask
@@ -124,16 +127,18 @@ class Writer:
         """Finish the files and write the manifest; ``facts`` are added to it. Returns the manifest.
 
         Raises:
-          UserError: a class of which no film could be read.
+          UserError: a class or a fold of which no image could be read.
         """
-        for label, counts in self._classes.items():
-            if not counts:
+        per_fold = [{label: counts[fold] for label, counts in self._classes.items()} for fold in range(len(self._files))]
+        per_class = {label: counts.total() for label, counts in self._classes.items()}
+        for label, count in per_class.items():
+            if not count:
                 raise UserError(
-                    f"No film of class {label} could be read; see the reasons with `covidjax score` on its folder."
+                    f"No image of class {label} could be read; see the reasons with `covidjax score` on its folder."
                 )
-        for fold in range(self._folds):
-            if not any(counts[fold] for counts in self._classes.values()):
-                raise UserError(f"Of fold {fold} no film could be read; mend the files or use fewer --folds.")
+        for fold, counts in enumerate(per_fold):
+            if not any(counts.values()):
+                raise UserError(f"Of fold {fold} no image could be read; mend the files or use fewer --folds.")
         self._info.set_splits(tfds.core.SplitDict([file.close() for file in self._files]))
         self._info.write_to_directory(self._folder)
         manifest = {
@@ -146,14 +151,11 @@ class Writer:
             "masks": self._masks,
             "classes": list(self._preprocess.classes),
             "invert": self._preprocess.invert,
-            "folds": self._folds,
-            "images": sum(counts.total() for counts in self._classes.values()),
+            "folds": len(self._files),
+            "images": sum(per_class.values()),
             "patients": len(self._patients),
-            "per_class": {label: counts.total() for label, counts in self._classes.items()},
-            "per_fold": {
-                f"fold{fold}": {label: counts[fold] for label, counts in self._classes.items()}
-                for fold in range(self._folds)
-            },
+            "per_class": per_class,
+            "per_fold": {f"fold{fold}": counts for fold, counts in enumerate(per_fold)},
             "per_source": {source: dict(counts) for source, counts in self._sources.items()},
             "bytes": {path.name: path.stat().st_size for path in sorted(self._folder.iterdir())},
             **facts,
@@ -166,8 +168,8 @@ class Writer:
 def create_dataset(
     out: Path, preprocess: Preprocess, folds: int, *, masks: bool = False, segmenter: str = "", wait: bool = False
 ) -> Iterator[Writer]:
-    """A writer whose dataset appears at ``out`` whole, when the block ends well, or not at all. Whenever it is begun, the
-    same records give the same bytes.
+    """A writer whose dataset appears at ``out`` whole, when the block ends well, or not at all. The same records give the
+    same bytes at any time.
 
     Args:
       out: the dataset's folder.
@@ -188,6 +190,7 @@ def create_dataset(
     partial = out.with_name(f".{out.name}.partial")
     busy = f"{out} is being prepared by another command; wait for it, or name another folder."
     with contextlib.ExitStack() as stack:
+        advice = "name a folder that you may write to"
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(lock(out.with_name(f".{out.name}.lock"), busy, wait=wait))
@@ -196,13 +199,10 @@ def create_dataset(
             stack.callback(shutil.rmtree, partial, ignore_errors=True)
             shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
             partial.mkdir()
-        except OSError as error:
-            raise UserError(f"{out} cannot be written ({error.strerror}); name a folder that you may write to.") from error
-        try:
+            advice = "free some space or name another folder"
             yield Writer(partial, preprocess, folds, masks, segmenter)
             for file in partial.iterdir():
                 fsync(file)
             partial.rename(out)
         except OSError as error:
-            reason = error.strerror or error
-            raise UserError(f"{out} cannot be written ({reason}); free some space or name another folder.") from error
+            raise UserError(f"{out} cannot be written ({error.strerror or error}); {advice}.") from error

@@ -14,36 +14,39 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
 from tarfile import HeaderError
-from typing import IO, Any, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple
 
 from covidjax.errors import ImageError
-from covidjax.images.formats import SUFFIXES, Limits, too_long
+from covidjax.images.formats import HEAD, Limits, may_be_image, too_long
 
-ZIP = (".zip",)
+ZIP = ".zip"
 
-TAR = (".tar",)
+TAR = ".tar"
 
 TAR_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 
 LONGEST_HEADER = 2**20
 """Most bytes of a TAR header; such as hold long names have some hundreds."""
 
-_COMPRESSIONS = {(".gz", ".tgz"): gzip.open, (".bz2", ".tbz2"): bz2.open, (".xz", ".txz"): lzma.open}
+_OPENERS = {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
 
 _END: Any = vars(tarfile)["EOFHeaderError"]
 """Two blocks of zeros, which no type checker knows of."""
 
+Source = str | os.PathLike[str]
+"""A file, or a ``Member`` of an archive."""
+
 _Entry = tuple[str, Callable[[], bytes] | None]
-"""Name, and what reads the first bytes of a file in an archive; None where it is no regular file."""
+"""The name of a file in an archive, and what reads its first bytes; None where it is no regular file."""
 
 
 def is_archive(path: Path) -> bool:
     """Whether a file is taken for an archive, by its ending."""
-    return path.name.lower().endswith((*ZIP, *TAR, *TAR_COMPRESSED))
+    return path.name.lower().endswith((ZIP, TAR, *TAR_COMPRESSED))
 
 
 class LoadedMember(NamedTuple):
-    """A member that was read already."""
+    """A member that was read already, or what stands for a folder or an archive that cannot be read."""
 
     name: str
     data: bytes | None
@@ -52,13 +55,15 @@ class LoadedMember(NamedTuple):
     def __fspath__(self) -> str:
         return self.name
 
+    def read(self, limits: Limits) -> bytes:
+        """The member's bytes.
 
-class _Archive(Protocol):
-    in_turn: bool
-
-    def entries(self) -> Iterator[_Entry]: ...
-    def read(self, index: int, limits: Limits) -> bytes: ...
-    def close(self) -> None: ...
+        Raises:
+          ImageError: ``error``.
+        """
+        if self.data is None:
+            raise ImageError(self.error)
+        return self.data
 
 
 class Member:
@@ -68,10 +73,10 @@ class Member:
       in_turn: whether members have to be read one after another, since the archive is one compressed stream.
     """
 
-    def __init__(self, archive: str, changed: int, name: str, index: int, in_turn: bool):
+    def __init__(self, archive: str, modified: int, name: str, *, index: int, in_turn: bool):
         # Without what would lead out of the archive, where such names are written below a folder.
         inside = [part for part in PurePosixPath(name.replace("\0", "")).parts if part not in ("/", "//", "..", ".")]
-        self._archive, self._changed, self._index = archive, changed, index
+        self._archive, self._modified, self._index = archive, modified, index
         self._path = os.path.join(archive, *inside)
         self.in_turn = in_turn
 
@@ -82,10 +87,10 @@ class Member:
         """The member's bytes.
 
         Raises:
-          RadiographError: longer than the limits, encrypted, damaged.
+          ImageError: longer than the limits, encrypted, damaged.
         """
         try:
-            return _opened(self._archive, self._changed).read(self._index, limits)
+            return _opened(self._archive, self._modified).read(self._index, limits)
         except ImageError:
             raise
         # The standard library's readers answer damage with nearly any error.
@@ -103,60 +108,49 @@ class Member:
 class Members(NamedTuple):
     """What an archive holds."""
 
-    films: list[Member]
+    images: list[Member]
     """In the archive's own order."""
-    others: int
-    """Files that are no films; hidden ones, which begin with a dot, are not counted."""
-    fault: str
+    skipped: int
+    """Number of files that are no images; hidden ones, which begin with a dot, are not counted."""
+    error: str
     """Why the archive, or the rest of it, cannot be read; empty where it can."""
 
 
 def members(path: str) -> Members:
-    """The films in an archive: by their endings, or because they begin as a DICOM file does."""
-    found: list[Member] = []
-    others, fault = 0, ""
-    archive: _Archive | None = None
+    """The images in an archive, see ``formats.may_be_image``."""
+    images: list[Member] = []
+    skipped, reason = 0, ""
+    archive: _Zip | _Tar | None = None
     try:
-        changed = Path(path).stat().st_mtime_ns
+        modified = Path(path).stat().st_mtime_ns
         archive = _open(path)
         for index, (name, head) in enumerate(archive.entries()):
-            parts = PurePosixPath(name).parts
-            if any(part.startswith((".", "__MACOSX")) and part != ".." for part in parts):
+            inner = PurePosixPath(name)
+            if any(part.startswith((".", "__MACOSX")) and part != ".." for part in inner.parts):
                 continue
-            if head and _may_be_film(PurePosixPath(name), head):
-                found.append(Member(path, changed, name, index, archive.in_turn))
+            if head and may_be_image(inner, head):
+                images.append(Member(path, modified, name, index=index, in_turn=archive.in_turn))
             else:
-                others += 1
+                skipped += 1
     # As in Member.read.
     except Exception as error:
-        fault = f"damaged archive: {_reason(error)}"
+        reason = f"damaged archive: {_reason(error)}"
     finally:
         if archive:
             archive.close()
-    return Members(found, others, fault)
-
-
-def _may_be_film(name: PurePosixPath, head: Callable[[], bytes]) -> bool:
-    if name.suffix.lower() in SUFFIXES:
-        return True
-    if name.name.upper() == "DICOMDIR":
-        return False
-    try:
-        return head()[128:] == b"DICM"
-    except Exception:  # an encrypted text, perhaps: nothing says that it is a film
-        return False
+    return Members(images, skipped, reason)
 
 
 def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _open(path: str) -> _Archive:
+def _open(path: str) -> _Zip | _Tar:
     return _Zip(path) if path.lower().endswith(ZIP) else _Tar(path)
 
 
 @functools.lru_cache(maxsize=2)
-def _opened(path: str, changed: int) -> _Archive:
+def _opened(path: str, modified: int) -> _Zip | _Tar:
     """An open archive: the one that is read, and the one before it, whose last members may still be asked for."""
     return _open(path)
 
@@ -170,18 +164,19 @@ class _Zip:
 
     def entries(self) -> Iterator[_Entry]:
         for info in self._infos:
-            yield info.filename, partial(self._head, info)
-
-    def _head(self, info: zipfile.ZipInfo) -> bytes:
-        with self._zip.open(info) as file:
-            return file.read(132)
+            yield info.filename, partial(self._bytes, info, HEAD)
 
     def read(self, index: int, limits: Limits) -> bytes:
         info = self._infos[index]
-        if info.file_size > limits.bytes:
-            raise too_long(limits)
+        if info.file_size <= limits.bytes:
+            data = self._bytes(info, limits.bytes + 1)
+            if len(data) <= limits.bytes:  # whatever size the archive declares
+                return data
+        raise too_long(limits)
+
+    def _bytes(self, info: zipfile.ZipInfo, most: int) -> bytes:
         with self._zip.open(info) as file:
-            return _bounded(file, limits)
+            return file.read(most)
 
     def close(self) -> None:
         self._zip.close()
@@ -218,9 +213,9 @@ class _Tar:
     def __init__(self, path: str):
         name = path.lower()
         self.in_turn = not name.endswith(TAR)
-        opened = next((each for end, each in _COMPRESSIONS.items() if name.endswith(end)), open)
-        self._path, self._lock = path, threading.Lock()
-        self._file: Any = opened(path, "rb")
+        opener = next((opener for end, opener in _OPENERS.items() if name.endswith((f".{end}", f".t{end}"))), open)
+        self._lock = threading.Lock()
+        self._file: Any = opener(path, "rb")
         try:
             headers: Any = _Headers(self._file)
             self._tar: Any = tarfile.open(fileobj=headers, mode="r:", tarinfo=_Header)
@@ -255,7 +250,7 @@ class _Tar:
         """Links, devices and sparse files, which can claim any size, are no regular files."""
         while info := self._next():
             regular = info.isreg() and info.sparse is None
-            yield info.name, partial(self._bytes, *self._places[-1], 132) if regular else None
+            yield info.name, partial(self._bytes, info.offset_data, min(info.size, HEAD)) if regular else None
 
     def read(self, index: int, limits: Limits) -> bytes:
         with self._lock:
@@ -265,18 +260,16 @@ class _Tar:
             start, size = self._places[index]
             if size > limits.bytes:
                 raise too_long(limits)
-            if self.in_turn:
-                return self._whole(self._bytes(start, size, size), size)
-        return self._whole(os.pread(self._file.fileno(), size, start), size)
-
-    def _bytes(self, start: int, size: int, most: int) -> bytes:
-        self._file.seek(start)
-        return self._file.read(min(size, most))
-
-    def _whole(self, data: bytes, size: int) -> bytes:
+            data = self._bytes(start, size) if self.in_turn else None
+        if data is None:
+            data = os.pread(self._file.fileno(), size, start)
         if len(data) != size:
             raise tarfile.ReadError("it is cut off")
         return data
+
+    def _bytes(self, start: int, length: int) -> bytes:
+        self._file.seek(start)
+        return self._file.read(length)
 
     def close(self) -> None:
         self._file.close()
@@ -284,15 +277,3 @@ class _Tar:
     def __del__(self) -> None:
         if hasattr(self, "_file"):
             self.close()
-
-
-def _bounded(file: IO[bytes], limits: Limits) -> bytes:
-    # Whatever size the archive declares.
-    data = file.read(limits.bytes + 1)
-    if len(data) > limits.bytes:
-        raise too_long(limits)
-    return data
-
-
-Source = str | os.PathLike[str]
-"""A file, or an ``archives.Member``."""

@@ -1,7 +1,7 @@
-"""One film: a file, or its bytes, to gray pixels.
+"""One X-ray: a file, or its bytes, to gray pixels.
 
 Whatever the file's colour mode, what comes back is one gray channel, 8 bits, upright. What cannot be read raises
-:class:`RadiographError`, whose message is the reason, ready to be shown in a table row.
+:class:`ImageError`, whose message is the reason, ready to be shown in a table row.
 """
 
 from __future__ import annotations
@@ -23,34 +23,32 @@ SMALLEST = 32
 """Least height and width in pixels in which a chest can be told at all."""
 
 # What Pillow warns of, large sizes and broken EXIF, is no news to the reader of a table. Set once and not around each
-# film: the warnings module is not made for several threads.
+# image: the warnings module is not made for several threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 # Pillow refuses twice this number of itself, before it allocates anything. A decoder process leaves it to the limits.
 Image.MAX_IMAGE_PIXELS = Limits().pixels // 2
 
+FileOrBytes = str | os.PathLike[str] | bytes
+"""A path, or a file's bytes."""
+
+Invert = Literal["auto", "never"]
+"""Whether negatives are turned into positives; ``auto`` does where ``images.polarity`` is sure."""
+
 
 class DecodedImage(NamedTuple):
-    """A film as it was read."""
+    """An image as it was read."""
 
     pixels: np.ndarray
     """Gray uint8 ``[height, width]``, upright, bone brighter than air."""
-    remark: str
-    """What a reader of its results should know: it is no plain film of a chest, it was a negative; mostly nothing."""
-
-
-Invert = Literal["auto", "never"]
-"""Whether negatives are turned into positives; ``auto`` does where ``covidjax.polarity`` is sure."""
+    warning: str
+    """What speaks against relying on it: it is no plain X-ray of a chest, or it was a negative; mostly empty."""
 
 
 def read(
-    source: str | os.PathLike[str] | bytes,
-    *,
-    at_least: int | None = None,
-    invert: Invert = "auto",
-    limits: Limits = Limits(),
+    source: FileOrBytes, *, at_least: int | None = None, invert: Invert = "auto", limits: Limits = Limits()
 ) -> np.ndarray:
-    """Decode a film to gray uint8 ``[height, width]``.
+    """Decode an image to gray uint8 ``[height, width]``.
 
     Args:
       source: a path, or the file's bytes.
@@ -62,18 +60,16 @@ def read(
     Returns:
       uint8 ``[height, width]``, larger is brighter in the file. 16-bit pixels are stretched linearly from their own
       least to their own greatest value; transparent pixels become black; EXIF orientation is applied. DICOM files are
-      shown as ``covidjax.dicom.decode`` says.
+      shown as ``images.dicom.decode`` says.
 
     Raises:
-      RadiographError: missing, empty, truncated, not an image, below 32 pixels a side or above the limits.
+      ImageError: missing, empty, truncated, not an image, below 32 pixels a side or above the limits.
     """
     return _read(source, at_least, None, invert, limits).pixels
 
 
-def read_resized(
-    source: str | os.PathLike[str] | bytes, size: int, *, invert: Invert = "auto", limits: Limits = Limits()
-) -> DecodedImage:
-    """``resize(read(source, at_least=2 * size), size)`` without the copies between, as uint8 ``[size, size]``, and remarks.
+def read_resized(source: FileOrBytes, size: int, *, invert: Invert = "auto", limits: Limits = Limits()) -> DecodedImage:
+    """``resize(read(source, at_least=2 * size), size)`` without the copies between, uint8 ``[size, size]``, and warnings.
 
     Twice the size, since a JPEG decoded smaller than that would lose detail to the two resizings in a row.
     """
@@ -81,45 +77,37 @@ def read_resized(
 
 
 def read_reduced(
-    source: str | os.PathLike[str] | bytes,
-    at_least: int | None = None,
-    *,
-    invert: Invert = "auto",
-    limits: Limits = Limits(),
+    source: FileOrBytes, at_least: int | None = None, *, invert: Invert = "auto", limits: Limits = Limits()
 ) -> DecodedImage:
-    """``read`` and remarks; of a film that is still more than twice as large as ``at_least`` blocks of pixels are averaged,
-    so that its shorter side has at least so many pixels, if the film's own has."""
-    pixels, remark = _read(source, at_least, None, invert, limits)
+    """``read`` and warnings; where an image is still more than twice as large as ``at_least``, blocks of its pixels are
+    averaged, so that its shorter side has at least so many pixels, if it had them in the file."""
+    pixels, warning = _read(source, at_least, None, invert, limits)
     factor = min(pixels.shape) // at_least if at_least else 1
-    return DecodedImage(np.asarray(Image.fromarray(pixels).reduce(factor)) if factor > 1 else pixels, remark)
+    return DecodedImage(np.asarray(Image.fromarray(pixels).reduce(factor)) if factor > 1 else pixels, warning)
 
 
-def _read(
-    source: str | os.PathLike[str] | bytes, at_least: int | None, size: int | None, invert: Invert, limits: Limits
-) -> DecodedImage:
-    if not isinstance(source, bytes):
-        source = read_bytes(source, limits)
-    if not source:
+def _read(source: FileOrBytes, at_least: int | None, size: int | None, invert: Invert, limits: Limits) -> DecodedImage:
+    data = source if isinstance(source, bytes) else read_bytes(source, limits)
+    if not data:
         raise ImageError("the file is empty (0 bytes)")
-    remarks = []
     try:
-        if dicom.is_dicom(source):
-            gray = _large_enough(Image.fromarray(dicom.decode(source, limits.pixels)))
-            remarks.append(dicom.warning_of(source))
+        found = []
+        if dicom.is_dicom(data):
+            whole = _large_enough(Image.fromarray(dicom.decode(data, limits.pixels)))
+            found.append(dicom.warning_of(data))
         else:
-            with Image.open(io.BytesIO(source), formats=FORMATS) as image:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 if image.width * image.height > limits.pixels:
                     raise Image.DecompressionBombError
-                gray = _gray(image, at_least)
-        whole, gray = gray, _resized(gray, size) if size else gray
+                whole = _gray(image, at_least)
+        gray = _resized(whole, size)
         if invert == "auto" and polarity.is_negative(gray):
-            # Before resizing, which rounds up: a film and its negative are to give the same pixels.
-            whole = ImageOps.invert(whole)
-            gray = _resized(whole, size) if size else whole
-            remarks.append("a negative, turned into a positive")
-        return DecodedImage(np.asarray(gray), "; ".join(filter(None, remarks)))
+            # Before resizing, which rounds up: an image and its negative are to give the same pixels.
+            gray = _resized(ImageOps.invert(whole), size)
+            found.append("a negative, turned into a positive")
+        return DecodedImage(np.asarray(gray), "; ".join(filter(None, found)))
     except Image.DecompressionBombError:
-        raise ImageError(f"more than {limits.megapixels:g} megapixels, which no film has") from None
+        raise ImageError(f"more than {limits.megapixels:g} megapixels, which no X-ray has") from None
     except Image.UnidentifiedImageError:
         raise ImageError("not an image in a known format (DICOM, PNG, JPEG, JPEG 2000, BMP, TIFF, WebP, GIF)") from None
     except ImageError:
@@ -135,7 +123,7 @@ def read_bytes(path: str | os.PathLike[str], limits: Limits = Limits()) -> bytes
     """The contents of a regular file.
 
     Raises:
-      RadiographError: missing, a folder, a pipe or device, too long.
+      ImageError: missing, a folder, a pipe or device, too long.
     """
     try:
         # Non-blocking, since opening a pipe that nobody writes to would wait for ever.
@@ -147,7 +135,7 @@ def read_bytes(path: str | os.PathLike[str], limits: Limits = Limits()) -> bytes
                 raise too_long(limits)
             return file.read(limits.bytes + 1)
     except IsADirectoryError:
-        raise ImageError("this is a folder, not a film") from None
+        raise ImageError("this is a folder, not an image") from None
     except FileNotFoundError:
         raise ImageError("no such file") from None
     except (OSError, ValueError) as error:
@@ -157,12 +145,12 @@ def read_bytes(path: str | os.PathLike[str], limits: Limits = Limits()) -> bytes
 
 def _large_enough(image: Image.Image) -> Image.Image:
     if min(image.size) < SMALLEST:
-        raise ImageError(f"{image.width}×{image.height} pixels; a film has at least {SMALLEST}×{SMALLEST}")
+        raise ImageError(f"{image.width}×{image.height} pixels; an X-ray has at least {SMALLEST}×{SMALLEST}")
     return image
 
 
 def _gray(image: Image.Image, at_least: int | None) -> Image.Image:
-    """Mode ``L``, upright; the image itself where it is so already, since copies of large films cost milliseconds."""
+    """Mode ``L``, upright; the image itself where it is so already, since copies of large images cost milliseconds."""
     _large_enough(image)
     if image.format == "JPEG" and at_least and image.mode in ("L", "RGB"):
         image.draft("L", (at_least, at_least))
@@ -193,31 +181,30 @@ def resize(gray: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(_resized(Image.fromarray(gray), size))
 
 
-def read_mask(
-    source: str | os.PathLike[str] | bytes, size: int, film: tuple[int, ...], *, limits: Limits = Limits()
-) -> np.ndarray:
-    """A film's lung mask as it lies on the film after ``read_resized``: uint8 ``[size, size]`` of 0 and 1.
+def read_mask(source: FileOrBytes, size: int, shape: tuple[int, ...], *, limits: Limits = Limits()) -> np.ndarray:
+    """An image's lung mask as it lies on the image after ``read_resized``: uint8 ``[size, size]`` of 0 and 1.
 
-    Inside is what is brighter than half the mask's brightest pixel. It is resized as the film is, and inside again is where
-    that leaves half or more.
+    Inside is what is brighter than half the mask's brightest pixel. It is resized as the image is, and inside again is
+    where that leaves half or more.
 
     Args:
       source: as for ``read``.
-      size: of the film after resizing.
-      film: height and width of the film, before.
+      size: of the image after resizing.
+      shape: height and width of the image, before.
+      limits: as for ``read``.
 
     Raises:
-      RadiographError: as ``read``, and where the mask is empty or of another shape than the film.
+      ImageError: as ``read``, and where the mask is empty or of another aspect than the image.
     """
     mask = read(source, invert="never", limits=limits)
-    (height, width), (film_height, film_width) = mask.shape, film
-    if abs(height * film_width / (width * film_height) - 1) > 0.02:
-        raise ImageError(f"the mask has {width}×{height} pixels, the film {film_width}×{film_height}")
+    (height, width), (image_height, image_width) = mask.shape, shape
+    if abs(height * image_width / (width * image_height) - 1) > 0.02:
+        raise ImageError(f"the mask has {width}×{height} pixels, the image {image_width}×{image_height}")
     inside = mask > int(mask.max()) / 2
     if not inside.any():
         raise ImageError("the mask is empty")
     return (resize(inside.astype(np.uint8) * 255, size) >= 128).astype(np.uint8)
 
 
-def _resized(gray: Image.Image, size: int) -> Image.Image:
-    return gray.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0)
+def _resized(gray: Image.Image, size: int | None) -> Image.Image:
+    return gray.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0) if size else gray

@@ -1,4 +1,4 @@
-"""DICOM files to gray pixels, the way a viewer shows them, and what their headers say against taking them for a chest film.
+"""DICOM files to gray pixels, the way a viewer shows them, and what their headers say against taking them for chest X-rays.
 
 The steps are those of the standard's grayscale pipeline (PS3.4, N.2): stored values, modality rescaling, window or
 lookup table, and the inversion of MONOCHROME1. Only the header's elements that this needs are read, and no value of an
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 LARGEST_DEFLATED = Limits().bytes
 """Most bytes of a deflated file, inflated."""
 
-PLAIN_FILM = ("CR", "DX", "DR")
+PLAIN_XRAY = ("CR", "DX", "DR")
 """Modalities that are projection radiographs: computed, digital, and what some devices write for either."""
 
 _HEADER = (
@@ -35,9 +35,8 @@ _HEADER = (
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit"),
     *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"),
     *("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence", "PresentationLUTShape"),
-    *("RedPaletteColorLookupTableDescriptor", "RedPaletteColorLookupTableData"),
-    *("GreenPaletteColorLookupTableDescriptor", "GreenPaletteColorLookupTableData"),
-    *("BluePaletteColorLookupTableDescriptor", "BluePaletteColorLookupTableData"),
+    *(f"{colour}PaletteColorLookupTableDescriptor" for colour in ("Red", "Green", "Blue")),
+    *(f"{colour}PaletteColorLookupTableData" for colour in ("Red", "Green", "Blue")),
 )
 
 _PIXELS = ("PixelData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths")
@@ -70,19 +69,19 @@ def decode(data: bytes, most_pixels: int) -> np.ndarray:
       head on top.
 
     Raises:
-      RadiographError: several frames, no image, a compression that cannot be decoded, damage.
+      ImageError: several frames, no image, a compression that cannot be decoded, damage.
     """
     dataset = _read(data, (*_HEADER, *_PIXELS))
     if "PixelData" not in dataset:
         raise ImageError("a DICOM file without an image")
     frames = dataset.get("NumberOfFrames") or 1
     if frames != 1:
-        raise ImageError(f"a DICOM file of {frames} frames; a film has one")
+        raise ImageError(f"a DICOM file of {frames} frames; an X-ray has one")
     rows, columns = dataset.get("Rows") or 0, dataset.get("Columns") or 0
     if not rows or not columns:
         raise ImageError("damaged DICOM: no size in the header")
     if rows * columns > most_pixels:
-        raise ImageError(f"more than {most_pixels / 1e6:g} megapixels, which no film has")
+        raise ImageError(f"more than {most_pixels / 1e6:g} megapixels, which no X-ray has")
     try:
         return _shown(dataset)
     except (ImageError, MemoryError):
@@ -93,21 +92,21 @@ def decode(data: bytes, most_pixels: int) -> np.ndarray:
 
 
 def warning_of(data: bytes) -> str:
-    """What speaks against taking a DICOM file for a frontal film of the chest; empty if nothing does."""
+    """What speaks against taking a DICOM file for a frontal X-ray of the chest; empty if nothing does."""
+    names = ("Modality", "ViewPosition", "BodyPartExamined")
     try:
-        names = ("Modality", "ViewPosition", "BodyPartExamined")
         header = _read(data, names)
         modality, view, part = (str(header.get(name) or "").strip().upper() for name in names)
     except Exception:  # of a file that cannot be read the reason is in its error
         return ""
-    remarks = []
-    if modality and modality not in PLAIN_FILM:
-        remarks.append(f"modality {_code(modality)}, no plain film")
+    found = []
+    if modality and modality not in PLAIN_XRAY:
+        found.append(f"modality {_code(modality)}, no plain X-ray")
     if view in ("LL", "RL", "LLD", "RLD") or "LAT" in view:
-        remarks.append("lateral view")
+        found.append("lateral view")
     if part and not any(name in part for name in ("CHEST", "THORAX", "LUNG", "TORAX", "TORACE", "RIB")):
-        remarks.append(f"body part {_code(part)}, not the chest")
-    return "; ".join(remarks)
+        found.append(f"body part {_code(part)}, not the chest")
+    return "; ".join(found)
 
 
 def _code(value: str) -> str:
@@ -128,12 +127,11 @@ def _pydicom() -> Any:
 
 
 def _read(data: bytes, names: tuple[str, ...]) -> Dataset:
-    pydicom = _pydicom()
-    pixels = "PixelData" in names
+    header_only = "PixelData" not in names
     try:
         _refuse_bomb(data)
-        wanted: list[Any] = [*names, "SpecificCharacterSet"]
-        return pydicom.dcmread(io.BytesIO(data), stop_before_pixels=not pixels, force=True, specific_tags=wanted)
+        tags: list[Any] = [*names, "SpecificCharacterSet"]
+        return _pydicom().dcmread(io.BytesIO(data), stop_before_pixels=header_only, force=True, specific_tags=tags)
     except ImageError:
         raise
     except Exception as error:
@@ -141,7 +139,7 @@ def _read(data: bytes, names: tuple[str, ...]) -> Dataset:
 
 
 def _refuse_bomb(data: bytes) -> None:
-    """Refuse a deflated file that inflates to more than any film."""
+    """Refuse a deflated file that inflates to more than any X-ray."""
     if data[128:132] != b"DICM" or _DEFLATED.encode() not in data[132:1024]:
         return
     (length,) = struct.unpack("<I", data[140:144])  # of the file's meta information, its first element
@@ -152,7 +150,7 @@ def _refuse_bomb(data: bytes) -> None:
         inflated += len(body.decompress(rest, 2**24))
         rest = body.unconsumed_tail
     if inflated > LARGEST_DEFLATED:
-        raise ImageError(f"longer than {LARGEST_DEFLATED / 1e6:g} MB when inflated, which no film is")
+        raise ImageError(f"longer than {LARGEST_DEFLATED / 1e6:g} MB when inflated, which no X-ray is")
 
 
 def _fault(dataset: Dataset, error: Exception) -> str:
@@ -185,45 +183,48 @@ def _shown(dataset: Dataset) -> np.ndarray:
     elif pixels.ndim == 2:
         gray = _brightness(dataset, pixels)
     else:
-        raise ImageError(f"a DICOM image of {pixels.ndim} dimensions; a film has two")
+        raise ImageError(f"a DICOM image of {pixels.ndim} dimensions; an X-ray has two")
     return np.ascontiguousarray(_upright(gray, dataset.get("PatientOrientation")))
 
 
 def _brightness(dataset: Dataset, pixels: np.ndarray) -> np.ndarray:
     """Stored values ``[H, W]`` → uint8. Every step goes from value to value, so it is taken once for each."""
-    from pydicom.pixels.processing import apply_modality_lut, apply_voi, apply_windowing
-
-    pydicom = _pydicom()
     low, high = int(pixels.min()), int(pixels.max())
     if high - low >= 2**24:
         raise ImageError("a DICOM image of more than 24 bits a pixel")
     stored = np.arange(low, high + 1, dtype=np.int64)
     padding = _padding(dataset, stored)
-    values = apply_modality_lut(stored.astype(pixels.dtype), dataset).astype(np.float64)
+    index = pixels.astype(np.int64) - low
+    shown = np.clip(np.rint(_window(dataset, stored.astype(pixels.dtype), index, padding)), 0, 255)
+    if dataset.PhotometricInterpretation == "MONOCHROME1":
+        shown = 255 - shown
+    return np.where(padding, 0, shown).astype(np.uint8)[index]
+
+
+def _window(dataset: Dataset, stored: np.ndarray, index: np.ndarray, padding: np.ndarray) -> np.ndarray:
+    """Stored values → brightness from 0 to 255: by the header's lookup table or window, else by the range of the values
+    that pixels have, of which ``index`` says which one each has."""
+    from pydicom.pixels.processing import apply_modality_lut, apply_voi, apply_windowing
+
+    values = apply_modality_lut(stored, dataset).astype(np.float64)
     tables = dataset.get("VOILUTSequence")
     if tables and tables[0].get("LUTData") is not None:
         # Entries are looked up by whole values.
-        shown = apply_voi(np.rint(values).astype(np.int64), dataset) * (255 / (2 ** tables[0].LUTDescriptor[2] - 1))
-    elif dataset.get("WindowWidth") is not None and dataset.get("WindowCenter") is not None:
+        return apply_voi(np.rint(values).astype(np.int64), dataset) * (255 / (2 ** tables[0].LUTDescriptor[2] - 1))
+    if dataset.get("WindowWidth") is not None and dataset.get("WindowCenter") is not None:
         # Of a data set that says 8 bits, the window's output is 0 to 255.
-        window = pydicom.Dataset()
+        window = _pydicom().Dataset()
         window.PhotometricInterpretation, window.PixelRepresentation, window.BitsStored = "MONOCHROME2", 0, 8
         window.WindowCenter, window.WindowWidth = dataset.WindowCenter, dataset.WindowWidth
         window.VOILUTFunction = dataset.get("VOILUTFunction") or "LINEAR"
-        shown = apply_windowing(values, window)
-    elif dataset.BitsStored <= 8 and dataset.PixelRepresentation == 0:
-        shown = stored * (255 / (2**dataset.BitsStored - 1))
-    else:
-        present = np.zeros(len(stored), bool)
-        present[np.unique(pixels).astype(np.int64) - low] = True
-        real = values[present & ~padding]
-        least, most = (real.min(), real.max()) if len(real) else (0.0, 1.0)
-        shown = (values - least) * (255 / max(most - least, 1e-9))
-    shown = np.clip(np.rint(shown), 0, 255)
-    if dataset.PhotometricInterpretation == "MONOCHROME1":
-        shown = 255 - shown
-    shown = np.where(padding, 0, shown).astype(np.uint8)
-    return shown[pixels.astype(np.int64) - low]
+        return apply_windowing(values, window)
+    if dataset.BitsStored <= 8 and dataset.PixelRepresentation == 0:
+        return stored * (255 / (2**dataset.BitsStored - 1))
+    present = np.zeros(len(stored), bool)
+    present[index] = True
+    real = values[present & ~padding]
+    least, most = (real.min(), real.max()) if len(real) else (0.0, 1.0)
+    return (values - least) * (255 / max(most - least, 1e-9))
 
 
 def _padding(dataset: Dataset, stored: np.ndarray) -> np.ndarray:

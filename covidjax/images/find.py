@@ -4,99 +4,100 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from covidjax.errors import UserError
-from covidjax.images import archives
-from covidjax.images.archives import Source, is_archive
-from covidjax.images.formats import SUFFIXES, may_be_image
+from covidjax.images.archives import LoadedMember, Source, is_archive, members
+from covidjax.images.formats import HEAD, SUFFIXES, may_be_image
 
 
 class Walked(NamedTuple):
     """What lies below a folder."""
 
-    films: list[Path]
-    others: int
-    """Other files."""
+    images: list[Path]
+    skipped: int
+    """Number of the other files."""
     unreadable: list[tuple[Path, str]]
-    """Folders whose files nobody knows of, with the reasons."""
+    """Folders that cannot be listed, with the reasons."""
 
 
 def walk(folder: Path, *, archives: bool = False) -> Walked:
-    """Every film below a folder, sorted, and every archive too if asked for. Links to folders are followed, each folder
+    """Every image below a folder, sorted, and every archive too if asked for. Links to folders are followed, each folder
     is read once; names that begin with a dot are left alone."""
-    found, others = [], 0
+    images: list[Path] = []
     unreadable: list[tuple[Path, str]] = []
-    seen = set()
+    skipped = 0
+    visited = set()
 
     def note(error: OSError) -> None:
         unreadable.append((Path(error.filename), error.strerror or str(error)))
 
     for directory, subfolders, names in os.walk(folder, onerror=note, followlinks=True):
-        try:
-            status = Path(directory).stat()
-        except OSError as error:  # removed in the meantime
-            note(error)
+        real = os.path.realpath(directory)
+        if real in visited:
             subfolders.clear()
             continue
-        if (status.st_dev, status.st_ino) in seen:
-            subfolders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
+        visited.add(real)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        visible = sorted(name for name in names if not name.startswith("."))
-        paths = (Path(directory, name) for name in visible)
-        mine = [path for path in paths if (archives and is_archive(path)) or may_be_image(path)]
-        found += mine
-        others += len(visible) - len(mine)
-    return Walked(found, others, unreadable)
+        for path in (Path(directory, name) for name in sorted(names) if not name.startswith(".")):
+            if (archives and is_archive(path)) or may_be_image(path, partial(_head, path)):
+                images.append(path)
+            else:
+                skipped += 1
+    return Walked(images, skipped, unreadable)
+
+
+def _head(path: Path) -> bytes:
+    if not path.is_file():  # opening a pipe would wait for ever
+        return b""
+    with path.open("rb") as file:
+        return file.read(HEAD)
 
 
 class FoundImages(NamedTuple):
     """What ``find_images`` found."""
 
     paths: list[Source]
-    passed_over: int
-    """Files in folders and archives that are no images, by their ending."""
+    skipped: int
+    """Number of files in folders and archives that are no images, by their ending."""
     roots: list[Path]
     """The given paths that are folders or archives."""
 
 
 def find_images(paths: Sequence[Path]) -> FoundImages:
-    """All films below the given folders, sorted by name, those in archives, given or below the folders, in their own order,
-    and every other given path as it is, in the order given. A folder or an archive that cannot be read stands for itself.
+    """All images below the given folders, sorted by name, those in archives, given or below the folders, in their own
+    order, and every other given path as it is, in the order given. A folder or an archive that cannot be read stands for
+    itself.
 
     Raises:
       UserError: nothing found.
     """
-    found: list[Source] = []
-    passed_over = 0
+    sources: list[Source] = []
+    skipped = 0
     roots = []
     for path in paths:
-        inside, unreadable = [path], []
-        if path.is_dir():
+        walked = walk(path, archives=True) if path.is_dir() else Walked([path], 0, [])
+        skipped += walked.skipped
+        if path.is_dir() or (is_archive(path) and path.is_file()):
             roots.append(path)
-            inside, others, unreadable = walk(path, archives=True)
-            passed_over += others
-        elif archives.is_archive(path) and path.is_file():
-            roots.append(path)
-        for file in inside:
-            if not (archives.is_archive(file) and file.is_file()):
-                found.append(os.fspath(file))
+        for file in walked.images:
+            if not (is_archive(file) and file.is_file()):
+                sources.append(os.fspath(file))
                 continue
-            members = archives.members(os.fspath(file))
-            found += members.films
-            passed_over += members.others
-            if members.fault:
-                found.append(archives.LoadedMember(os.fspath(file), None, members.fault))
-        for folder, reason in unreadable:
-            found.append(archives.LoadedMember(os.fspath(folder), None, f"a folder that cannot be read: {reason}"))
-    if not found:
+            inside = members(os.fspath(file))
+            sources += inside.images
+            skipped += inside.skipped
+            if inside.error:
+                sources.append(LoadedMember(os.fspath(file), None, inside.error))
+        for folder, reason in walked.unreadable:
+            sources.append(LoadedMember(os.fspath(folder), None, f"a folder that cannot be read: {reason}"))
+    if not sources:
         endings = ", ".join(sorted(SUFFIXES))
-        named = ", ".join(map(str, paths[:5])) + ", …" * (len(paths) > 5)
-        raise UserError(f"There is no film in {named}; files ending in {endings} are looked for.")
-    return FoundImages(found, passed_over, roots)
+        searched = ", ".join(map(str, paths[:5])) + ", …" * (len(paths) > 5)
+        raise UserError(f"There is no image in {searched}; files ending in {endings} are looked for.")
+    return FoundImages(sources, skipped, roots)
 
 
 def paths_from_list(text: bytes) -> list[Path]:

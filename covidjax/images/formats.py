@@ -1,9 +1,10 @@
-"""Which files are images, by their names, and how large one file may be."""
+"""Which files are images, by their names and first bytes, and how large one file may be."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePath
 
 from covidjax.errors import ImageError
 
@@ -28,46 +29,39 @@ class Limits:
         return int(self.megabytes * 1e6)
 
 
-SUFFIXES = frozenset(
-    {
-        ".dcm",
-        ".dicom",
-        ".dic",
-        ".png",
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jp2",
-        ".j2k",
-        ".jpx",
-        ".bmp",
-        ".tif",
-        ".tiff",
-        ".webp",
-        ".gif",
-    }
-)
-"""File endings that are taken for films when a folder is read (``may_be_image``); one that is named itself may have any."""
+_DICOM = (".dcm", ".dicom", ".dic")
+
+_JPEG = (".jpg", ".jpeg", ".jpe", ".jp2", ".j2k", ".jpx")
+
+SUFFIXES = frozenset((*_DICOM, *_JPEG, ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif"))
+"""File endings that are taken for images when a folder or an archive is read; a file that is named itself may have any."""
 
 FORMATS = ("PNG", "JPEG", "JPEG2000", "BMP", "TIFF", "WEBP", "GIF")
-"""What is decoded besides DICOM, whatever a file is called: not every format that Pillow knows, some of which call other
-programs."""
+"""Pillow's formats that are decoded besides DICOM, whatever a file is called. Pillow knows more, and some of those call
+other programs."""
+
+HEAD = 132
+"""Bytes at the beginning of a file that show whether it is DICOM."""
 
 
-def may_be_image(path: Path) -> bool:
-    """Whether a file in a folder is taken for a film: by its ending, or because it begins as a DICOM file does, which
-    archives name by number. The index that such archives have beside them, DICOMDIR, is none."""
-    if path.suffix.lower() in SUFFIXES:
+def may_be_image(name: PurePath, head: Callable[[], bytes]) -> bool:
+    """Whether a file of a folder or an archive is taken for an image: by its ending, or because it begins as a DICOM file
+    does, which archives name by number. The index that such archives have beside them, DICOMDIR, is none.
+
+    Args:
+      name: the file's name.
+      head: reads its first ``HEAD`` bytes.
+    """
+    if name.suffix.lower() in SUFFIXES:
         return True
-    if path.name.upper() == "DICOMDIR" or not path.is_file():
+    if name.name.upper() == "DICOMDIR":
         return False
     try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
+        return head()[128:] == b"DICM"
+    except Exception:  # unreadable, or encrypted: nothing says that it is an image
         return False
 
 
 def too_long(limits: Limits) -> ImageError:
     """The error of a file that has more bytes than it may."""
-    return ImageError(f"longer than {limits.megabytes:g} MB, which no film is")
+    return ImageError(f"longer than {limits.megabytes:g} MB, which no X-ray is")

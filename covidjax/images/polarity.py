@@ -1,7 +1,7 @@
-"""Whether a film is a negative: bone dark, air bright, as some devices store films and many headers wrongly claim.
+"""Whether an X-ray is a negative: bone dark, air bright, as some devices store them and many headers wrongly claim.
 
-A logistic regression on the film at 16 × 16 pixels, both halves added up, each film at mean 0 and deviation 1. It has no
-intercept, so a negative has exactly the score of its film with the other sign, and being sure of one is being sure of
+A logistic regression on the X-ray at 16 × 16 pixels, both halves added up, each at mean 0 and deviation 1. It has no
+intercept, so a negative has exactly the score of its positive with the other sign, and being sure of one is being sure of
 the other. ``python -m bench.polarity FOLDER...`` fits the bundled weights and prints how they do on patients they were
 not fitted to.
 """
@@ -15,16 +15,16 @@ import numpy as np
 from PIL import Image
 
 SIDE = 16
-"""Height and width in pixels at which films are looked at."""
+"""Height and width in pixels at which X-rays are looked at."""
 
 SURE = 2.0
-"""How far below zero the score of a negative lies. Films that are not of a chest come to within 1."""
+"""How far below zero the score of a negative lies. X-rays that are not of a chest come to within 1."""
 
 WEIGHTS = Path(__file__).parents[1] / "weights" / "polarity.safetensors"
 
 
 def features(gray: Image.Image) -> np.ndarray:
-    """A film in mode ``L`` → float32 ``[SIDE · SIDE / 2]``, mean 0 and deviation 1; all zeros for a film of one value."""
+    """An image in mode ``L`` → float32 ``[SIDE · SIDE / 2]``, mean 0 and deviation 1; zeros for an image of one value."""
     small = np.asarray(gray.resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=1.0), np.float32)
     halves = (small + small[:, ::-1])[:, : SIDE // 2].ravel()
     halves -= halves.mean()
@@ -32,12 +32,12 @@ def features(gray: Image.Image) -> np.ndarray:
 
 
 def score(gray: Image.Image) -> float:
-    """Logarithm of the odds that a film in mode ``L`` is no negative."""
+    """Logarithm of the odds that an image in mode ``L`` is no negative."""
     return float(features(gray) @ _weights())
 
 
 def is_negative(gray: Image.Image) -> bool:
-    """Whether a film in mode ``L`` is surely a negative."""
+    """Whether an image in mode ``L`` is surely a negative."""
     return score(gray) <= -SURE
 
 
@@ -46,11 +46,3 @@ def _weights() -> np.ndarray:
     from safetensors.numpy import load_file
 
     return load_file(WEIGHTS)["weights"]
-
-
-def fit(films: np.ndarray) -> np.ndarray:
-    """Weights float32 ``[F]`` that tell the rows of ``[N, F]`` from their negatives."""
-    from sklearn.linear_model import LogisticRegression
-
-    both, kinds = np.concatenate([films, -films]), np.repeat([1, 0], len(films))
-    return LogisticRegression(C=1e-2, fit_intercept=False, max_iter=1000).fit(both, kinds).coef_[0].astype(np.float32)

@@ -1,4 +1,4 @@
-"""Films from plain files and from archives, for ``prepare`` and ``score``, decoded ahead of the reader.
+"""Images from plain files and from archives, for ``prepare`` and ``score``, decoded ahead of the reader.
 
 Threads of the standard library, each waiting for a decoder process, and not grain: grain imports jax, a second of start-up
 that scoring by another runtime does without.
@@ -6,6 +6,7 @@ that scoring by another runtime does without.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,15 +19,15 @@ import numpy as np
 
 from covidjax.config import Preprocess
 from covidjax.errors import ImageError
-from covidjax.images import archives, workers
-from covidjax.images.archives import Source
+from covidjax.images import workers
+from covidjax.images.archives import LoadedMember, Member, Source
 from covidjax.images.formats import Limits
 from covidjax.images.workers import Decoded, DecodeJob
 
 T = TypeVar("T")
 
 PREFETCH = 32
-"""Films that are decoded ahead of the reader, besides those that the threads are at."""
+"""Images that are decoded ahead of the reader, besides those that the threads are at."""
 
 
 class LoadedImage(NamedTuple):
@@ -36,9 +37,9 @@ class LoadedImage(NamedTuple):
     image: np.ndarray | None
     """uint8 ``[S, S, 1]``, or None where the file could not be read."""
     error: str
-    """Why not; empty for a film that was read."""
-    remark: str
-    """What ``radiograph.Radiograph`` says of it."""
+    """Why not; empty for an image that was read."""
+    warning: str
+    """See ``decode.DecodedImage``."""
     sha256: str
     """Of the file's bytes, hexadecimal; empty where there were none, or it was not asked for."""
     decode_seconds: float
@@ -46,63 +47,59 @@ class LoadedImage(NamedTuple):
     mask: np.ndarray | None = None
     """uint8 ``[S, S, 1]`` of 0 and 1, where one was asked for."""
     lungs: str = ""
-    """What was done with the lungs, or why nothing; empty where nothing was asked for."""
+    """What was done with the lungs, or why nothing, as a text; empty where nothing was asked for."""
+    whole_because: str = ""
+    """Why the image was kept whole where the lungs were to be cut out; empty where it was not."""
     lungs_seconds: float = 0.0
     """Finding the lungs and cutting them out."""
 
 
 def workers_or_default(workers: int | None) -> int:
     """Processes that decode, unless told otherwise: one for each core this process may use, and one more, since each idles
-    for a moment between two films."""
+    for a moment between two images."""
     return workers or len(os.sched_getaffinity(0)) + 1
 
 
-def decode_source(source: Source | archives.LoadedMember, job: DecodeJob) -> Decoded:
+def decode_source(source: Source, job: DecodeJob) -> Decoded:
     """Decode a file, or a member of an archive. Never raises for its faults."""
     try:
-        if isinstance(source, archives.LoadedMember):
-            return workers.decode(source.data, job) if source.data is not None else Decoded([], source.error)
-        if isinstance(source, archives.Member):
-            return workers.decode(source.read(job.limits), job)
-    except ImageError as fault:
-        return Decoded([], str(fault))
-    return workers.decode(source, job)
+        data = source.read(job.limits) if isinstance(source, Member | LoadedMember) else source
+    except ImageError as error:
+        return Decoded([], str(error))
+    return workers.decode(data, job)
 
 
-def load_source(source: Source, limits: Limits) -> Source | archives.LoadedMember:
+def load_source(source: Source, limits: Limits) -> Source:
     """A source that may be read at any time and by any thread: members that can only be read one after another are read
     here and now."""
-    return source.load(limits) if isinstance(source, archives.Member) and source.in_turn else source
+    return source.load(limits) if isinstance(source, Member) and source.in_turn else source
 
 
 def read_image(
-    source: Source | archives.LoadedMember, preprocess: Preprocess, *, digest: bool = True, limits: Limits = Limits()
+    source: Source,
+    preprocess: Preprocess,
+    *,
+    mask: Path | None = None,
+    digest: bool = True,
+    limits: Limits = Limits(),
 ) -> LoadedImage:
-    """Read a file as a model is to see it. Never raises for the file's faults: they are in ``error``."""
-    return _film(
+    """Read a file as a model is to see it, with its lung mask if one is given. Never raises for the files' faults: they are
+    in ``error``."""
+    mask_path = str(mask.absolute()) if mask else None
+    decoded = decode_source(
         source,
-        decode_source(source, DecodeJob(preprocess.image_size, invert=preprocess.invert, digest=digest, limits=limits)),
+        DecodeJob(preprocess.image_size, mask=mask_path, invert=preprocess.invert, digest=digest, limits=limits),
     )
-
-
-def read_pair(path: Path, mask: Path, preprocess: Preprocess, *, limits: Limits = Limits()) -> LoadedImage:
-    """Read a film and its lung mask as a segmenter is to see them, with the digest of the film's file. Never raises for the
-    files' faults."""
-    size, invert = preprocess.image_size, preprocess.invert
-    return _film(
-        path, decode_source(path, DecodeJob(size, mask=str(mask.absolute()), invert=invert, digest=True, limits=limits))
-    )
-
-
-def _film(source: Source | archives.LoadedMember, found: Decoded) -> LoadedImage:
-    image, mask = (*(array[..., None] for array in found.arrays), None, None)[:2]
-    return LoadedImage(os.fspath(source), image, found.error, found.remark, found.sha256, found.seconds, mask)
+    arrays = [array[..., None] for array in decoded.arrays]
+    image, mask_array = (*arrays, None, None)[:2]
+    return LoadedImage(path=os.fspath(source), image=image, mask=mask_array, **decoded.facts)
 
 
 def read_images(
     paths: Sequence[Source],
     preprocess: Preprocess,
     *,
+    masks: Iterable[Path | None] = (),
     workers: int | None = None,
     ahead: int = PREFETCH,
     digest: bool = True,
@@ -113,25 +110,15 @@ def read_images(
     Args:
       paths: files, and members of archives.
       preprocess: size of the images.
-      workers: processes that decode; one a core if None.
-      ahead: films that are decoded ahead of the reader, which bounds the memory.
+      masks: the lung mask of each file, where there are masks.
+      workers: processes that decode; one a core and one more if None.
+      ahead: images that are decoded ahead of the reader, which bounds the memory.
       digest: whether the files' digests are wanted.
       limits: what one file may take.
     """
-    jobs = (partial(read_image, load_source(path, limits), preprocess, digest=digest, limits=limits) for path in paths)
-    return map_in_order(jobs, workers=workers, ahead=ahead)
-
-
-def read_pairs(
-    paths: Sequence[tuple[Path, Path]],
-    preprocess: Preprocess,
-    *,
-    workers: int | None = None,
-    ahead: int = PREFETCH,
-    limits: Limits = Limits(),
-) -> Iterator[LoadedImage]:
-    """``read_images`` for pairs of a film and its lung mask."""
-    jobs = (partial(read_pair, *pair, preprocess, limits=limits) for pair in paths)
+    read = partial(read_image, preprocess=preprocess, digest=digest, limits=limits)
+    pairs = itertools.zip_longest(paths, masks)
+    jobs = (partial(read, load_source(path, limits), mask=mask) for path, mask in pairs)
     return map_in_order(jobs, workers=workers, ahead=ahead)
 
 

@@ -31,7 +31,7 @@ import numpy as np
 
 from covidjax.errors import ImageError, UserError
 from covidjax.images import decode as decoder
-from covidjax.images.decode import Invert
+from covidjax.images.decode import FileOrBytes, Invert
 from covidjax.images.formats import Limits
 
 GRACE = 2.0
@@ -54,7 +54,7 @@ _ROOM = 2**30
 
 @dataclass(frozen=True)
 class DecodeJob:
-    """What is wanted of a file: gray pixels, whole, reduced or resized, see ``covidjax.radiograph``."""
+    """What is wanted of a file: gray pixels, whole, reduced or resized, see ``images.decode``."""
 
     size: int | None = None
     """Resized to this square; else reduced to ``at_least``, or whole."""
@@ -62,7 +62,7 @@ class DecodeJob:
     thumbnail: int | None = None
     """Also a copy resized to this square."""
     mask: str | None = None
-    """The film's lung mask, which is wanted too, at ``size``."""
+    """Path of the image's lung mask, which is wanted too, at ``size``."""
     invert: Invert = "auto"
     digest: bool = False
     limits: Limits = field(default_factory=Limits)
@@ -72,16 +72,30 @@ class Decoded(NamedTuple):
     """What became of a file."""
 
     arrays: list[np.ndarray]
-    """uint8 ``[H, W]``: the film, then the thumbnail or the mask; empty on an error."""
+    """uint8 ``[H, W]``: the image, then the thumbnail or the mask; empty on an error."""
     error: str = ""
-    remark: str = ""
+    warning: str = ""
     sha256: str = ""
     """Of the file's bytes, hexadecimal, where it was wanted and there were any."""
-    seconds: float = 0.0
+    decode_seconds: float = 0.0
     """Reading, decoding and resizing."""
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Everything but the arrays."""
+        return {key: value for key, value in self._asdict().items() if key != "arrays"}
 
-def decode(source: str | os.PathLike[str] | bytes, job: DecodeJob) -> Decoded:
+
+class _Crashed(Exception):
+    """A decoder process died at a job."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name if number in set(signal.Signals) else f"exit code {-number}")
+        self.number = number
+        """The signal that it died of; minus its exit code where it ended by itself."""
+
+
+def decode(source: FileOrBytes, job: DecodeJob) -> Decoded:
     """Decode a file, or its bytes, in a decoder process, and wait for it. Never raises for the file's faults.
 
     Raises:
@@ -89,22 +103,22 @@ def decode(source: str | os.PathLike[str] | bytes, job: DecodeJob) -> Decoded:
     """
     with _lock:
         decoder = _idle.pop() if _idle else None
-    decoder, killed = decoder or _Decoder(), False
+    killed = False
     for _ in range(STARTS):
-        if decoder.ready():
-            outcome, fault = decoder.decode(source, job)
-            if outcome:
-                with _lock:
-                    _idle.append(decoder)
-                return outcome
-            if fault is None:
-                return Decoded([], f"not decoded within {job.limits.seconds:g} seconds", seconds=job.limits.seconds)
-            if killed or fault not in KILLED:
-                name = signal.Signals(fault).name if fault in set(signal.Signals) else f"exit code {-fault}"
-                return Decoded([], f"damaged: its decoder crashed ({name})")
-            killed = True
-        decoder = _Decoder()
-    decoder.close(kill=True)
+        decoder = decoder or _Decoder()
+        try:
+            decoded = decoder.decode(source, job) if decoder.ready() else None
+        except TimeoutError:
+            return Decoded([], f"not decoded within {job.limits.seconds:g} seconds", decode_seconds=job.limits.seconds)
+        except _Crashed as crash:
+            if killed or crash.number not in KILLED:
+                return Decoded([], f"damaged: its decoder crashed ({crash})")
+            killed, decoded = True, None
+        if decoded:
+            with _lock:
+                _idle.append(decoder)
+            return decoded
+        decoder = None
     raise UserError("A process for decoding could not be started; see that there is memory for it.")
 
 
@@ -118,7 +132,7 @@ def stop() -> None:
     """End the decoders that wait."""
     with _lock:
         for decoder in _idle:
-            decoder.hang_up()
+            decoder.link.close()  # the processes end beside each other
         while _idle:
             _idle.pop().close()
 
@@ -137,26 +151,18 @@ class _Decoder:
 
     def __init__(self) -> None:
         self._ready = False
-        try:
-            self._start()
-        except OSError as error:  # too many processes or open files, or no memory for another
-            raise UserError(
-                f"A process for decoding could not be started ({error.strerror}); end other programs, or use fewer workers."
-            ) from error
-
-    def _start(self) -> None:
-        ours, theirs = socket.socketpair()
-        self._link = _Link(ours)
         # The child finds the same modules, wherever this process has them from.
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(filter(None, map(os.path.abspath, sys.path))),
             "OPENBLAS_NUM_THREADS": "1",
             "OMP_NUM_THREADS": "1",
         }
-        with theirs:
-            # In a group of its own: Ctrl-C is for the command, which asks its decoders no more.
-            # -P: no module is taken from the folder that the command was given in.
-            try:
+        try:
+            ours, theirs = socket.socketpair()
+            self.link = _Link(ours)
+            with theirs:
+                # -P: no module is taken from the folder that the command was given in.
+                # In a group of its own: Ctrl-C is for the command, which asks its decoders no more.
                 self._process = subprocess.Popen(
                     [sys.executable, "-P", "-c", f"from covidjax.images.workers import serve; serve({theirs.fileno()})"],
                     pass_fds=(theirs.fileno(),),
@@ -166,49 +172,49 @@ class _Decoder:
                     stderr=subprocess.DEVNULL,
                     process_group=0,
                 )
-            except OSError:
-                self._link.close()
-                raise
-
-    def decode(self, source: str | os.PathLike[str] | bytes, job: DecodeJob) -> tuple[Decoded | None, int | None]:
-        """What became of a file; or nothing, and the signal that the process died of, or None where it took too long."""
-        data = source if isinstance(source, bytes) else b""
-        # Whole, since the process may have been started in another folder.
-        path = None if isinstance(source, bytes) else str(Path(source).absolute())
-        deadline = time.monotonic() + job.limits.seconds + GRACE / 2
-        try:
-            self._link.send({"path": path, "job": asdict(job)}, [data], deadline)
-            answer, body = self._link.receive(deadline)
-        except TimeoutError:
-            self.close(kill=True)
-            return None, None
-        except (OSError, EOFError):
-            return None, self.close()
-        arrays, at = [], 0
-        for shape in answer.pop("shapes"):
-            count = shape[0] * shape[1]
-            arrays.append(np.frombuffer(body, np.uint8, count, at).reshape(shape))
-            at += count
-        return Decoded(arrays, **answer), None
+        except OSError as error:  # too many processes or open files, or no memory for another
+            if hasattr(self, "link"):
+                self.link.close()
+            raise UserError(
+                f"A process for decoding could not be started ({error.strerror}); end other programs, or use fewer workers."
+            ) from error
 
     def ready(self) -> bool:
         """Wait until the process has started; False where it did not."""
-        if not self._ready:
-            try:
-                self._link.receive(time.monotonic() + STARTING)
-            except (OSError, EOFError):
-                self.close(kill=True)
-                return False
+        try:
+            if not self._ready:
+                self.link.receive(STARTING)
             self._ready = True
-        return True
+        except (OSError, EOFError):
+            self.close(kill=True)
+        return self._ready
 
-    def hang_up(self) -> None:
-        """Tell the process to end."""
-        self._link.close()
+    def decode(self, source: FileOrBytes, job: DecodeJob) -> Decoded:
+        """What became of a file.
+
+        Raises:
+          TimeoutError: it took too long; the process has been killed.
+          _Crashed: the process died.
+        """
+        # A whole path, since the process may have been started in another folder.
+        data, path = (source, None) if isinstance(source, bytes) else (b"", str(Path(source).absolute()))
+        timeout = job.limits.seconds + GRACE / 2
+        try:
+            self.link.send({"path": path, "job": asdict(job)}, [data], timeout)
+            facts, body = self.link.receive(timeout)
+        except TimeoutError:
+            self.close(kill=True)
+            raise
+        except (OSError, EOFError) as error:
+            raise _Crashed(self.close()) from error
+        shapes = facts.pop("shapes")
+        ends = np.cumsum([height * width for height, width in shapes], dtype=int)
+        pixels = np.split(np.frombuffer(body, np.uint8), ends)
+        return Decoded([part.reshape(shape) for part, shape in zip(pixels, shapes, strict=False)], **facts)
 
     def close(self, kill: bool = False) -> int:
         """End the process, and say what signal it died of; minus its exit code where it ended by itself."""
-        self._link.close()
+        self.link.close()
         if kill:
             self._process.kill()
         try:
@@ -231,42 +237,43 @@ def serve(descriptor: int) -> None:
     with contextlib.suppress(EOFError, OSError):
         link.send({}, [])  # ready
         while True:
-            asked, data = link.receive()
-            job = DecodeJob(**asked["job"] | {"limits": Limits(**asked["job"]["limits"])})
+            message, data = link.receive()
+            job = DecodeJob(**message["job"] | {"limits": Limits(**message["job"]["limits"])})
             # By the alarm, whose signal ends a process whatever it does, it ends also where nobody waits for it.
             signal.setitimer(signal.ITIMER_REAL, job.limits.seconds + GRACE)
             _bound_memory(job.limits)
-            done = decode_here(asked["path"] if asked["path"] is not None else bytes(data), job)
+            decoded = decode_here(message["path"] if message["path"] is not None else bytes(data), job)
             signal.setitimer(signal.ITIMER_REAL, 0)
-            facts = done._asdict() | {"shapes": [array.shape for array in done.arrays]}
-            del facts["arrays"]
-            link.send(facts, [np.ascontiguousarray(array).reshape(-1).data for array in done.arrays])
+            arrays = [np.ascontiguousarray(array) for array in decoded.arrays]
+            shapes = [array.shape for array in arrays]
+            link.send({**decoded.facts, "shapes": shapes}, [array.reshape(-1).data for array in arrays])
     os._exit(0)  # nothing is left to be tidied up
 
 
 def decode_here(source: str | bytes, job: DecodeJob) -> Decoded:
     """``decode`` in this process."""
-    begun = time.perf_counter()
-    arrays, error, remark, sha256 = [], "", "", ""
+    start = time.perf_counter()
+    arrays, error, warning, sha256 = [], "", "", ""
+    options: Any = {"invert": job.invert, "limits": job.limits}
     try:
         data = source if isinstance(source, bytes) else decoder.read_bytes(source, job.limits)
         if job.digest:
             sha256 = hashlib.sha256(data).hexdigest()
-        if job.mask is not None and job.size:
-            gray, remark = decoder.read_reduced(data, invert=job.invert, limits=job.limits)
-            mask = decoder.read_mask(job.mask, job.size, gray.shape, limits=job.limits)
-            arrays = [decoder.resize(gray, job.size), mask]
-        elif job.size:
-            gray, remark = decoder.read_resized(data, job.size, invert=job.invert, limits=job.limits)
+        if job.size and not job.mask:
+            gray, warning = decoder.read_resized(data, job.size, **options)
             arrays = [gray]
         else:
-            gray, remark = decoder.read_reduced(data, job.at_least, invert=job.invert, limits=job.limits)
-            arrays = [gray, decoder.resize(gray, job.thumbnail)] if job.thumbnail else [gray]
+            gray, warning = decoder.read_reduced(data, job.at_least, **options)
+            arrays = [decoder.resize(gray, job.size) if job.size else gray]
+            if job.thumbnail:
+                arrays.append(decoder.resize(gray, job.thumbnail))
+            if job.mask and job.size:
+                arrays.append(decoder.read_mask(job.mask, job.size, gray.shape, limits=job.limits))
     except ImageError as fault:
-        arrays, error, remark = [], str(fault), ""
+        arrays, error, warning = [], str(fault), ""
     except MemoryError:
-        arrays, error, remark = [], "not enough memory to decode it", ""
-    return Decoded(arrays, error, remark, sha256, time.perf_counter() - begun)
+        arrays, error, warning = [], "not enough memory to decode it", ""
+    return Decoded(arrays, error, warning, sha256, decode_seconds=time.perf_counter() - start)
 
 
 def _bound_memory(limits: Limits) -> None:
@@ -287,42 +294,31 @@ class _Link:
         self._socket = end
         self._reader = end.makefile("rb")  # buffered: most messages take one call of the system
 
-    def send(self, facts: dict[str, Any], parts: Sequence[Any], deadline: float | None = None) -> None:
+    def send(self, facts: dict[str, Any], parts: Sequence[Any], timeout: float | None = None) -> None:
+        self._socket.settimeout(timeout)
         text = json.dumps(facts).encode()
         length = sum(map(len, parts))
         head = _HEAD.pack(len(text), length) + text
         # One call of the system where little is to be sent, no copy where it is much.
         for part in [b"".join((head, *parts))] if length < 2**18 else [head, *parts]:
-            self._bound(deadline)
             self._socket.sendall(part)
 
-    def receive(self, deadline: float | None = None) -> tuple[dict[str, Any], bytearray]:
+    def receive(self, timeout: float | None = None) -> tuple[dict[str, Any], bytearray]:
         """Facts and bytes.
 
         Raises:
           EOFError: the other end is closed.
-          OSError: likewise, or it takes too long (TimeoutError).
+          OSError: likewise, or nothing comes for too long (TimeoutError).
         """
-        text, length = _HEAD.unpack(self._exactly(_HEAD.size, deadline))
-        return json.loads(self._exactly(text, deadline)), self._exactly(length, deadline)
+        self._socket.settimeout(timeout)
+        text, length = _HEAD.unpack(self._exactly(_HEAD.size))
+        return json.loads(self._exactly(text)), self._exactly(length)
 
-    def _exactly(self, length: int, deadline: float | None) -> bytearray:
-        found = bytearray(length)
-        view = memoryview(found)
-        while view:
-            self._bound(deadline)
-            count = self._reader.readinto1(view)  # pyright: ignore[reportAttributeAccessIssue]
-            if not count:
-                raise EOFError
-            view = view[count:]
-        return found
-
-    def _bound(self, deadline: float | None) -> None:
-        if deadline is not None:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise TimeoutError
-            self._socket.settimeout(left)
+    def _exactly(self, length: int) -> bytearray:
+        data = bytearray(length)
+        if self._reader.readinto(data) < length:
+            raise EOFError
+        return data
 
     def close(self) -> None:
         self._reader.close()

@@ -84,7 +84,7 @@ def export_images(
 
 
 def _write_png(image: lung_stream.SegmentedImage, name: str, out: Path, output_type: OutputType) -> SegmentationRow:
-    row = SegmentationRow(path=image.path, status="error", warning=image.remark, decode_seconds=image.decode_seconds)
+    row = SegmentationRow(path=image.path, status="error", warning=image.warning, decode_seconds=image.decode_seconds)
     if image.gray is None or image.lungs is None:
         return row._replace(error=image.error)
     start = time.perf_counter()

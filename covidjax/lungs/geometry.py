@@ -1,6 +1,6 @@
-"""Lungs on a film: from a segmenter's mask to the box of both, a crop, a blanked film, or the reason not to trust it.
+"""Lungs on an X-ray: from a segmenter's mask to the box of both, a crop, a blanked image, or the reason not to trust it.
 
-Whatever computes the masks is handed in, so this page is geometry alone: a perfect mask gives the exact answer.
+Nothing here computes masks, so this is geometry alone: a perfect mask gives the exact answer.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ CONTEXT = 0.2
 classifier loses what lies around the lungs; docs/lungs.md has the figures."""
 
 DILATION = 1 / 64
-"""How far outside the mask a blanked film is still shown, as a share of the film's sides: the pleura lies on the edge."""
+"""How far outside the mask a blanked image is still shown, as a share of its sides: the pleura lies on the edge."""
 
 SMALLEST, LARGEST = 0.06, 0.70
-"""Least and greatest share of the film that both lungs take; in the masks of Montgomery, Shenzhen and V7 0.08 to 0.62."""
+"""Least and greatest share of the image that both lungs take; in the masks of Montgomery, Shenzhen and V7 0.08 to 0.62."""
 
 SECOND = 0.2
 """Least area of the smaller lung, as a share of the larger one's. 0.10 to 1.00 in those masks, one of 1,122 below 0.2."""
 
 CUT_OFF = 1.0
-"""Most of the film's edge that the lungs touch, the shares of the four sides added up; at most 0.82 in those masks."""
+"""Most of the image's edge that the lungs touch, the shares of the four sides added up; at most 0.82 in those masks."""
 
 UNSURE = 0.4
-"""Most pixels whose probability lies between 0.2 and 0.8, as a share of the mask. An outline has some, 0.1 on most films
+"""Most pixels whose probability lies between 0.2 and 0.8, as a share of the mask. An outline has some, 0.1 on most images
 and 0.23 on all but one in a hundred; where no chest is to be seen it is mostly more than 0.4."""
 
 
 class Lungs(NamedTuple):
-    """What was found on one film."""
+    """The lungs on one image."""
 
     box: tuple[int, int, int, int]
-    """Left, top, right and bottom of both lungs with the margin, in pixels of the film, right and bottom exclusive; the
-    whole film where there is a flag."""
+    """Left, top, right and bottom of both lungs with the margin, in pixels of the image, right and bottom exclusive; the
+    whole image where there is a flag."""
     share: float
-    """Of the film's area that the mask takes."""
+    """Of the image's area that the mask takes."""
     flag: str
     """Why the mask is implausible; empty where it is not."""
     mask: np.ndarray
@@ -56,7 +56,7 @@ def find_lungs(probabilities: np.ndarray, height: int, width: int) -> Lungs:
 
     Args:
       probabilities: ``[N, N]``, as a segmenter gives them; above a half is lung.
-      height: of the film in pixels.
+      height: of the image in pixels.
       width: likewise.
     """
     pieces, areas = _pieces(probabilities > 0.5)
@@ -70,7 +70,7 @@ def find_lungs(probabilities: np.ndarray, height: int, width: int) -> Lungs:
 
 
 def _ndimage() -> Any:
-    """Imported here: that takes up to half a second, and scoring whole films does without."""
+    """Imported here: that takes up to half a second, and scoring whole images does without."""
     import scipy.ndimage
 
     return scipy.ndimage
@@ -120,35 +120,35 @@ def _box(mask: np.ndarray, height: int, width: int) -> tuple[int, int, int, int]
 
 def _ends(profile: np.ndarray) -> tuple[float, float]:
     """Where the first true value begins and the last ends, as shares of the length."""
-    found = np.flatnonzero(profile)
-    return float(found[0]) / len(profile), float(found[-1] + 1) / len(profile)
+    places = np.flatnonzero(profile)
+    return float(places[0]) / len(profile), float(places[-1] + 1) / len(profile)
 
 
-def crop_to_box(gray: np.ndarray, lungs: Lungs, what: Framing) -> np.ndarray:
-    """The box of a film at the film's own scale; with ``mask`` black outside the lungs, which are dilated. A film whose
-    mask is implausible stays whole.
+def crop_to_box(gray: np.ndarray, lungs: Lungs, framing: Framing) -> np.ndarray:
+    """The box of an image at the image's own scale; with ``mask`` black outside the lungs, which are dilated. An image
+    whose mask is implausible stays whole.
 
     Args:
-      gray: uint8 ``[H, W]``, of which ``lungs`` were found.
+      gray: uint8 ``[H, W]``, on which ``lungs`` were found.
       lungs: see ``find_lungs``.
-      what: ``crop`` or ``mask``.
+      framing: ``crop`` or ``mask``.
     """
     left, top, right, bottom = lungs.box
     part = gray[top:bottom, left:right]
-    if what == "crop" or lungs.flag:
+    if framing == "crop" or lungs.flag:
         return part
     return np.where(visible_pixels(lungs, *gray.shape), part, np.uint8(0))
 
 
 def visible_pixels(lungs: Lungs, height: int, width: int) -> np.ndarray:
-    """Which pixels of the box a blanked film of the given size shows, bool ``[bottom - top, right - left]``."""
+    """Which pixels of the box a blanked image of the given size shows, bool ``[bottom - top, right - left]``."""
     steps = round(len(lungs.mask) * DILATION)
     mask = _ndimage().binary_dilation(lungs.mask, iterations=steps) if steps else lungs.mask
     return resize_mask(np.asarray(mask), height, width, lungs.box)
 
 
 def resize_mask(mask: np.ndarray, height: int, width: int, box: tuple[int, int, int, int] | None = None) -> np.ndarray:
-    """A mask ``[N, N]`` at the scale of a film, bilinear: bool ``[height, width]``, or the part in a box of the film."""
+    """A mask ``[N, N]`` at the scale of an image, bilinear: bool ``[height, width]``, or the part in a box of the image."""
     left, top, right, bottom = box or (0, 0, width, height)
     side = len(mask)
     region = (left * side / width, top * side / height, right * side / width, bottom * side / height)
@@ -157,22 +157,22 @@ def resize_mask(mask: np.ndarray, height: int, width: int, box: tuple[int, int, 
 
 
 def pad_to_square(gray: np.ndarray) -> np.ndarray:
-    """Black beside a film or above and below it, so that a square keeps its aspect: uint8 ``[H, W]`` → ``[S, S]``."""
+    """Black beside an image or above and below it, so that a square keeps its aspect: uint8 ``[H, W]`` → ``[S, S]``."""
     height, width = gray.shape
     side = max(height, width)
     top, left = (side - height) // 2, (side - width) // 2
     return np.pad(gray, ((top, side - height - top), (left, side - width - left)))
 
 
-def frame_lungs(gray: np.ndarray, lungs: Lungs, what: Framing) -> np.ndarray:
-    """The square that a classifier sees, at the film's own scale: uint8 ``[H, W]`` → ``[S, S]``.
+def frame_lungs(gray: np.ndarray, lungs: Lungs, framing: Framing) -> np.ndarray:
+    """The square that a classifier sees, at the image's own scale: uint8 ``[H, W]`` → ``[S, S]``.
 
-    ``crop``: the box in the middle of a square window of the film, ``CONTEXT`` wider on every side, moved into the film
-    where it reaches out of it, with black only where the film is smaller than the window. ``mask``: the box, black outside
-    the lungs. A film whose mask is implausible: the whole of it. For the arguments see ``crop_to_box``.
+    ``crop``: the box in the middle of a square window of the image, ``CONTEXT`` wider on every side, moved into the image
+    where it reaches out of it, with black only where the image is smaller than the window. ``mask``: the box, black outside
+    the lungs. An image whose mask is implausible: the whole of it. For the arguments see ``crop_to_box``.
     """
-    if what == "mask" or lungs.flag:
-        return pad_to_square(crop_to_box(gray, lungs, what))
+    if framing == "mask" or lungs.flag:
+        return pad_to_square(crop_to_box(gray, lungs, framing))
     left, top, right, bottom = lungs.box
     side = round(max(bottom - top, right - left) * (1 + 2 * CONTEXT))
     height, width = gray.shape

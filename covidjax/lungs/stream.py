@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -11,15 +12,15 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from covidjax.config import Preprocess
-from covidjax.images import archives, decode, stream
+from covidjax.images import decode, stream
 from covidjax.images.archives import Source
 from covidjax.images.formats import Limits
 from covidjax.images.stream import LoadedImage
-from covidjax.images.workers import DecodeJob
+from covidjax.images.workers import Decoded, DecodeJob
 from covidjax.lungs.geometry import Lungs, find_lungs, frame_lungs
 
 BATCH_SIZE = 16
-"""Films of one call of the segmenter. Whole films wait meanwhile, so it is less than a classifier's."""
+"""Images of one call of the segmenter. Whole images wait meanwhile, so it is less than a classifier's."""
 
 WHOLE = "whole film: "
 """What stands before the reason where no lungs could be trusted."""
@@ -48,18 +49,12 @@ class SegmentedImage(NamedTuple):
     """uint8 ``[H, W]``, or None where the file could not be read."""
     lungs: Lungs | None
     error: str
-    remark: str
-    """What ``radiograph.Radiograph`` says of it."""
+    warning: str
+    """See ``decode.DecodedImage``."""
     sha256: str
     decode_seconds: float
     lungs_seconds: float
-    """This film's share of its batch's time in the segmenter, and finding the box."""
-
-
-class _Decoded(NamedTuple):
-    image: SegmentedImage
-    small: np.ndarray | None
-    """uint8 ``[N, N, 1]``, for the segmenter."""
+    """This image's share of its batch's time in the segmenter, and finding the box."""
 
 
 def segment_images(
@@ -77,47 +72,41 @@ def segment_images(
     Args:
       paths: files.
       segmenter: what computes the masks.
-      at_least: a side in pixels that suffices, see ``radiograph.read_reduced``; all pixels if None.
+      at_least: a side in pixels that suffices, see ``decode.read_reduced``; all pixels if None.
       invert: whether negatives are turned into positives.
-      workers: processes that decode; one a core if None.
+      workers: processes that decode; one a core and one more if None.
       digest: whether the files' digests are wanted.
       limits: what one file may take.
     """
-    job = DecodeJob(None, at_least, segmenter.size, invert=invert, digest=digest, limits=limits)
+    job = DecodeJob(at_least=at_least, thumbnail=segmenter.size, invert=invert, digest=digest, limits=limits)
     jobs = (partial(_decode, stream.load_source(path, limits), job) for path in paths)
+    decoded = stream.map_in_order(jobs, workers=workers, ahead=BATCH_SIZE)
     batch_size = min(BATCH_SIZE, max(len(paths), 1))
-    group: list[_Decoded] = []
-    for decoded in stream.map_in_order(jobs, workers=workers, ahead=BATCH_SIZE):
-        group.append(decoded)
-        if len(group) == batch_size:
-            yield from _segment(group, segmenter, batch_size)
-            group = []
-    yield from _segment(group, segmenter, batch_size)
+    while group := list(itertools.islice(decoded, batch_size)):
+        yield from _segment(group, segmenter, batch_size)
 
 
-def _decode(source: Source | archives.LoadedMember, job: DecodeJob) -> _Decoded:
-    found = stream.decode_source(source, job)
-    gray, small = found.arrays or (None, None)
-    film = SegmentedImage(os.fspath(source), gray, None, found.error, found.remark, found.sha256, found.seconds, 0.0)
-    return _Decoded(film, None if small is None else small[..., None])
+def _decode(source: Source, job: DecodeJob) -> tuple[str, Decoded]:
+    return os.fspath(source), stream.decode_source(source, job)
 
 
-def _segment(group: list[_Decoded], segmenter: Segmenter, batch_size: int) -> Iterator[SegmentedImage]:
+def _segment(group: list[tuple[str, Decoded]], segmenter: Segmenter, batch_size: int) -> Iterator[SegmentedImage]:
     start = time.perf_counter()
-    readable = [decoded.small for decoded in group if decoded.small is not None]
+    thumbnails = [decoded.arrays[1] for _, decoded in group if decoded.arrays]
     masks: Iterator[np.ndarray] = iter(())
-    if readable:
+    if thumbnails:
         batch = np.zeros((batch_size, segmenter.size, segmenter.size, 1), np.uint8)
-        batch[: len(readable)] = readable
+        batch[: len(thumbnails), ..., 0] = thumbnails
         masks = iter(np.asarray(segmenter(batch)))
-    each = (time.perf_counter() - start) / max(len(readable), 1)
-    for film, _ in group:
-        if film.gray is None:
-            yield film
-            continue
+    share = (time.perf_counter() - start) / max(len(thumbnails), 1)
+    for path, decoded in group:
         start = time.perf_counter()
-        lungs = find_lungs(next(masks), *film.gray.shape)
-        yield film._replace(lungs=lungs, lungs_seconds=each + time.perf_counter() - start)
+        image = SegmentedImage(path=path, gray=None, lungs=None, lungs_seconds=0.0, **decoded.facts)
+        if decoded.arrays:
+            gray = decoded.arrays[0]
+            lungs = find_lungs(next(masks), *gray.shape)
+            image = image._replace(gray=gray, lungs=lungs, lungs_seconds=share + time.perf_counter() - start)
+        yield image
 
 
 def read_lungs(
@@ -129,21 +118,27 @@ def read_lungs(
     digest: bool = True,
     limits: Limits = Limits(),
 ) -> Iterator[LoadedImage]:
-    """``reading.films`` for ``preprocess.lungs`` other than ``none``: the lungs as ``framed`` shows them, resized."""
-    # A box has at least a third of the film's sides or so: four times the size leaves more than is wanted.
+    """``images.stream.read_images`` for ``preprocess.lungs`` other than ``none``: the lungs as ``geometry.frame_lungs``
+    shows them, resized."""
+    # A box has at least a third of the image's sides or so: four times the size leaves more than is wanted.
     side, invert = 4 * preprocess.image_size, preprocess.invert
-    found = segment_images(paths, segmenter, at_least=side, invert=invert, workers=workers, digest=digest, limits=limits)
-    jobs = (partial(_finished, film, preprocess) for film in found)
+    images = segment_images(paths, segmenter, at_least=side, invert=invert, workers=workers, digest=digest, limits=limits)
+    jobs = (partial(_frame, image, preprocess) for image in images)
     return stream.map_in_order(jobs, workers=workers, ahead=BATCH_SIZE)
 
 
-def _finished(film: SegmentedImage, preprocess: Preprocess) -> LoadedImage:
-    if film.gray is None or film.lungs is None or preprocess.lungs == "none":
-        return LoadedImage(film.path, None, film.error, film.remark, film.sha256, film.decode_seconds)
+def _frame(image: SegmentedImage, preprocess: Preprocess) -> LoadedImage:
+    common = ("path", "error", "warning", "sha256", "decode_seconds")
+    loaded = LoadedImage(image=None, **{name: getattr(image, name) for name in common})
+    if image.gray is None or image.lungs is None or preprocess.lungs == "none":
+        return loaded
     start = time.perf_counter()
-    image = decode.resize(frame_lungs(film.gray, film.lungs, preprocess.lungs), preprocess.image_size)[..., None]
-    seconds = film.lungs_seconds + time.perf_counter() - start
-    done = WHOLE + film.lungs.flag if film.lungs.flag else preprocess.lungs
-    return LoadedImage(
-        film.path, image, "", film.remark, film.sha256, film.decode_seconds, lungs=done, lungs_seconds=seconds
+    framed = frame_lungs(image.gray, image.lungs, preprocess.lungs)
+    pixels = decode.resize(framed, preprocess.image_size)[..., None]
+    flag = image.lungs.flag
+    return loaded._replace(
+        image=pixels,
+        lungs=WHOLE + flag if flag else preprocess.lungs,
+        whole_because=flag,
+        lungs_seconds=image.lungs_seconds + time.perf_counter() - start,
     )

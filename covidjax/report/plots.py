@@ -1,88 +1,126 @@
-"""The figures of the study's report, as SVG where they are drawn and as PNG where they are films."""
+"""Every figure: training curves, confusion matrices and grids of images, as SVG or PNG by the file's suffix."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-NAMES = {"train": "training (augmented)", "val": "validation fold", "test": "held out"}
+FOLDS = {"train": "training (augmented)", "val": "validation fold", "test": "held out"}
+"""Legends of the folds in a line of ``metrics.jsonl``."""
 
-ACROSS = 3
-"""Small matrices side by side."""
+QUANTITIES = {"loss": "loss", "accuracy": "accuracy", "dice": "mean Dice coefficient"}
+"""Labels of the vertical axes."""
+
+MATRICES_PER_ROW = 3
 
 
-def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, np.ndarray]:
+class Tile(NamedTuple):
+    """An image of a grid: uint8 ``[H, W]`` or ``[H, W, 3]``, or None for an empty place."""
+
+    image: np.ndarray | None
+    caption: str = ""
+
+
+def curves(path: Path, history: Sequence[Mapping[str, Any]], title: str = "") -> None:
+    """Draw the loss and the score of every epoch, one above the other.
+
+    Args:
+      path: the file to write.
+      history: the lines of ``metrics.jsonl``.
+      title: stands above the curves.
+    """
+    figure, axes = _new_figure(4.2, 4.6, rows=2)
+    epochs = [record["epoch"] for record in history]
+    quantities = list(history[0]["train"]) if history else ["loss", "accuracy"]
+    for axis, quantity in zip(axes[:, 0], quantities, strict=True):
+        for fold, label in FOLDS.items():
+            if history and fold in history[0]:
+                values = [record[fold][quantity] for record in history]
+                axis.plot(epochs, values, marker="." if len(epochs) < 30 else "", label=label)
+        axis.set_ylabel(QUANTITIES[quantity])
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.3)
+    axes[1, 0].set(xlabel="epoch", ylim=(0, 1.02))
+    if history:
+        axes[0, 0].legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False, fontsize=9)
+    _save(figure, path, title)
+
+
+def confusion_matrices(path: Path, metrics: Mapping[str, Mapping[str, Any]]) -> None:
+    """Draw a large confusion matrix, or several small ones. A cell is as dark as its share of the true class.
+
+    Args:
+      path: the file to write.
+      metrics: ``Metrics.as_dict()`` by the title above the matrix.
+    """
+    single = len(metrics) == 1
+    rows, columns = (1, 1) if single else (-(-len(metrics) // MATRICES_PER_ROW), MATRICES_PER_ROW)
+    figure, axes = _new_figure(4.2, 3.4 if single else 1.6 * rows, rows, columns)
+    for axis in axes.ravel()[len(metrics) :]:
+        axis.set_axis_off()
+    for axis, (title, result) in zip(axes.ravel(), metrics.items(), strict=False):
+        _confusion_matrix(axis, result["confusion"], result["classes"] if single else (), 10 if single else 8)
+        axis.set_title(title, fontsize=8)
+    if single:
+        axes[0, 0].set(xlabel="predicted", ylabel="true")
+    _save(figure, path)
+
+
+def image_grid(path: Path, rows: Sequence[Sequence[Tile]], labels: Sequence[str] = (), title: str = "") -> None:
+    """Draw images in rows, each with a caption above it.
+
+    Args:
+      path: the file to write.
+      rows: the images, from left to right; rows may differ in length.
+      labels: a name for each row; none if empty.
+      title: stands above the grid.
+    """
+    columns = max(map(len, rows))
+    figure, axes = _new_figure(1.5 * columns, 1.7 * len(rows) + 0.5 * bool(title), len(rows), columns)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    for row_axes, row in zip(axes, rows, strict=True):
+        for axis, tile in zip(row_axes, row, strict=False):
+            if tile.image is not None:
+                axis.imshow(tile.image, cmap="gray", vmin=0, vmax=255)
+            axis.set_title(tile.caption, fontsize=7)
+    for axis, label in zip(axes[:, 0], labels, strict=False):
+        axis.set_ylabel(label)
+    _save(figure, path, title)
+
+
+def _new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, np.ndarray]:
+    """A figure of so many inches and its axes ``[rows, columns]``."""
     # Not pyplot: it keeps every figure alive and looks for a display.
     figure = Figure(figsize=(width, height), layout="constrained", dpi=160)
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _save(figure: Figure, path: Path, title: str = "") -> None:
+    if title:
+        figure.suptitle(title, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
-    drawn = path.suffix == ".svg"
-    # Nothing of the moment, so that the same results are the same file.
+    # Neither a date nor random names, so that the same results make the same file.
     with mpl.rc_context({"svg.hashsalt": "covidjax"}):
-        figure.savefig(path, metadata={"Date": None} if drawn else None)
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
-def _matrix(axis: Any, found: Mapping[str, Any], size: float, names: bool = True) -> None:
-    counts = np.asarray(found["confusion"])
+def _confusion_matrix(axis: Axes, confusion: Sequence[Sequence[int]], classes: Sequence[str], size: int) -> None:
+    counts = np.asarray(confusion)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(counts):
         color = "white" if shares[row, column] > 0.5 else "black"
         axis.text(column, row, str(count), ha="center", va="center", color=color, fontsize=size)
     ticks = range(len(counts))
-    axis.set_xticks(ticks, found["classes"] if names else [], fontsize=size - 1)
-    axis.set_yticks(ticks, found["classes"] if names else [], fontsize=size - 1)
-
-
-def confusion(path: Path, found: Mapping[str, Any]) -> None:
-    """The confusion matrix of ``Metrics.as_dict()``; a cell is as dark as its share of the true class."""
-    figure, axes = _figure(4.2, 3.4)
-    _matrix(axes[0, 0], found, 10)
-    axes[0, 0].set(xlabel="predicted", ylabel="true")
-    _save(figure, path)
-
-
-def fold_confusions(path: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
-    """A small confusion matrix for every fold, classes in the order of the large one."""
-    rows = -(-len(found) // ACROSS)
-    figure, axes = _figure(4.2, 1.6 * rows, rows, ACROSS)
-    for axis in axes.ravel()[len(found) :]:
-        axis.set_axis_off()
-    for axis, (name, metrics) in zip(axes.ravel(), found.items(), strict=False):
-        _matrix(axis, metrics, 8, names=False)
-        axis.set_title(f"{name}: {metrics['accuracy']:.3f}", fontsize=8)
-    _save(figure, path)
-
-
-def curves(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
-    """Loss and accuracy after every epoch, one above the other."""
-    figure, axes = _figure(4.2, 4.6, 2)
-    epochs = [record["epoch"] for record in history]
-    for axis, quantity in zip(axes[:, 0], ("loss", "accuracy"), strict=True):
-        for name, label in NAMES.items():
-            if name in history[0]:
-                values = [record[name][quantity] for record in history]
-                axis.plot(epochs, values, marker="." if len(epochs) < 30 else "", label=label)
-        axis.set_ylabel("cross-entropy" if quantity == "loss" else quantity)
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.grid(alpha=0.3)
-    axes[1, 0].set(xlabel="epoch", ylim=(0, 1.02))
-    axes[0, 0].legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False, fontsize=9)
-    _save(figure, path)
-
-
-def _bare(axes: np.ndarray) -> None:
-    for axis in axes.ravel():
-        axis.set(xticks=[], yticks=[])
-        for spine in axis.spines.values():
-            spine.set_visible(False)
+    axis.set_xticks(ticks, classes, fontsize=size - 1)
+    axis.set_yticks(ticks, classes, fontsize=size - 1)

@@ -149,7 +149,7 @@ class Classifier:
                 yield Row(path=image.path, status="error", error=image.error)
                 continue
             probabilities = dict(zip(self.classes, next(outputs), strict=True))
-            row = Row(path=image.path, status="ok", warning=image.remark, lungs=image.lungs)
+            row = Row(path=image.path, status="ok", warning=image.warning, lungs=image.lungs)
             if all(map(math.isfinite, probabilities.values())):
                 best = max(probabilities, key=probabilities.__getitem__)
                 yield row._replace(prediction=best, confidence=probabilities[best], probabilities=probabilities)

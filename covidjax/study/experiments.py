@@ -1,4 +1,4 @@
-"""The study's experiments: TOML files that say which films, which settings, and what the study found with them."""
+"""The study's experiments: TOML files that say which images, which settings, and what the study reports of them."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from covidjax.errors import UsageError
 from covidjax.toml import from_table, read_toml
 
 PROTOCOLS = {"random": "none", "patient": "patient"}
-"""How films are held out, and what ``prepare --group-by`` calls it: by a random split of the images, as in the study, or of
-the patients."""
+"""How images are held out, and what ``prepare --group-by`` calls it: by a random split of the images, as in the study, or
+by one of the patients."""
 
 
 @dataclass(frozen=True)
 class ImageSelection:
-    """What a dataset is prepared from; the names are those of ``covidjax.prepare.Options``."""
+    """The images of an experiment; the names are those of ``covidjax.data.prepare.Options``."""
 
     sources: tuple[str, ...] = ()
-    """Subfolders of the data's folder."""
+    """Subfolders of the collections' folder."""
     only: dict[str, tuple[str, ...]] = field(default_factory=dict)
     limits: dict[str, int] = field(default_factory=dict)
     image_size: int = 224
@@ -35,29 +35,35 @@ class Reported:
 
     images: int = 0
     held_out: int = 0
-    """Of the images."""
+    """How many of the images."""
     minutes: float = 0.0
-    """Of training, on one V100."""
+    """Duration of training, on one V100."""
     accuracy: float = 0.0
     classes: dict[str, tuple[float, ...]] = field(default_factory=dict)
     """Class → precision, recall, F1."""
     note: str = ""
-    """What else is to be known of these figures."""
+    """A remark on these numbers."""
 
 
-@dataclass(frozen=True)
-class Experiment:
+@dataclass(frozen=True, kw_only=True)
+class _ExperimentFile:
+    """An experiment's TOML file, but for its settings."""
+
+    title: str
+    about: str
+    films: ImageSelection = field(default_factory=ImageSelection)
+    study: Reported = field(default_factory=Reported)
+    times_of: tuple[str, ...] = ()
+    """Of a table of times: the experiments that are timed. It has no images of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment(_ExperimentFile):
     """One table of the study."""
 
     name: str
-    """Of its file: ``table1`` …"""
-    title: str
-    about: str
-    films: ImageSelection
+    """The file's: ``table1`` …"""
     settings: Config
-    study: Reported
-    times_of: tuple[str, ...] = ()
-    """Of a table of times: the experiments that are timed. It has no films of its own."""
 
     @property
     def number(self) -> str:
@@ -65,20 +71,11 @@ class Experiment:
         return f"Table {self.name.removeprefix('table')}"
 
 
-@dataclass(frozen=True)
-class _File:
-    title: str
-    about: str
-    films: ImageSelection = field(default_factory=ImageSelection)
-    study: Reported = field(default_factory=Reported)
-    times_of: tuple[str, ...] = ()
-
-
 def folder() -> Path:
     """The folder of the experiments, of the installed package or of the checkout."""
-    here = Path(__file__).parents[1]
-    installed = here / "configs" / "report"
-    return installed if installed.is_dir() else here.parent / "configs" / "report"
+    package = Path(__file__).parents[1]
+    installed = package / "configs" / "report"
+    return installed if installed.is_dir() else package.parent / "configs" / "report"
 
 
 def load(
@@ -90,31 +87,31 @@ def load(
       only: names; all if empty. A table of times brings those that it times with it.
       epochs: instead of each one's own.
       where: folder of the TOML files, if not the package's.
-      recipe: a TOML file of settings that stand instead of the defaults, where an experiment has none of its own.
+      recipe: a TOML file of settings instead of the defaults, where an experiment has none of its own.
 
     Raises:
-      UsageError: a name that there is not, or a file that is not right.
+      UsageError: an unknown name, or an invalid file.
     """
     files = {path.stem: path for path in sorted((where or folder()).glob("*.toml"))}
     for name in only:
         if name not in files:
             raise UsageError(f"There is no experiment {name!r}; choose from {', '.join(files)}.")
-    found = {name: _read(name, path, epochs, recipe) for name, path in files.items()}
-    wanted = set(only or found)
-    wanted |= {timed for name in wanted for timed in found[name].times_of}
-    return {name: experiment for name, experiment in found.items() if name in wanted}
+    experiments = {name: _read(path, epochs, recipe) for name, path in files.items()}
+    chosen = set(only or experiments)
+    chosen |= {timed for name in chosen for timed in experiments[name].times_of}
+    return {name: experiment for name, experiment in experiments.items() if name in chosen}
 
 
-def _read(name: str, path: Path, epochs: int | None, recipe: Path | None) -> Experiment:
+def _read(path: Path, epochs: int | None, recipe: Path | None) -> Experiment:
     table = read_toml(path)
-    values = _flat(table.pop("settings", {}))
+    overrides = _flat(table.pop("settings", {}))
     if epochs is not None:
-        values["train.epochs"] = epochs
-    settings = load_config(recipe, (), values)
-    file: _File = from_table(_File, table, where=str(path))
+        overrides["train.epochs"] = epochs
+    settings = load_config(recipe, (), overrides)
+    file: _ExperimentFile = from_table(_ExperimentFile, table, where=str(path))
     if bool(file.times_of) == bool(file.films.sources):
         raise UsageError(f"{path}: an experiment has either films.sources or times_of; give it one of them.")
-    return Experiment(name, file.title, file.about, file.films, settings, file.study, file.times_of)
+    return Experiment(name=path.stem, settings=settings, **vars(file))
 
 
 def describe_recipe(recipe: Path) -> str:

@@ -8,36 +8,34 @@ from pathlib import Path
 from PIL import Image
 
 from covidjax.data import synthetic
-from covidjax.labels import CLASSES
 
-SAMPLE_FILMS = 90
-"""Of each collection of a rehearsal on synthetic films."""
+COLLECTION_IMAGES = 90
+"""Images of each collection."""
+
+COLLECTIONS = {
+    "ozturk": ("{name}/{patient:08d}_{index:03d}.jpg", ("Covid-19", "No_findings", "Pneumonia"), 128),
+    "ieee8023": ("images/case-{index:04d}.jpg", ("COVID-19", "No Finding", "Pneumonia"), 112),
+    "radiography": ("{name}/{name} ({index}).jpg", ("COVID-19", "NORMAL", "Viral Pneumonia"), 96),
+}
+"""Each collection's files, its names of the classes, and the pixels of an image's side."""
 
 
-def _draw(root: Path) -> None:
-    """Three collections of phantoms, laid out as the published ones; each also holds some of the one before, shrunk."""
+def draw_collections(root: Path) -> None:
+    """Draw three collections of synthetic images into a folder, unless it is there already. Each collection also holds some
+    images of the one before, shrunk."""
     if root.exists():
         return
     partial = root.with_suffix(f".partial-{os.getpid()}")
-    step = SAMPLE_FILMS * 4 // 5 // 6 * 6  # a multiple of 6: all films of a patient and a film of every class
-    rows = ["patientid,finding,view,modality,filename"]
-    findings = ("COVID-19", "No Finding", "Pneumonia")
-    for number, collection in enumerate(("ozturk", "ieee8023", "radiography")):
-        for index in range(number * step, number * step + SAMPLE_FILMS):
-            film, label = synthetic.draw(index, size=128), index % len(CLASSES)
-            patient = int(film.patient.rpartition("-")[2])
-            if collection == "ozturk":
-                folder = ("Covid-19", "No_findings", "Pneumonia")[label]
-                name = f"{folder}/{patient:08d}_{index % 1000:03d}.jpg"
-            elif collection == "ieee8023":
-                name = f"images/case-{index:04d}.jpg"
-                rows.append(f"{patient},{findings[label]},PA,X-ray,case-{index:04d}.jpg")
-            else:
-                folder = ("COVID-19", "NORMAL", "Viral Pneumonia")[label]
-                name = f"{folder}/{folder} ({index}).jpg"
-            path = partial / collection / name
+    step = COLLECTION_IMAGES * 4 // 5 // 6 * 6  # a multiple of 6: all images of a patient and an image of every class
+    metadata = ["patientid,finding,view,modality,filename"]
+    for number, (collection, (file, classes, side)) in enumerate(COLLECTIONS.items()):
+        for index in range(number * step, number * step + COLLECTION_IMAGES):
+            phantom = synthetic.draw(index, size=128)
+            patient, name = int(phantom.patient.rpartition("-")[2]), classes[phantom.label]
+            path = partial / collection / file.format(name=name, patient=patient, index=index)
+            if collection == "ieee8023":
+                metadata.append(f"{patient},{name},PA,X-ray,{path.name}")
             path.parent.mkdir(parents=True, exist_ok=True)
-            side = (128, 112, 96)[number]
-            Image.fromarray(film.image).resize((side, side)).save(path, quality=90)
-    (partial / "ieee8023" / "metadata.csv").write_text("\n".join(rows) + "\n")
+            Image.fromarray(phantom.image).resize((side, side)).save(path, quality=90)
+    (partial / "ieee8023" / "metadata.csv").write_text("\n".join(metadata) + "\n")
     partial.replace(root)

@@ -33,8 +33,8 @@ def predict(
     """Outputs, float32 ``[N, K]``, and labels int32 ``[N]`` of every real example; padding is dropped."""
     pending, labels = [], []
     for batch in batches:
-        pending.append((eval_step(weights, batch), batch.real))
-        labels.append(batch.labels[: batch.real])
+        pending.append((eval_step(weights, batch), batch.count))
+        labels.append(batch.labels[: batch.count])
     return np.concatenate([np.asarray(outputs)[:count] for outputs, count in pending]), np.concatenate(labels)
 
 

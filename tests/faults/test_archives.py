@@ -78,12 +78,12 @@ def test_names_lead_nowhere(tmp_path: Path, ending: str):
     archive = packed(tmp_path / f"x{ending}", dict.fromkeys(hostile, FILM))
     found = find_images([tmp_path])
     assert names(found.paths) == [f"{archive}/{name}" for name in ("up.png", "etc/root.png", "a/b/c.png", "here.png")]
-    assert all(member.read(Limits()) == FILM for member in archives.members(str(archive)).films)
+    assert all(member.read(Limits()) == FILM for member in archives.members(str(archive)).images)
     written = output_names(found.paths, found.roots)
     assert all((tmp_path / "out" / name).resolve().is_relative_to(tmp_path / "out") for name in written)
 
 
-def test_links_devices_and_sparse_files_in_a_tar_are_passed_over(tmp_path: Path):
+def test_links_devices_and_sparse_files_in_a_tar_are_skipped(tmp_path: Path):
     with tarfile.open(tmp_path / "x.tar", "w") as archive:
         for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE):
             info = tarfile.TarInfo(f"{kind.decode()}.png")
@@ -93,14 +93,14 @@ def test_links_devices_and_sparse_files_in_a_tar_are_passed_over(tmp_path: Path)
         info.size = len(FILM)
         archive.addfile(info, io.BytesIO(FILM))
     found = archives.members(str(tmp_path / "x.tar"))
-    assert (names(found.films), found.others, found.fault) == ([f"{tmp_path}/x.tar/film.png"], 4, "")
+    assert (names(found.images), found.skipped, found.error) == ([f"{tmp_path}/x.tar/film.png"], 4, "")
 
 
 @pytest.mark.parametrize("ending", [".zip", ".tar", ".tar.gz"])
 def test_bomb_in_an_archive_is_not_inflated(tmp_path: Path, ending: str):
     archive = packed(tmp_path / f"x{ending}", {"bomb.png": bytes(30_000_000), "film.png": FILM})
-    bomb, film = archives.members(str(archive)).films
-    with pytest.raises(ImageError, match="longer than 10 MB, which no film is"):
+    bomb, film = archives.members(str(archive)).images
+    with pytest.raises(ImageError, match="longer than 10 MB, which no X-ray is"):
         bomb.read(Limits(megabytes=10))
     assert film.read(Limits(megabytes=10)) == FILM
 
@@ -109,7 +109,7 @@ def test_zip_that_lies_about_sizes_is_read_no_further_than_the_limit(tmp_path: P
     archive = packed(tmp_path / "x.zip", {"bomb.png": bytes(3_000_000)})
     data = archive.read_bytes().replace((3_000_000).to_bytes(4, "little"), (1000).to_bytes(4, "little"))
     archive.write_bytes(data)
-    (bomb,) = archives.members(str(archive)).films
+    (bomb,) = archives.members(str(archive)).images
     with pytest.raises(ImageError):
         bomb.read(Limits(megabytes=1))
 
@@ -166,7 +166,7 @@ def test_loops_of_links_and_folders_that_cannot_be_read(tmp_path: Path, monkeypa
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "film.png").write_bytes(FILM)
     (tmp_path / "a" / "b" / "loop").symlink_to(tmp_path / "a")
-    assert [path.name for path in walk(tmp_path).films] == ["film.png"]
+    assert [path.name for path in walk(tmp_path).images] == ["film.png"]
     listing = os.scandir
 
     def scandir(path):

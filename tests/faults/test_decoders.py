@@ -248,11 +248,11 @@ def test_limits_are_options(trained: Path, tmp_path: Path):
     assert result.exit_code == 0, result.output
     assert [row["error"] for row in rows_of(tmp_path / "rows.csv")] == [
         "",  # 200.bmp
-        "longer than 0.08 MB, which no film is",
+        "longer than 0.08 MB, which no X-ray is",
         "",
     ]
     assert run(*words, "--output", tmp_path / "rows.csv").exit_code == 0
-    assert rows_of(tmp_path / "rows.csv")[1]["error"] == "more than 0.05 megapixels, which no film has"
+    assert rows_of(tmp_path / "rows.csv")[1]["error"] == "more than 0.05 megapixels, which no X-ray has"
 
 
 @pytest.mark.parametrize("syntax", ["file", pytest.param(uid.JPEG2000Lossless, marks=pytest.mark.slow)])

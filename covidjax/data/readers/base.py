@@ -1,4 +1,4 @@
-"""What every reader of a collection returns, and what the file names of public collections say about patients."""
+"""What every reader of a collection returns."""
 
 from __future__ import annotations
 
@@ -11,44 +11,45 @@ from covidjax.images.find import walk
 
 @dataclass(frozen=True)
 class Example:
-    """One film of a collection."""
+    """One image of a collection."""
 
     path: Path
     label: str
-    """Class name, one of ``covidjax.config.CLASSES``; where there is a mask, its kind, one of ``covidjax.config.MASKS``."""
+    """Class name, one of ``covidjax.labels.CLASSES``; where there is a mask, its kind, one of ``labels.MASK_KINDS``."""
     patient: str
-    """Whose film it is: films of one patient never stand in two folds."""
+    """Key of the patient, see ``names``: images of one patient never stand in two folds."""
     source: str
     """Name of the collection it came from."""
     view: str = ""
     """Projection (PA, AP, AP Supine), where the collection states it."""
-    film: str = ""
-    """Name of the original film, where it is known: the same film in two collections belongs to one patient."""
+    image_key: str = ""
+    """Name of the published image, where it is known: one image in two collections belongs to one patient."""
     mask: Path | None = None
     """Its lung mask."""
 
 
 @dataclass
 class Collection:
-    """The films of one source folder and what was left out of it."""
+    """The images of one source folder and what was left out of it."""
 
     root: Path
     layout: str
     source: str
-    """The name its films carry."""
+    """The name its images carry."""
     examples: list[Example] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
     """Reason → number of files."""
+    duplicates: int = 0
+    """Images that were left out since an earlier collection has them too."""
     notes: list[str] = field(default_factory=list)
     """What a user should know about it."""
     empty: list[Path] = field(default_factory=list)
-    """Class folders that hold no film."""
+    """Class folders that hold no image."""
 
-
-def list_images(folder: Path, left_out: Counter[str]) -> list[Path]:
-    """Every film below a folder, sorted; other files are counted into ``left_out``."""
-    found = walk(folder)
-    left_out["not an image file, by its ending"] += found.others
-    for path, reason in found.unreadable:
-        left_out[f"in the folder {path}, which cannot be read: {reason}"] += 1
-    return found.films
+    def list_images(self, folder: Path) -> list[Path]:
+        """Every image below a folder, sorted; other files are counted into ``left_out``."""
+        walked = walk(folder)
+        self.left_out["not an image file, by its ending"] += walked.skipped
+        for path, reason in walked.unreadable:
+            self.left_out[f"in the folder {path}, which cannot be read: {reason}"] += 1
+        return walked.images

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-from covidjax.data.readers.base import Collection, Example, list_images
-from covidjax.data.readers.names import image_key, patient_of
+from covidjax.data.readers import names
+from covidjax.data.readers.base import Collection, Example
 from covidjax.files import read_csv
 from covidjax.labels import class_of
 
 OZTURK = {"Covid-19": "COVID-19", "No_findings": "No-Findings", "Pneumonia": "Pneumonia"}
-"""github muhammedtalo/COVID-19 (Ozturk et al. 2020): COVID-19 films of ieee8023, the rest of NIH ChestX-ray8."""
+"""github muhammedtalo/COVID-19 (Ozturk et al. 2020): COVID-19 images of ieee8023, the rest of NIH ChestX-ray8."""
 
 RADIOGRAPHY = {"COVID-19": "COVID-19", "NORMAL": "No-Findings", "Viral Pneumonia": "Pneumonia"}
 """Kaggle COVID-19 Radiography Database, first version (Chowdhury et al. 2020): ieee8023 and Kermany et al. 2018."""
@@ -18,12 +19,8 @@ RADIOGRAPHY = {"COVID-19": "COVID-19", "NORMAL": "No-Findings", "Viral Pneumonia
 
 def class_folders(root: Path) -> dict[Path, str]:
     """The subfolders of ``root`` whose names are classes."""
-    found = {}
-    for path in sorted(root.iterdir()):
-        label = class_of(path.name) if path.is_dir() else None
-        if label:
-            found[path] = label
-    return found
+    labels = {path: class_of(path.name) for path in sorted(root.iterdir()) if path.is_dir()}
+    return {path: label for path, label in labels.items() if label}
 
 
 def read_folder(root: Path, source: str) -> Collection:
@@ -35,13 +32,11 @@ def read_folder(root: Path, source: str) -> Collection:
     folders = class_folders(root)
     for path in sorted(root.iterdir()):
         if path.is_dir() and path not in folders:
-            count = len(list_images(path, collection.left_out))
-            collection.left_out[f"folder {path.name!r} names no class"] += count
+            collection.left_out[f"folder {path.name!r} names no class"] += len(collection.list_images(path))
         elif path.is_file() and not path.name.startswith("."):
             collection.left_out["beside the class folders, so of no class"] += 1
     for folder, label in folders.items():
-        for path in _films_of(folder, collection):
-            collection.examples.append(_own(path, label, collection))
+        _read_class(collection, folder, label)
     return collection
 
 
@@ -49,48 +44,50 @@ def read_ozturk(root: Path, source: str) -> Collection:
     """Ozturk's set: NIH names carry the patient; COVID-19 names are those of ieee8023."""
     collection = Collection(root, "ozturk", source)
     for folder, label in OZTURK.items():
-        for path in _films_of(root / folder, collection):
-            published = label == "COVID-19"  # elsewhere only NIH's names tell anything
-            example = _published(path, path.name, label, collection) if published else _own(path, label, collection)
-            collection.examples.append(example)
+        # In the other classes only NIH's names tell anything.
+        _read_class(collection, root / folder, label, str if label == "COVID-19" else None)
     return collection
 
 
 def read_radiography(root: Path, source: str) -> Collection:
     """The Radiography Database: its files are numbered, and ``origin.csv`` (``file``, ``origin_file``), where there is
-    one, tells which published film each was; without it every file stands for itself."""
+    one, tells which published image each was; without it every file stands for itself."""
     collection = Collection(root, "radiography", source)
     table = root / "origin.csv"
     rows = read_csv(table, "file", "origin_file") if table.is_file() else []
     if not rows:
         collection.notes.append(
-            "without origin.csv nothing tells whose film each is, nor which of them other collections hold too: "
-            "a merged dataset may have copies of a film in several folds"
+            "without origin.csv nothing tells whose image each is, nor which of them other collections hold too: "
+            "a merged dataset may have copies of an image in several folds"
         )
     origins = {row["file"]: row["origin_file"] for row in rows}
     for folder, label in RADIOGRAPHY.items():
-        for path in _films_of(root / folder, collection):
-            origin = origins.get(path.name)
-            example = _published(path, origin, label, collection) if origin else _own(path, label, collection)
-            collection.examples.append(example)
+        _read_class(collection, root / folder, label, origins.get)
     return collection
 
 
-def _published(path: Path, name: str, label: str, collection: Collection) -> Example:
-    """A film that was published under ``name``, which means the same film in every collection."""
-    return Example(path, label, patient_of(name), collection.source, film=image_key(name))
+def _read_class(
+    collection: Collection, folder: Path, label: str, published_name: Callable[[str], str | None] | None = None
+) -> None:
+    """Add the images of a class folder to a collection.
 
-
-def _own(path: Path, label: str, collection: Collection) -> Example:
-    """Any other film. Two people's folders both hold a 1.png, so unless the name tells a patient, it is one of its own."""
-    if not patient_of(path.name).startswith("series:"):
-        return _published(path, path.name, label, collection)
-    patient = f"file:{collection.source}/{path.relative_to(collection.root).with_suffix('')}"
-    return Example(path, label, patient, collection.source)
-
-
-def _films_of(folder: Path, collection: Collection) -> list[Path]:
-    found = list_images(folder, collection.left_out)
-    if not found:
+    Args:
+      collection: to be added to.
+      folder: below which the images lie.
+      label: their class.
+      published_name: the name under which the image in a file was published, which means the same image in every
+        collection. Two people's folders both hold a 1.png, so any other file's name counts only if it tells a patient,
+        and the file is a patient of its own if not.
+    """
+    paths = collection.list_images(folder)
+    if not paths:
         collection.empty.append(folder)
-    return found
+    for path in paths:
+        published = published_name(path.name) if published_name else None
+        if not published and names.published_patient(path.name):
+            published = path.name
+        if published:
+            patient, key = names.patient_of(published), names.image_key(published)
+        else:
+            patient, key = names.file_patient(collection.source, path.relative_to(collection.root)), ""
+        collection.examples.append(Example(path, label, patient, collection.source, image_key=key))

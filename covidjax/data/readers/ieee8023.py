@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from covidjax.data.readers.base import Collection, Example, list_images
+from covidjax.data.readers.base import Collection, Example
 from covidjax.data.readers.names import image_key
 from covidjax.files import read_csv
 
 VIEWS = ("PA", "AP", "AP Supine")
-"""Frontal projections; lateral films and CT slices are left out."""
+"""Frontal projections; lateral X-rays and CT slices are left out."""
 
 PNEUMONIA = frozenset(
     (
@@ -36,14 +36,14 @@ def class_of_finding(finding: str) -> str | None:
 
 
 def read_ieee8023(root: Path, source: str) -> Collection:
-    """Films in ``images/`` by the rows of ``metadata.csv``.
+    """Images in ``images/`` by the rows of ``metadata.csv``.
 
     Raises:
       UserError: a metadata.csv without the columns that are read.
     """
     collection = Collection(root, "ieee8023", source)
     left_out = collection.left_out
-    files = {path.name: path for path in list_images(root / "images", left_out)}
+    files = {path.name: path for path in collection.list_images(root / "images")}
     for row in read_csv(root / "metadata.csv", "patientid", "finding", "view", "modality", "filename"):
         path = files.pop(row["filename"], None)
         label = class_of_finding(row["finding"])
@@ -57,6 +57,7 @@ def read_ieee8023(root: Path, source: str) -> Collection:
             left_out[f"finding {row['finding'] or 'not stated'}"] += 1
         else:
             patient = f"ieee8023:{row['patientid']}"
-            collection.examples.append(Example(path, label, patient, source, row["view"], image_key(path.name)))
+            key = image_key(path.name)
+            collection.examples.append(Example(path, label, patient, source, view=row["view"], image_key=key))
     left_out["in images/ but not in metadata.csv"] += len(files)
     return collection

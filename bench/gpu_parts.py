@@ -1,0 +1,142 @@
+"""The measurements of ``bench.gpu``, each called in a process of its own; they return what JSON can hold."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from bench.peers.ours import UNCHANGED, constant_given, read_batch
+from covidjax import device
+from covidjax.config import Config, DataConfig, TrainConfig
+from covidjax.data.dataset import Dataset
+from covidjax.inference.forward import normalize
+from covidjax.metrics import headline_metrics
+from covidjax.models import Weights, create_model
+from covidjax.runs.load import load_run
+from covidjax.training.loop import train
+from covidjax.training.step import create_train_state, learning_rate, make_optimizer, make_train_step
+from covidjax.training.tasks import Classification
+
+
+def results(batch: str, run: str, where: str, precision: Any) -> dict[str, Any]:
+    """Logits of a batch, gradients of its loss, and the losses of five steps, on one device in one precision."""
+    used = device.start(where)
+    # TensorFloat32 would be compared with float32 here: the question is whether the programs are the same.
+    if precision == "float32":
+        jax.config.update("jax_default_matmul_precision", "highest")
+    images, labels = read_batch(batch)
+    loaded = load_run(Path(run), where)
+    dtype, scaled = device.precision(precision, used)
+    settings = TrainConfig(learning_rate=1e-4, schedule="constant", batch_size=len(images), precision=precision)
+    config = Config(augment=UNCHANGED, train=settings)
+    network, task = create_model(config.model, loaded.run.preprocess, dtype), Classification(config)
+
+    def loss(params: Any) -> jax.Array:
+        logits = network.apply(Weights(params, loaded.weights.batch_stats), normalize(jnp.asarray(images)), train=True)[0]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(labels)).mean()
+
+    logits = jax.jit(lambda weights: network.apply(weights, normalize(jnp.asarray(images)))[0])(loaded.weights)
+    gradients = jax.jit(jax.grad(loss))(loaded.weights.params)
+    optimizer = functools.partial(make_optimizer, settings)
+    step = jax.jit(make_train_step(network, task.inputs, task.losses, optimizer, loss_scaling=scaled))
+    inputs = constant_given(settings.learning_rate, logits.shape[-1])
+    state = create_train_state(loaded.weights, optimizer(learning_rate(settings, 1)), loss_scaling=scaled)
+    losses, before = [], 0.0
+    for _ in range(5):
+        state = step(state, inputs, images, labels)
+        losses.append((float(state.sums.loss) - before) / len(images))
+        before = float(state.sums.loss)
+    return {
+        "device": used.device_kind,
+        "dtype": np.dtype(dtype).name,
+        "logits": np.asarray(logits).ravel().tolist(),
+        "gradients": np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(gradients)]).tolist(),
+        "losses": losses,
+    }
+
+
+class _EpochTimes:
+    """Progress that keeps the seconds of each epoch's evaluation."""
+
+    def __init__(self) -> None:
+        self.steps, self._last_step = 0, 0.0
+        self.evaluations: list[float] = []
+
+    def begin(self, description: str, steps: int, metric: str) -> None:
+        self.steps, self._last_step = steps, time.perf_counter()
+
+    def step(self, epoch: int, step: int, loss: float, metric: float, images_per_second: float) -> None:
+        self._last_step = time.perf_counter()
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        self.evaluations.append(time.perf_counter() - self._last_step)
+
+
+def whole_run(dataset: str, epochs: int, batch: int) -> dict[str, Any]:
+    """A run of ``train`` with default settings but the number of epochs and the batch."""
+    config = Config(data=DataConfig(path=dataset), train=TrainConfig(epochs=epochs, batch_size=batch))
+    times, opened = _EpochTimes(), Dataset(Path(dataset))
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        result = train(config, opened, Path(folder, "run"), progress=times)
+        wall = time.perf_counter() - start
+    used = jax.devices()[0]
+    return {
+        "seconds": {name: round(seconds, 3) for name, seconds in (result.timing.seconds | {"wall": wall}).items()},
+        # The first evaluation has its compilation in it.
+        "first_evaluation": max(0.0, times.evaluations[0] - float(np.median(times.evaluations[1:]))),
+        "steps": times.steps * epochs,
+        "images": sum(int(opened.class_counts([fold]).sum()) for fold in range(1, opened.folds)),
+        "accuracy": headline_metrics(result.metrics)["accuracy"],
+        "device": used.device_kind,
+        "dtype": np.dtype(device.precision(config.train.precision, used)[0]).name,
+    }
+
+
+def limits(batch: str, run: str, copied: int, side: int) -> dict[str, Any]:
+    """GB/s of a copy of that many floats, TFLOP/s of a square product, and what XLA counts in a training step."""
+    used = device.start()
+    dtype, scaled = device.precision("auto", used)
+    floats = jnp.ones(copied, jnp.float32)
+    bandwidth = [2 * floats.nbytes / seconds / 1e9 for seconds in _timed(jax.jit(lambda x: x + 1), floats)]
+    floats.delete()
+    # Random numbers: zeros flip no bits, and a card that draws less power runs faster.
+    square = jax.random.normal(jax.random.key(0), (side, side), dtype)
+    arithmetic = [2 * side**3 / seconds / 1e12 for seconds in _timed(jax.jit(lambda x: x @ x), square)]
+
+    images, labels = read_batch(batch)
+    loaded = load_run(Path(run))
+    settings = TrainConfig(batch_size=len(images))
+    network = create_model(Config().model, loaded.run.preprocess, dtype)
+    task = Classification(Config(train=settings))
+    optimizer = functools.partial(make_optimizer, settings)
+    step = make_train_step(network, task.inputs, task.losses, optimizer, loss_scaling=scaled)
+    state = create_train_state(loaded.weights, optimizer(learning_rate(settings, 100)), loss_scaling=scaled)
+    lowered = jax.jit(step, donate_argnums=0).lower(state, constant_given(1e-3, 3), images, labels)
+    cost: Any = lowered.compile().cost_analysis()
+    return {
+        "bandwidth": bandwidth,
+        "arithmetic": arithmetic,
+        "dtype": np.dtype(dtype).name,
+        "flops": float(cost["flops"]),
+        "bytes": float(cost["bytes accessed"]),
+    }
+
+
+def _timed(function: Any, argument: jax.Array) -> list[float]:
+    """Seconds a call, nine times the mean of five."""
+    jax.block_until_ready(function(argument))
+    seconds = []
+    for _ in range(9):
+        start = time.perf_counter()
+        jax.block_until_ready([function(argument) for _ in range(5)])
+        seconds.append((time.perf_counter() - start) / 5)
+    return seconds
