@@ -68,7 +68,7 @@ def write(out: Path, data: Path, results: Mapping[str, Any], *, images: bool = T
       images: whether to show any of the collections' images.
     """
     experiments = results["experiments"]
-    datasets = [each["protocols"]["patient"]["dataset"] for each in experiments.values() if each["protocols"]]
+    datasets = [item["protocols"]["patient"]["dataset"] for item in experiments.values() if item["protocols"]]
     sections = [
         _times(experiment, results) if experiment["times_of"] else _experiment(out, name, experiment)
         for name, experiment in experiments.items()
@@ -128,7 +128,7 @@ def _macro_f1(study: Mapping[str, Any]) -> str:
 
 def _devices(experiments: Iterable[Mapping[str, Any]]) -> str:
     """The devices of training."""
-    return ", ".join(sorted({result["device"] for each in experiments for result in each["protocols"].values()}))
+    return ", ".join(sorted({result["device"] for item in experiments for result in item["protocols"].values()}))
 
 
 def _experiment(out: Path, name: str, experiment: Mapping[str, Any]) -> Section:
@@ -223,10 +223,10 @@ def _times(experiment: Mapping[str, Any], results: Mapping[str, Any]) -> Section
     pytorch = results.get("pytorch", {"experiments": {}})
     timed = {name: results["experiments"][name] for name in experiment["times_of"]}
     rows = []
-    for name, each in timed.items():
-        label, study = _name(each, ", "), f"{each['study']['minutes']:.0f}"
+    for name, item in timed.items():
+        label, study = _name(item, ", "), f"{item['study']['minutes']:.0f}"
         peer = f"{pytorch['experiments'][name]['minutes']:.1f}" if name in pytorch["experiments"] else "—"
-        for protocol, result in each["protocols"].items():
+        for protocol, result in item["protocols"].items():
             here, speed = f"{sum(result['seconds']) / 60:.1f}", f"{result['images_per_second']:,.0f}"
             rows.append((label, SPLITS[protocol], study, here, peer, speed))
             label = study = ""

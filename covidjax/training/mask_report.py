@@ -21,7 +21,7 @@ PICTURED = 10
 """Images of a picture."""
 
 
-def write(folder: Path, run: Path, dataset: Dataset, fold: int, found: np.ndarray, note: str) -> None:
+def write(folder: Path, run: Path, dataset: Dataset, fold: int, scores: np.ndarray, note: str) -> None:
     """Write ``masks.csv``, the images of a fold from the worst to the best, and ``worst.png`` and ``typical.png``, of ten
     images each the image, the true mask and the predicted one, and the crop.
 
@@ -30,11 +30,11 @@ def write(folder: Path, run: Path, dataset: Dataset, fold: int, found: np.ndarra
       run: a run of lung-unet.
       dataset: the one with masks that it was trained on.
       fold: the test fold.
-      found: loss, Dice and IoU of each image of the fold, float ``[N, 3]``.
+      scores: loss, Dice and IoU of each image of the fold, float ``[N, 3]``.
       note: stands above the pictures.
     """
     source = dataset.source([fold])
-    ranking = np.argsort(found[:, 1], kind="stable")
+    ranking = np.argsort(scores[:, 1], kind="stable")
     batch = next(loader.train_batches(source, ranking[None]))
     kinds = dataset.preprocess.classes
     with (folder / "masks.csv").open("w", newline="") as file:
@@ -42,7 +42,7 @@ def write(folder: Path, run: Path, dataset: Dataset, fold: int, found: np.ndarra
         table.writerow(("name", "source", "patient", "mask", "dice", "iou"))
         for row, kind in zip(ranking.tolist(), batch.labels.tolist(), strict=True):
             texts = map(printable, source.texts(row, "name", "source", "patient"))
-            table.writerow((*texts, kinds[kind], *(f"{share:.4f}" for share in found[row, 1:])))
+            table.writerow((*texts, kinds[kind], *(f"{share:.4f}" for share in scores[row, 1:])))
     loaded = load_run(run)
     predict = make_predict(loaded.network, loaded.run.config.model)
     count = min(PICTURED, len(ranking))
@@ -53,7 +53,7 @@ def write(folder: Path, run: Path, dataset: Dataset, fold: int, found: np.ndarra
         rows = []
         for rank, predicted in zip(ranks, probabilities, strict=True):
             kind = batch.labels[rank]
-            caption = f"Dice {found[ranking[rank], 1]:.3f}, {kinds[kind]}"
+            caption = f"Dice {scores[ranking[rank], 1]:.3f}, {kinds[kind]}"
             rows.append(mask_tiles(batch.images[rank, ..., 0], batch.masks[rank, ..., 0] > 0, predicted, kind, caption))
         image_grid(folder / f"{name}.png", rows, title=f"Held-out images: {name} by Dice" + f"\n{note}" * bool(note))
 
