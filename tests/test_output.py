@@ -104,12 +104,15 @@ def test_file_that_is_there_is_replaced_and_case_of_the_ending_is_free(tmp_path,
 def test_parquet_goes_on_from_the_rows_of_a_killed_process(tmp_path, monkeypatch):
     path = tmp_path / "rows.parquet"
     with monkeypatch.context() as patch:
-        patch.setattr(ParquetWriter, "close", lambda writer, **_: writer._file.close())  # as where the process is killed
+        patch.setattr(ParquetWriter, "close", lambda writer: writer._file.close())  # as where the process is killed
         with pytest.raises(ZeroDivisionError), open_table(path, COLUMNS, facts={"model": "a"}) as writer:
             for name in ("a", "b", "c"):
                 writer.write(good(name).cells(CLASSES))
             raise ZeroDivisionError
     assert not path.exists()
+    interrupted = r"\.rows\.parquet\.jsonl holds the rows of a job that was interrupted"
+    with pytest.raises(UserError, match=interrupted), open_table(path, COLUMNS, facts={"model": "a"}):
+        pass
     with open_table(path, COLUMNS, facts={"model": "a"}, resume=True) as writer:
         writer.write(good("d").cells(CLASSES))
     assert [row["path"] for row in read_parquet(path)] == ["a", "b", "c", "d"]

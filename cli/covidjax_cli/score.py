@@ -57,8 +57,8 @@ def score(
     """Score X-rays: files, and all images below folders and in ZIP and TAR archives; - for a list of paths on stdin.
 
     One row for every file, in order, whatever happened to it. Rows are on disk as they come; a command that was broken off
-    goes on with --resume. Where the truth is known, from --labels or from subfolders
-    named after classes, the metrics are printed too.
+    goes on with --resume. Where the truth is known, from --labels or from subfolders named after classes, the metrics are
+    printed too.
     """
     if resume and not output:
         raise UsageError("--resume goes on with the rows of a file; name it with --output.")

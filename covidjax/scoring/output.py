@@ -59,7 +59,7 @@ def open_table(
         begun = _read_facts(job_file)
         exists = writer_class.exists(path)
         if exists and facts and begun:
-            _check_job(path, begun, facts, resume)
+            _check_job(path if path.exists() else writer_class.lines_file(path), begun, facts, resume)
         with naming_faults(path):
             writer = writer_class(path, columns, resume=resume and exists)
         writer.finished = resume and exists and not begun
@@ -72,9 +72,8 @@ def open_table(
             yield writer
             resumable = False
         finally:
-            resumable = resumable and writer.count > 0
-            writer.close(resumable=resumable)
-            if not resumable:
+            writer.close()
+            if not (resumable and writer.count):
                 job_file.unlink(missing_ok=True)
 
 

@@ -105,8 +105,8 @@ class TableWriter:
             if time.monotonic() - self._synced >= SYNC_SECONDS:
                 self._sync()
 
-    def close(self, *, resumable: bool) -> None:
-        """Bring all rows to disk; if ``resumable``, what it takes to append to them later is kept."""
+    def close(self) -> None:
+        """Bring all rows to disk."""
         with naming_faults(self.path), self._file:
             self._sync()
 
@@ -228,12 +228,12 @@ class ParquetWriter(JsonLinesWriter):
         # Parquet's text is UTF-8: a name that is not stands with escapes.
         return json.dumps({**cells, "path": printable(cells["path"])}).encode() + b"\n"
 
-    def close(self, *, resumable: bool) -> None:
-        super().close(resumable=resumable)
+    def close(self) -> None:
+        """Make the table of the lines. Where that fails, a full disk perhaps, these stay."""
+        super().close()
         with naming_faults(self.path):
             write_atomic(self.path, self._write_parquet)
-            if not resumable:
-                self._lines.unlink()
+            self._lines.unlink()
 
     def _write_parquet(self, file: Any) -> None:
         with self._pyarrow.parquet.ParquetWriter(file, self._schema) as writer, self._lines.open() as lines:
