@@ -30,6 +30,7 @@ lint: .venv/developed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
 
 # Builds the wheel and uses it from an empty folder, in an environment of its own.
 wheel: .venv/developed

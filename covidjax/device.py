@@ -21,7 +21,6 @@ import platformdirs
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
-from covidjax import device
 from covidjax.errors import UserError
 
 AXIS = "data"
@@ -155,7 +154,7 @@ def fits_in_memory(size: int, device: Device) -> bool:
 
 def device_name() -> str:
     """The device that computes, in words."""
-    where = device.start()
+    where = start()
     if where.platform != "cpu":
         return where.device_kind
     models = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from commands import COMMAND, refused, run
+from commands import refused, run
 from covidjax_cli.main import COMMANDS
 
 ROOT = Path(__file__).parents[1]
@@ -17,16 +15,6 @@ ROOT = Path(__file__).parents[1]
 def modules_after(code: str) -> set[str]:
     script = f"import sys\n{code}\nprint('\\n'.join(sys.modules))"
     return set(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split())
-
-
-def test_help_is_quick():
-    """Half the contract's 0.3 s is left for slow machines: the median of five, interpreter included."""
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        subprocess.run([*COMMAND, "--help"], capture_output=True, check=True)
-        times.append(time.perf_counter() - start)
-    assert statistics.median(times) < 0.3
 
 
 def test_help_imports_neither_jax_nor_anything_heavy():
@@ -95,8 +83,3 @@ def test_doctor_finds_a_working_installation(monkeypatch: pytest.MonkeyPatch):
     result = run("doctor")
     assert "pip install --force-reinstall covidjax" in result.stdout
     assert refused("doctor", code=1).startswith("1 of ")
-
-
-def test_only_checkpoint_knows_orbax():
-    for file in (ROOT / "covidjax").rglob("*.py"):
-        assert file.name == "checkpoint.py" or "orbax" not in file.read_text().replace("orbax-checkpoint", ""), file

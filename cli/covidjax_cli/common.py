@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.progress import Progress
 
-    from covidjax.scoring.summary import Summary
-
 PLAIN_SECONDS = 10.0
 """Between two lines of progress where there is no terminal."""
 
@@ -133,7 +131,7 @@ def show_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
-def show_summary(summary: Summary, *, as_json: bool, strict: bool) -> None:
+def show_summary(summary: Any, *, as_json: bool, strict: bool) -> None:
     """The tables or the JSON of a command, and its closing sentences.
 
     Raises:

@@ -15,7 +15,6 @@ from typing import Literal, NamedTuple
 import click
 import platformdirs
 
-import covidjax
 from covidjax.errors import UserError
 from covidjax_cli import common
 
@@ -63,7 +62,7 @@ def _required() -> list[str]:
 
 
 def _packages() -> list[Finding]:
-    findings = [Finding("ok", "python", f"{sys.version.split()[0]}, covidjax {covidjax.__version__}")]
+    findings = [Finding("ok", "python", f"{sys.version.split()[0]}, covidjax {version_of('covidjax')}")]
     for package in (*_required(), *_EXTRAS):
         version = version_of(package)
         if version:

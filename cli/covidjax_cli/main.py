@@ -10,7 +10,6 @@ import sys
 
 import click
 
-import covidjax
 from covidjax.errors import UsageError, UserError, printable
 
 COMMANDS = ("sample", "prepare", "train", "evaluate", "score", "segment", "reproduce", "doctor")
@@ -60,7 +59,7 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(covidjax.__version__, prog_name="covidjax")
+@click.version_option(package_name="covidjax", prog_name="covidjax")
 def main() -> None:
     """Train a COVID-19 / No-Findings / Pneumonia classifier on folders of chest X-rays, and score folders with it.
 

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
-from covidjax.data.dataset import Source
 from covidjax.data.readers.names import is_one_file
+from covidjax.data.source import Source
 from covidjax.errors import UserError
 
 

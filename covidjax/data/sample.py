@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +14,17 @@ from covidjax.config import Preprocess
 from covidjax.data import synthetic
 from covidjax.data.dataset import Dataset
 from covidjax.data.folds import assign_folds
-from covidjax.data.prepare import Options, Progress
 from covidjax.data.writer import Record, create_dataset
 from covidjax.errors import UserError
 from covidjax.labels import CLASSES, MASK_KINDS
 
+Progress = Callable[[int, int], None]
+"""Called with (done, total) as work goes on."""
+
 SAMPLE_VERSION = 1
 """Raised when ``synthetic`` draws other pixels, or when the dataset made of them changes: part of its name in the cache."""
+
+SAMPLE_FOLDS = 5
 
 SAMPLE_IMAGES = 324
 """Size of the built-in sample: training on it with all defaults takes about ten minutes on two CPU cores."""
@@ -54,38 +58,33 @@ def sample_dataset(
         except UserError:
             shutil.rmtree(out, ignore_errors=True)  # damaged; nobody but this function can mend it
     try:
-        preprocess = Preprocess(size, classes=("fields",) if masks else CLASSES)
-        _draw_sample(out, Options(preprocess, seed=seed, masks=masks), images, progress)
+        _draw_sample(out, size, images, seed, masks, progress)
     except UserError as error:
         if not out.exists():  # else another process drew it in the meantime
             raise UserError(f"The sample could not be drawn: {error} XDG_CACHE_HOME names the cache folder.") from error
     return Dataset(out)
 
 
-def _draw_sample(out: Path, options: Options, count: int, progress: Progress | None) -> None:
-    images = list(synthetic.draw_images(count, seed=options.seed, size=options.preprocess.image_size))
-    folds = assign_folds(
-        np.asarray([image.label for image in images]),
-        [image.patient for image in images],
-        [f"Class {name}" for name in CLASSES],
-        folds=options.folds,
-        seed=options.seed,
-    )
-    with create_dataset(out, options.preprocess, options.folds, masks=options.masks, wait=True) as writer:
+def _draw_sample(out: Path, size: int, count: int, seed: int, masks: bool, progress: Progress | None) -> None:
+    images = list(synthetic.draw_images(count, seed=seed, size=size))
+    labels, patients = np.asarray([image.label for image in images]), [image.patient for image in images]
+    folds = assign_folds(labels, patients, [f"Class {name}" for name in CLASSES], folds=SAMPLE_FOLDS, seed=seed)
+    preprocess = Preprocess(size, classes=("fields",) if masks else CLASSES)
+    with create_dataset(out, preprocess, SAMPLE_FOLDS, masks=masks, wait=True) as writer:
         for index, (image, fold) in enumerate(zip(images, folds, strict=True)):
             record = Record(
                 image=image.image[..., None],
-                label="fields" if options.masks else CLASSES[image.label],
+                label="fields" if masks else CLASSES[image.label],
                 patient=image.patient,
                 source="synthetic",
                 name=f"{image.patient}-{index}",
                 sha256=hashlib.sha256(image.image.tobytes()).hexdigest(),
-                mask=image.lungs[..., None].astype(np.uint8) if options.masks else None,
+                mask=image.lungs[..., None].astype(np.uint8) if masks else None,
             )
             writer.add(fold, record)
             if progress:
                 progress(index + 1, count)
-        writer.close(options=dataclasses.asdict(options), sources=[], left_out={}, skipped=[], identical_files=0, notes=[])
+        writer.close(sources=[], left_out={}, skipped=[], identical_files=0, notes=[])
 
 
 def open_dataset(path: str | Path, preprocess: Preprocess | None = None, *, masks: bool = False) -> Dataset:

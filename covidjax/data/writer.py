@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.metadata
 import json
 import os
 import shutil
@@ -16,7 +17,6 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 
-import covidjax
 from covidjax.config import Preprocess
 from covidjax.data.dataset import FORMAT, MANIFEST, NAME, TEXTS
 from covidjax.errors import UsageError, UserError
@@ -143,7 +143,7 @@ class Writer:
         self._info.write_to_directory(self._folder)
         manifest = {
             "format": FORMAT,
-            "covidjax": covidjax.__version__,
+            "covidjax": importlib.metadata.version("covidjax"),
             "fingerprint": self._hash.hexdigest(),
             "image_size": self._preprocess.image_size,
             "lungs": self._preprocess.lungs,

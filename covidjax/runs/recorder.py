@@ -18,6 +18,7 @@ class Recorder:
 
     Args:
       run: its folder, with its settings in it.
+      whole: the run that it is one of several networks of; None for a single run.
       keep_best: whether there is a validation fold, which chooses a best checkpoint.
       checkpoint_seconds: least time between two checkpoints.
       timing: told how long training waited for checkpoints.
@@ -26,9 +27,11 @@ class Recorder:
       UserError: another process trains it, or there is no such run.
     """
 
-    def __init__(self, run: Path, *, keep_best: bool, checkpoint_seconds: float, timing: Timing):
+    def __init__(self, run: Path, whole: Path | None = None, *, keep_best: bool, checkpoint_seconds: float, timing: Timing):
         folder.read_run(run)  # says so where there is none
-        self.run = run
+        self.run, self.whole = run, whole or run
+        self.network = f" of {run.name}" if whole else ""
+        """For messages, such as `` of fold1``."""
         self.best: list[float] | None = None
         """Selection key of the best checkpoint so far."""
         self._keep_best, self._checkpoint_seconds, self._timing = keep_best, checkpoint_seconds, timing

@@ -16,7 +16,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import covidjax
 from covidjax.config import Config, Preprocess
 from covidjax.data.dataset import MANIFEST, Dataset
 from covidjax.data.prepare import Options, prepare
@@ -90,7 +89,7 @@ def reproduce(
                 )
     packages = ("jax", "jaxlib", "flax", "optax", "numpy")
     about = {
-        "covidjax": covidjax.__version__,
+        "covidjax": importlib.metadata.version("covidjax"),
         "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages},
         "device": device_name(),
         "note": tables.SYNTHETIC if sample else "",

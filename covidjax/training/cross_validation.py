@@ -98,9 +98,9 @@ def train_networks(
         engine = Engine(config, dataset, timing)
         results = {}
         for number, (name, plan) in enumerate(plans.items(), 1):
-            with open_recorder(plan, run / name, timing) as recorder:
+            with open_recorder(plan, run / name, timing, run) as recorder:
                 shown = progress(f"{kind} {number}/{len(plans)}")
-                results[name] = fit(plan, engine, recorder, shown, stop, whole=run)
+                results[name] = fit(plan, engine, recorder, shown, stop)
     timing.add("wall", began)
     predictions = predictions_by_fold(
         [plan.config for plan in plans.values()], [result.predictions for result in results.values()]

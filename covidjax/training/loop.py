@@ -155,21 +155,13 @@ def train(
     return result
 
 
-def open_recorder(plan: Plan, run: Path, timing: Timing) -> Recorder:
-    """What writes down the training of a network into its folder."""
+def open_recorder(plan: Plan, run: Path, timing: Timing, whole: Path | None = None) -> Recorder:
+    """What writes down the training of a network into its folder; ``whole`` is the run that it is one of several of."""
     seconds = plan.config.train.checkpoint_seconds
-    return Recorder(run, keep_best="val" in plan.held_out, checkpoint_seconds=seconds, timing=timing)
+    return Recorder(run, whole, keep_best="val" in plan.held_out, checkpoint_seconds=seconds, timing=timing)
 
 
-def fit(
-    plan: Plan,
-    engine: Engine,
-    recorder: Recorder,
-    progress: Progress,
-    stop: Callable[[], bool],
-    *,
-    whole: Path | None = None,
-) -> Result:
+def fit(plan: Plan, engine: Engine, recorder: Recorder, progress: Progress, stop: Callable[[], bool]) -> Result:
     """Train one network to its end, from wherever it is, and test it.
 
     Args:
@@ -178,7 +170,6 @@ def fit(
       recorder: where the log and the checkpoints go.
       progress: told how it goes on.
       stop: see ``train``.
-      whole: the run to be resumed, where the network is one of several.
 
     Raises:
       Interrupted: by ``stop``.
@@ -187,7 +178,6 @@ def fit(
     steps, epochs = plan.steps, plan.config.train.epochs
     state, inputs = device.replicate((_start(plan, engine, recorder), plan.inputs), device.mesh(plan.batch_size))
     step = int(state.step)
-    network = f" of {recorder.run.name}" if whole else ""
     parameters = f"{count_parameters(state.weights):,} parameters"
     description = f"{engine.describe()}; {len(plan.train_rows)} training images, {steps} steps an epoch, {parameters}"
     progress.begin(f"{description}; starting at step {step + 1}.", steps, engine.task.metric)
@@ -199,19 +189,19 @@ def fit(
             stopwatch.add(count * plan.batch_size)
             # Asking for the loss waits for the device, so that is done now and then only.
             if time.perf_counter() - shown_at >= PROGRESS_SECONDS:
-                progress.step(epoch + 1, step - epoch * steps, *_means(plan, state, network), stopwatch.speed)
+                progress.step(epoch + 1, step - epoch * steps, *_means(plan, state, recorder.network), stopwatch.speed)
                 shown_at = time.perf_counter()
             stopping = stop()
             if (stopping or recorder.is_due()) and step % steps:
                 recorder.save(step, state.weights, to_checkpoint(state), epoch)
                 if stopping:
-                    raise _interrupted(f"step {step}{network}", whole or recorder.run)
-        loss, metric = _means(plan, state, network)
+                    raise _interrupted(step, recorder)
+        loss, metric = _means(plan, state, recorder.network)
         stopwatch.done()
 
         record = {"epoch": epoch + 1, "step": step, "learning_rate": float(plan.inputs.learning_rates[step - 1])}
         record["train"] = {"loss": loss, engine.task.metric: metric}
-        record |= _evaluate_epoch(plan, engine, state.weights, step, network)
+        record |= _evaluate_epoch(plan, engine, state.weights, step, recorder.network)
         progress.epoch(recorder.log(record, stopwatch.speed))
 
         state = state._replace(sums=zero_sums())
@@ -223,7 +213,7 @@ def fit(
             weights = _final(plan, engine, state.weights) if finished else state.weights
             recorder.save(step, weights, to_checkpoint(state), epoch + 1)
         if stopping and not finished:
-            raise _interrupted(f"step {step}{network}", whole or recorder.run)
+            raise _interrupted(step, recorder)
     return _test(plan, engine, recorder)
 
 
@@ -292,8 +282,11 @@ def _test(plan: Plan, engine: Engine, recorder: Recorder) -> Result:
     )
 
 
-def _interrupted(saved_at: str, run: Path) -> Interrupted:
-    return Interrupted(f"Stopped, with everything saved at {saved_at}; go on with `covidjax train --resume --run {run}`.")
+def _interrupted(step: int, recorder: Recorder) -> Interrupted:
+    where = f"step {step}{recorder.network}"
+    return Interrupted(
+        f"Stopped, with everything saved at {where}; go on with `covidjax train --resume --run {recorder.whole}`."
+    )
 
 
 def _diverged(plan: Plan, step: int, network: str) -> UserError:

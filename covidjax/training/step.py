@@ -6,6 +6,7 @@ follows from the seed and the step's number, and every sum from the state, so th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -157,15 +158,10 @@ def make_train_step(
         loss_scale, bad = state.loss_scale, ~jnp.isfinite(loss)
         if loss_scaling:
             finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(grads)]))
-            weights, opt_state = jax.tree.map(
-                lambda new, old: jnp.where(finite, new, old), (weights, opt_state), (before, state.opt_state)
-            )
+            new, old = (weights, opt_state), (before, state.opt_state)
+            weights, opt_state = jax.tree.map(functools.partial(jnp.where, finite), new, old)
             loss_scale, bad = _next_scale(loss_scale, finite)
-        sums = EpochSums(
-            state.sums.loss + jnp.where(jnp.isfinite(loss), loss, 0.0) * batch,
-            state.sums.metric + metric,
-            state.sums.images + batch,
-        )
+        sums = _add(state.sums, loss, metric, batch)
         first_bad_step = jnp.where((state.first_bad_step < 0) & bad, state.step, state.first_bad_step)
         raw_weights = ()
         if ema_decay:
@@ -175,6 +171,13 @@ def make_train_step(
         return TrainState(state.step + 1, weights, opt_state, loss_scale, sums, first_bad_step, raw_weights)
 
     return step
+
+
+def _add(sums: EpochSums, loss: Array, metric: Array, batch: int) -> EpochSums:
+    """The sums after a step of so many images, whose loss counts where it is finite."""
+    return EpochSums(
+        sums.loss + jnp.where(jnp.isfinite(loss), loss, 0.0) * batch, sums.metric + metric, sums.images + batch
+    )
 
 
 def _next_scale(scale: LossScale, finite: Array) -> tuple[LossScale, Array]:
