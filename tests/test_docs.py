@@ -116,6 +116,14 @@ def test_dependencies_are_bounded_pinned_and_explained():
         assert f"`{name[0]}`" in architecture, name[0]
 
 
+def test_links_between_pages_lead_somewhere():
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "covidjax").rglob("*.md")]
+    assert len(pages) > 10
+    for page in pages:
+        for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+            assert link.startswith("https://") or (page.parent / link).exists(), f"{page}: {link}"
+
+
 def test_repository_is_for_every_machine():
     """No machine's own paths in what is kept."""
     pattern = re.compile(r"/(?:work|root)/\w|/home/\w")
