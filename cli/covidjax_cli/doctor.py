@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import click
 import platformdirs
 
-from covidjax.errors import UserError
+from covidjax.errors import UserError, one_line
 from covidjax_cli import common
 
 _EXTRAS = {
@@ -88,8 +88,8 @@ def _devices() -> list[Finding]:
         device.start()
         devices = jax.devices()
     except Exception as error:  # a broken installation can fail in any way, and telling how is this module's work
-        reason = " ".join(str(error).split())[:200]
-        return [Finding("wrong", "devices", f"jax finds none: {reason}", "pip install --force-reinstall jax jaxlib")]
+        detail = f"jax finds none: {one_line(error)}"
+        return [Finding("wrong", "devices", detail, "pip install --force-reinstall jax jaxlib")]
     findings = []
     for installed in devices:
         if installed.platform == "cpu":

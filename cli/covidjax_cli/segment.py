@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from covidjax.errors import UsageError, UserError
+from covidjax.errors import UsageError
+from covidjax.files import explaining
 from covidjax_cli import common
 
 
@@ -63,10 +64,8 @@ def segment(
     segmenter = open_segmenter(device, runtime, checkpoint)
     common.say(f"Segmenter: {segmenter.title}.")
     common.say_skipped(images.skipped)
-    try:
+    with explaining(out, "name a folder that you may write to", "made"):
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out} cannot be made ({error.strerror}); name a folder that you may write to.") from error
     csv, summary = out / "lungs.csv", SegmentSummary(output=out)
     hint = f"; {csv} has their rows"
     with open_table(csv, COLUMNS) as table, common.advancing("Segmenting", len(images.paths), hint) as advance:

@@ -21,13 +21,10 @@ from covidjax.config import Config, Preprocess
 from covidjax.errors import UsageError, UserError
 from covidjax.inference import onnx
 
+TITLES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "jax": "JAX"}
+"""The runtimes, on a CPU the fastest first."""
+
 RUNTIMES = ("auto", "jax", "openvino", "onnxruntime")
-
-TITLES = {"jax": "JAX", "openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
-
-_FASTEST_ON_CPU = ("openvino", "onnxruntime")
-
-_NEEDED = {"openvino": ("openvino", "jax2onnx"), "onnxruntime": ("onnxruntime", "jax2onnx")}
 
 
 class Runtime(Protocol):
@@ -71,7 +68,7 @@ def open_runtime(
 
 def is_installed(name: str) -> bool:
     """Whether a runtime and what it needs are there; nothing is imported."""
-    return all(importlib.util.find_spec(package) for package in _NEEDED.get(name, ()))
+    return name == "jax" or all(importlib.util.find_spec(package) for package in (name, "jax2onnx"))
 
 
 def choose_runtime(name: str, device: str, precision: str, tta: int = 1) -> str:
@@ -88,7 +85,7 @@ def choose_runtime(name: str, device: str, precision: str, tta: int = 1) -> str:
         # Another precision was asked for in training: only jax computes with the very same rounding.
         if device == "gpu" or precision not in ("auto", "float32") or tta > 1 or (device == "auto" and has_gpu()):
             return "jax"
-        return next((runtime for runtime in _FASTEST_ON_CPU if is_installed(runtime)), "jax")
+        return next(filter(is_installed, TITLES))
     if name != "jax" and device == "gpu":
         raise UsageError(f"{TITLES[name]} is used on CPUs only; choose --runtime jax, or another --device.")
     if name != "jax" and tta > 1:

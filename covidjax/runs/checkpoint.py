@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from covidjax.errors import UserError
+from covidjax.errors import UserError, one_line
 from covidjax.files import write_atomic
 
 # jax and orbax are imported where they are used: what a run holds can be told without the second they take.
@@ -98,10 +98,8 @@ class CheckpointWriter:
             yield
         # A full disk surfaces as whatever the storage library makes of it.
         except Exception as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"{self._folder} cannot be written ({reason}); free some space, then go on with --resume."
-            ) from error
+            remedy = "free some space, then go on with --resume"
+            raise UserError(f"{self._folder} cannot be written ({one_line(error)}); {remedy}.") from error
 
     def close(self) -> None:
         """Wait, and let go of the folder."""
@@ -204,7 +202,7 @@ def restore(run: Path, kind: str, weights: Any, training: Any = None) -> Saved:
         if step > newest or not _intact(folder / str(step)):
             continue
         try:
-            loaded = _restore_step(run, folder, step, expected)
+            items = _restore_step(run, folder, step, expected)
         except UserError:
             raise
         # One that was cut off before its digests were noted surfaces as whatever the storage library meets first.
@@ -212,16 +210,14 @@ def restore(run: Path, kind: str, weights: Any, training: Any = None) -> Saved:
             if (folder / str(step) / _SEAL).exists():  # its bytes are right, so the fault lies elsewhere: it stays
                 if isinstance(error, jax.errors.JaxRuntimeError):
                     raise
-                reason = " ".join(str(error).split())[:200]
-                raise UserError(
-                    f"{folder / str(step)} cannot be restored ({reason}); mend that, and give the command again."
-                ) from error
+                remedy = "mend that, and give the command again"
+                raise UserError(f"{folder / str(step)} cannot be restored ({one_line(error)}); {remedy}.") from error
             unreadable.append(step)
             if training is not None:
                 drop(run, kind, step)  # its step comes again
             continue
         _warn_of_damaged(run, kind, unreadable, step)
-        return Saved(step, loaded["weights"], loaded.get("training"), loaded["facts"])
+        return Saved(step, items["weights"], items.get("training"), items["facts"])
     raise _damaged(run, kind)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 from collections.abc import Collection
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from covidjax.config import Config
 from covidjax.errors import UsageError, UserError
+from covidjax.files import explaining
 from covidjax.runs import folder, load
 
 LOG = logging.getLogger(__name__)
@@ -25,13 +27,9 @@ def new_folder(model: str) -> Path:
     name = f"{model}-{datetime.now():%Y%m%d-%H%M%S}"
     for number in itertools.count(1):
         run = Path("runs", name if number == 1 else f"{name}-{number}")
-        try:
+        with explaining(run, "name a folder for the run with --run", "made"), contextlib.suppress(FileExistsError):
             run.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise UserError(f"{run} cannot be made ({error.strerror}); name a folder for the run with --run.") from error
-        return run
+            return run
     raise AssertionError  # the count has no end
 
 

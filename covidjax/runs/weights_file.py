@@ -19,7 +19,7 @@ import safetensors
 import safetensors.numpy
 
 from covidjax.config import Config, ModelConfig, Preprocess
-from covidjax.errors import UserError
+from covidjax.errors import UserError, one_line
 from covidjax.runs.folder import Run
 
 FOLDER = Path(__file__).parents[1] / "weights"
@@ -123,8 +123,7 @@ def networks(path: Path, file: WeightsFile, expected: Any) -> list[Any]:
 
 
 def _damaged(path: Path, error: object) -> UserError:
-    reason = " ".join(str(error).split())[:200]
-    return UserError(f"{path} is damaged or no file of weights ({reason}); {_remedy(path)}.")
+    return UserError(f"{path} is damaged or no file of weights ({one_line(error)}); {_remedy(path)}.")
 
 
 def _remedy(path: Path) -> str:
