@@ -17,6 +17,9 @@ LAYOUT = ("NHWC", "HWIO", "NHWC")
 SLOPE = 0.1
 """Of the leaky ReLU in both papers' networks."""
 
+EPSILON = 1e-5
+"""Added to the variance in batch normalisation."""
+
 
 def leaky_relu(x: Array) -> Array:
     """Leaky ReLU with slope 0.1."""
@@ -113,10 +116,8 @@ def moments(z: Array, channels: int, axis: str | None) -> tuple[Array, Array]:
     return mean, jnp.mean(variances + jnp.square(means - mean), 0)  # Chan, Golub and LeVeque 1979
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def norm_act(
-    z: Array, scale: Array, bias: Array, blocks: bool, axis: str | None, epsilon: float
-) -> tuple[Array, Array, Array]:
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def norm_act(z: Array, scale: Array, bias: Array, blocks: bool, axis: str | None) -> tuple[Array, Array, Array]:
     """Batch normalisation by the batch's own statistics, leaky ReLU and, of blocks, max-pooling.
 
     Args:
@@ -124,19 +125,18 @@ def norm_act(
       scale, bias: float32 ``[C]``.
       blocks: whether z is of ``conv_blocks``; then the maximum of each block is taken.
       axis: name of the mesh axis over which the batch is split, or None.
-      epsilon: added to the variance.
 
     Returns:
       The activations ``[..., C]`` in z's dtype, and mean and biased variance ``[C]`` of the batch, through which no
       gradient flows. Where several pixels of a block are the greatest the first gets the gradient, as in PyTorch.
     """
-    return _norm_act_forward(z, scale, bias, blocks, axis, epsilon)[0]
+    return _norm_act_forward(z, scale, bias, blocks, axis)[0]
 
 
-def _norm_act_forward(z: Array, scale: Array, bias: Array, blocks: bool, axis: str | None, epsilon: float) -> tuple:
+def _norm_act_forward(z: Array, scale: Array, bias: Array, blocks: bool, axis: str | None) -> tuple:
     channels = len(scale)
     mean, var = moments(z, channels, axis)
-    inverse = lax.rsqrt(var + epsilon)
+    inverse = lax.rsqrt(var + EPSILON)
     factor = scale * inverse
     picked = z
     if blocks:
@@ -150,7 +150,7 @@ def _norm_act_forward(z: Array, scale: Array, bias: Array, blocks: bool, axis: s
 
 
 def _norm_act_backward(
-    blocks: bool, axis: str | None, epsilon: float, saved: tuple[Array, ...], cotangents: tuple[Array, Array, Array]
+    blocks: bool, axis: str | None, saved: tuple[Array, ...], cotangents: tuple[Array, Array, Array]
 ) -> tuple[Array, Array, Array]:
     z, picked, scale, bias, mean, inverse = saved
     channels = len(scale)

@@ -36,9 +36,8 @@ class Network:
 
     def __init__(self, make: Callable[[Array], nnx.Module], *, plain: bool = False):
         self._make, self._plain = make, plain
-        self._graph, self._params, self._stats = nnx.split(
-            nnx.eval_shape(lambda: make(jax.random.key(0, impl="rbg"))), nnx.Param, nnx.BatchStat
-        )
+        structure = nnx.eval_shape(lambda: make(jax.random.key(0, impl="rbg")))
+        self._graph, self._params, self._stats = nnx.split(structure, nnx.Param, nnx.BatchStat)
 
     def init(self, seed: int) -> Weights:
         """Fresh weights, drawn as PyTorch draws them; the same on every platform.
@@ -69,7 +68,7 @@ class Network:
         normalised images ``[B, S, S, C]``; with an ``axis`` of a mesh, of this device's share of a batch. Networks with
         dropout need a ``key`` in training."""
         params, stats = (
-            jax.tree.map(lambda variable, value: variable.replace(value), state, nnx.State(pure), is_leaf=_is_variable)
+            jax.tree.map(nnx.Variable.replace, state, nnx.State(pure), is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
             for state, pure in ((self._params, weights.params), (self._stats, weights.batch_stats))
         )
         model = nnx.merge(self._graph, params, stats, copy=True)
@@ -77,10 +76,6 @@ class Network:
         mode = Mode(train, axis, form, key)
         logits, maps = model(images, mode)
         return logits, maps, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
-
-
-def _is_variable(leaf: object) -> bool:
-    return isinstance(leaf, nnx.Variable)
 
 
 def count_parameters(weights: Weights) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import os
 import time
@@ -104,15 +105,10 @@ class Classifier:
         batch_size = min(batch_size, 1 << max(len(paths) - 1, 0).bit_length())
         images = self._read(paths, batch_size, invert=invert, workers=workers, limits=limits)
         model = MicroBatcher(self._runtime, self.preprocess.image_size, self.runtime)
-        previous: tuple[list[LoadedImage], Any] | None = None
-        for group in _grouped(images, batch_size):
-            probabilities = self._start(group, model, batch_size, timing)
-            # The rows of the batch before: its result was computed while this one was decoded.
-            if previous:
-                yield from self._rows(*previous, timing)
-            previous = group, probabilities
-        if previous:
-            yield from self._rows(*previous, timing)
+        started = ((group, self._start(group, model, batch_size, timing)) for group in _grouped(images, batch_size))
+        # The rows of a batch come when the next one has been started: its result is computed while that is decoded.
+        for (group, result), _ in itertools.pairwise(itertools.chain(started, [([], None)])):
+            yield from self._rows(group, result, timing)
 
     def _read(
         self, paths: Sequence[Source], batch_size: int, *, invert: Invert | None, workers: int | None, limits: Limits
