@@ -15,9 +15,9 @@ class ImageError(UserError):
     """An image that cannot be read; the message is the reason, ready to be shown in a table row."""
 
 
-def one_line(error: object) -> str:
-    """What an error says, as messages quote it: one line of at most 200 characters."""
-    return " ".join(str(error).split())[:200]
+def one_line(error: Exception) -> str:
+    """An error's message in one line, or its type where it has none."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def printable(text: str) -> str:

@@ -39,19 +39,23 @@ def write_atomic(path: Path, content: str | bytes | Callable[[IO[bytes]], object
         partial.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def explaining(path: Path, remedy: str, failure: str = "written") -> Iterator[None]:
-    """OSErrors of the block as UserErrors: the path cannot be written, why, and the remedy."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{path} cannot be {failure} ({error.strerror or error}); {remedy}.") from error
-
-
 def fsync(path: Path) -> None:
     """Wait until what was written to a file is on disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def explaining(path: Path, remedy: str = "name a folder that you may write to", verb: str = "written") -> Iterator[None]:
+    """Turn an OSError of the block into a sentence for the user.
+
+    Raises:
+      UserError: ``path`` cannot be written, with the system's reason and the remedy.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be {verb} ({error.strerror or error}); {remedy}.") from error
 
 
 @contextlib.contextmanager

@@ -64,7 +64,7 @@ def segment(
     segmenter = open_segmenter(device, runtime, checkpoint)
     common.say(f"Segmenter: {segmenter.title}.")
     common.say_skipped(images.skipped)
-    with explaining(out, "name a folder that you may write to", "made"):
+    with explaining(out, verb="made"):
         out.mkdir(parents=True, exist_ok=True)
     csv, summary = out / "lungs.csv", SegmentSummary(output=out)
     hint = f"; {csv} has their rows"

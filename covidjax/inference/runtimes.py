@@ -90,9 +90,8 @@ def choose_runtime(name: str, device: str, precision: str, tta: int = 1) -> str:
         raise UsageError(f"{TITLES[name]} is used on CPUs only; choose --runtime jax, or another --device.")
     if name != "jax" and tta > 1:
         # The converter takes ten times a batch of any size for the batch itself.
-        raise UsageError(
-            f"{TITLES[name]} takes one view of an image, and the run has model.tta {tta}; choose --runtime jax."
-        )
+        problem = f"{TITLES[name]} takes one view of an image, and the run has model.tta {tta}"
+        raise UsageError(f"{problem}; choose --runtime jax.")
     if not is_installed(name):
         raise UserError(f"{TITLES[name]} is not installed; run `pip install 'covidjax[{name}]'`, or choose --runtime auto.")
     return name
@@ -141,17 +140,16 @@ class OpenVino:
         self.title = f"{TITLES['openvino']} {openvino.__version__.split('-')[0]}"
         self._core = openvino.Core()
         self._model = self._core.read_model(io.BytesIO(model))
-        self._compiled: dict[tuple[int, ...], Any] = {}
+        self._requests: dict[tuple[int, ...], Any] = {}
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        request = self._compiled.get(images.shape)
-        if request is None:
+        if images.shape not in self._requests:
             self._model.reshape(list(images.shape))
             threads = len(os.sched_getaffinity(0))
             settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
-            request = self._core.compile_model(self._model, "CPU", settings).create_infer_request()
-            self._compiled[images.shape] = request
-        return request.infer([images])[0].copy()  # its own buffer is written again by the next batch
+            compiled = self._core.compile_model(self._model, "CPU", settings)
+            self._requests[images.shape] = compiled.create_infer_request()
+        return self._requests[images.shape].infer([images])[0].copy()  # the next batch overwrites the request's own buffer
 
 
 class OnnxRuntime:

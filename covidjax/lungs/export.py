@@ -88,7 +88,7 @@ def _write_png(image: lung_stream.SegmentedImage, name: str, out: Path, output_t
         return row._replace(error=image.error)
     start = time.perf_counter()
     file = out / name
-    with explaining(file, "name a folder that you may write to"):
+    with explaining(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         png = render(image.gray, image.lungs, output_type)
         # Little compression: the usual level takes several times longer than everything else.

@@ -89,7 +89,7 @@ def create_run(run: Path, settings: Run) -> None:
         str(run).encode()
     except UnicodeEncodeError:
         raise UsageError(f"{os.fsencode(run)!r} cannot be a run's folder: its name is not UTF-8; choose another.") from None
-    with files.explaining(run, "name a folder that you may write to"):
+    with files.explaining(run):
         run.mkdir(parents=True, exist_ok=True)
         inside = {path.name for path in run.iterdir()} - {LOCK}
         inside = {name for name in inside if not name.startswith(f".{CONFIG}.partial")}  # of a process that was killed

@@ -81,7 +81,7 @@ def read(path: Path) -> WeightsFile:
         raise UserError(f"{path} is not there; {_remedy(path)}.") from None
     # Damaged bytes are answered with errors of several kinds.
     except Exception as error:
-        raise _damaged(path, error) from error
+        raise _damaged(path, one_line(error)) from error
     digest = header.pop("digest", None)  # files of older versions have none
     if digest not in {None, _digest(arrays, header)}:
         raise _damaged(path, "its digest is that of other bytes")
@@ -94,7 +94,7 @@ def read(path: Path) -> WeightsFile:
             run = Run(Config(model=ModelConfig("lung-unet")), preprocess)
             return WeightsFile(data, run, 1, "", set(json.loads(header["patients"])), prefixed=False)
     except ValueError as error:
-        raise _damaged(path, error) from error
+        raise _damaged(path, one_line(error)) from error
     raise UserError(f"{path} holds no trained network; name a run, or a file that `python -m bench.bundle` wrote.")
 
 
@@ -122,8 +122,8 @@ def networks(path: Path, file: WeightsFile, expected: Any) -> list[Any]:
     return list(jax.tree.unflatten(jax.tree.structure(tree), values).values())
 
 
-def _damaged(path: Path, error: object) -> UserError:
-    return UserError(f"{path} is damaged or no file of weights ({one_line(error)}); {_remedy(path)}.")
+def _damaged(path: Path, reason: str) -> UserError:
+    return UserError(f"{path} is damaged or no file of weights ({reason}); {_remedy(path)}.")
 
 
 def _remedy(path: Path) -> str:

@@ -85,6 +85,13 @@ class StepInputs(NamedTuple):
     """float32 ``[classes]``."""
 
 
+def make_step_inputs(config: TrainConfig, seed: int, class_counts: np.ndarray, steps: int) -> StepInputs:
+    """The inputs of so many steps of training, on so many images of each class."""
+    # A multiple of 1024 rates, so that runs of other lengths are the same program; those beyond the steps are not reached.
+    rates = jax.vmap(learning_rate(config, steps))(jnp.arange(-(-steps // 1024) * 1024))
+    return StepInputs(np.uint32(seed), np.asarray(rates, np.float32), class_weights(config, class_counts))
+
+
 class Losses(NamedTuple):
     """Of every example of a batch, float32 ``[B]``."""
 
@@ -100,12 +107,6 @@ PrepareInputs = Callable[[Array, Array, Any, str | None], tuple[Array, Any]]
 
 LossFunction = Callable[[Array, Any, Array], Losses]
 """A task's ``losses``, see ``training.tasks``."""
-
-
-def learning_rate_table(schedule: optax.Schedule, steps: int) -> np.ndarray:
-    """The schedule as a table, float32. Its length is the next multiple of 1024, so that runs of other lengths are the
-    same program; what is beyond ``steps`` is not reached."""
-    return np.asarray(jax.vmap(schedule)(jnp.arange(-(-steps // 1024) * 1024)), np.float32)
 
 
 Optimizer = Callable[[optax.Schedule], optax.GradientTransformation]
