@@ -121,7 +121,7 @@ def check_card(name: str, capability: float, usable: bool, cudnn: str | None, cu
     if volta and cuda13:
         detail = f"CUDA 13 needs compute capability 7.5; this card has {capability}"
         remedy = "pip uninstall jax-cuda13-plugin jax-cuda13-pjrt && pip install 'covidjax[v100]'"
-    elif volta and cudnn and _numbers(cudnn) >= (9, 11):
+    elif volta and cudnn and tuple(map(int, cudnn.split(".")[:2])) >= (9, 11):
         detail = f"cuDNN {cudnn} needs compute capability 7.5; this card has {capability}"
         remedy = f"pip install nvidia-cudnn-cu12=={_VOLTA_CUDNN}"
     elif not usable:
@@ -130,10 +130,6 @@ def check_card(name: str, capability: float, usable: bool, cudnn: str | None, cu
     else:
         return []
     return [Finding("wrong", name, detail, remedy)]
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 
 def _nvidia_cards() -> list[tuple[str, float]]:

@@ -76,7 +76,7 @@ def make_predict(network: Network, model: ModelConfig) -> Predict:
 
     def predict(weights: Weights | list[Weights], images: Any) -> Array:
         if isinstance(weights, list):
-            logits = [forward(one, images) for one in weights]
+            logits = [forward(member, images) for member in weights]
             return mean(logits) if len(logits) > 1 else logits[0]
         return forward(weights, images)
 

@@ -136,11 +136,10 @@ def verify(run: Path, kind: str) -> tuple[int, str]:
     finished = steps(run, kind)
     if not finished:
         raise UserError(f"{run} has no finished checkpoint; train it, or go on with `covidjax train --resume --run {run}`.")
+    folder = run / "checkpoints" / kind
     for step in reversed(finished):
-        folder = run / "checkpoints" / kind / str(step)
-        digests = _intact(folder)
-        if digests:
-            _warn_of_damaged(run, kind, [later for later in finished if later > step], step)
+        if digests := _intact(folder / str(step)):
+            _warn_of_damaged(folder, tuple(later for later in finished if later > step), step)
             return step, hashlib.sha256(json.dumps(digests).encode()).hexdigest()
     raise _damaged(run, kind)
 
@@ -163,14 +162,11 @@ def _whole(folder: Path) -> dict[str, str] | None:
 
 
 @functools.cache
-def _warn_once(text: str) -> None:
-    LOG.warning("%s", text)
-
-
-def _warn_of_damaged(run: Path, kind: str, damaged: list[int], used: int) -> None:
+def _warn_of_damaged(folder: Path, damaged: tuple[int, ...], used: int) -> None:
+    """Say, once, that checkpoints are damaged, if any, and which step is used instead."""
     if damaged:
-        names = ", ".join(str(run / "checkpoints" / kind / str(step)) for step in damaged)
-        _warn_once(f"Damaged: {names}. The checkpoint before it is used, step {used}.")
+        names = ", ".join(str(folder / str(step)) for step in damaged)
+        LOG.warning("Damaged: %s. The checkpoint before it is used, step %d.", names, used)
 
 
 def _damaged(run: Path, kind: str) -> UserError:
@@ -216,7 +212,7 @@ def restore(run: Path, kind: str, weights: Any, training: Any = None) -> Saved:
             if training is not None:
                 drop(run, kind, step)  # its step comes again
             continue
-        _warn_of_damaged(run, kind, unreadable, step)
+        _warn_of_damaged(folder, tuple(unreadable), step)
         return Saved(step, items["weights"], items.get("training"), items["facts"])
     raise _damaged(run, kind)
 

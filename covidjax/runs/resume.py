@@ -33,13 +33,13 @@ def new_folder(model: str) -> Path:
     raise AssertionError  # the count has no end
 
 
-def find(run: Path | None, settings: Config, given: Collection[str], *, changed: bool) -> tuple[Path, Config, bool]:
+def find(run: Path | None, settings: Config, flags: Collection[str], *, changed: bool) -> tuple[Path, Config, bool]:
     """The run to resume, its settings, and whether it was begun at all.
 
     Args:
       run: its folder; the newest run under ``runs/`` if None.
       settings: what the command line amounts to.
-      given: names of the settings that options gave.
+      flags: names of the settings that options gave.
       changed: whether any setting was given, by an option, an override or a file.
 
     Raises:
@@ -54,11 +54,11 @@ def find(run: Path | None, settings: Config, given: Collection[str], *, changed:
         LOG.warning("%s holds no run yet: it starts at the first step.", run)
         return run, settings, False
     begun = folder.read_run(run).config
-    if "data.path" in given:  # a dataset that was moved: its content is checked against the run
+    if "data.path" in flags:  # a dataset that was moved: its content is checked against the run
         begun = replace(begun, data=replace(begun.data, path=settings.data.path))
-    elif not given:
+    elif not flags:
         settings = replace(settings, data=replace(settings.data, path=begun.data.path))
-    if changed and set(given) != {"data.path"} and settings != begun:
+    if changed and set(flags) != {"data.path"} and settings != begun:
         raise UsageError(f"{run} was begun with other settings; resume it without giving any, or start a new run.")
     return run, begun, True
 

@@ -45,9 +45,9 @@ def train_and_report(
 
 def _train_several(config: Config, dataset: Dataset, run: Path, note: str, **options: Any) -> Summary:
     whole = train_networks(config, dataset, run, **options)
-    for name, one in network_configs(config, dataset.folds).items():
+    for name, network in network_configs(config, dataset.folds).items():
         result = whole.networks[name]
-        _write(run / name, dataset, one, result, _result_tables(result, one, note), note)
+        _write(run / name, dataset, network, result, _result_tables(result, network, note), note)
     alone = {name: result.metrics for name, result in whole.networks.items()}
     below, several = f"\n{note}" * bool(note), config.train.ensemble > 1
     parts = []
