@@ -54,7 +54,6 @@ def segment(
             raise UsageError(f"{out} lies in {path}, whose images are read; name a folder elsewhere.")
 
     from covidjax.images.find import find_images
-    from covidjax.inference.memory import MicroBatcher
     from covidjax.lungs.export import COLUMNS, export_images, output_names
     from covidjax.lungs.segmenter import open_segmenter
     from covidjax.scoring.output import open_table
@@ -70,8 +69,7 @@ def segment(
     hint = f"; {csv} has their rows"
     with open_table(csv, COLUMNS) as table, common.advancing("Segmenting", len(images.paths), hint) as advance:
         names = output_names(images.paths, images.roots)
-        batcher = MicroBatcher(segmenter, segmenter.size, segmenter.title, segmenter.digest)
-        for row in export_images(images.paths, names, out, output_type, batcher, **options):
+        for row in export_images(images.paths, names, out, output_type, segmenter, **options):
             table.write(row.cells())
             summary.add(row)
             advance()

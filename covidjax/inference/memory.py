@@ -19,13 +19,10 @@ class MicroBatcher:
 
     Args:
       compute: uint8 ``[B, S, S, 1]`` → an array ``[B, …]``, which may still be computing.
-      size: S.
-      title: of the network, for the reader.
-      digest: of its weights, where it is a segmenter.
     """
 
-    def __init__(self, compute: Callable[[np.ndarray], Any], size: int, title: str, digest: str = ""):
-        self._compute, self.size, self.title, self.digest = compute, size, title, digest
+    def __init__(self, compute: Callable[[np.ndarray], Any]):
+        self._compute = compute
         self._micro_batch: int | None = None
         """Images of one call, once a whole batch has been too large."""
 

@@ -26,10 +26,10 @@ def leaky_relu(x: Array) -> Array:
     return jax.nn.leaky_relu(x, SLOPE)
 
 
-def conv(x: Array, kernel: Array, padding: int) -> Array:
-    """Convolution, stride 1: ``[B, H, W, in]``, ``[k, k, in, out]`` → ``[B, H + 2·padding - k + 1, W + …, out]``."""
-    pad = (padding, padding)
-    return lax.conv_general_dilated(x, kernel, (1, 1), (pad, pad), dimension_numbers=LAYOUT)
+def conv(x: Array, kernel: Array, padding: int, stride: int = 1) -> Array:
+    """Convolution: ``[B, H, W, in]``, ``[k, k, in, out]`` → with stride 1 ``[B, H + 2·padding - k + 1, W + …, out]``."""
+    pad, strides = (padding, padding), (stride, stride)
+    return lax.conv_general_dilated(x, kernel, strides, (pad, pad), dimension_numbers=LAYOUT)
 
 
 def _products(a: Array, b: Array) -> Array:
@@ -51,8 +51,7 @@ def conv_blocks(x: Array, kernel: Array) -> Array:
       convolution of stride 2 with four times the channels, four ninths of whose kernel are zeros: more arithmetic, but
       on wide channels.
     """
-    pad = (1, 1)
-    return lax.conv_general_dilated(x, _block_kernel(kernel), (2, 2), (pad, pad), dimension_numbers=LAYOUT)
+    return conv(x, _block_kernel(kernel), 1, stride=2)
 
 
 def _block_kernel(kernel: Array) -> Array:
@@ -71,14 +70,12 @@ def _conv_blocks_backward(saved: tuple[Array, Array], dz: Array) -> tuple[Array,
     # Input: a 2×2 convolution from blocks to the blocks of the padded input, which lie one pixel up and left of these.
     wide = _block_kernel(kernel).reshape(2, 2, 2, 2, inputs, 4 * outputs)  # [block row, row, block column, column, …]
     wide = wide.transpose(0, 2, 5, 1, 3, 4).reshape(2, 2, 4 * outputs, 4 * inputs)
-    pad = (1, 1)
-    dx = lax.conv_general_dilated(dz, wide[::-1, ::-1], (1, 1), (pad, pad), dimension_numbers=LAYOUT)
-    dx = from_blocks(dx)[:, 1 : height + 1, 1 : width + 1]
+    dx = from_blocks(conv(dz, wide[::-1, ::-1], 1))[:, 1 : height + 1, 1 : width + 1]
     if inputs > 4:
         (dkernel,) = jax.vjp(lambda kernel: conv(x, kernel, 1), kernel)[1](from_blocks(dz))
         return dx, dkernel
     # Kernel, of an image: each block's 4×4 pixels by its gradients.
-    corners = jnp.pad(x, ((0, 0), pad, pad, (0, 0))).reshape(batch, height // 2 + 1, 2, width // 2 + 1, 2 * inputs)
+    corners = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))).reshape(batch, height // 2 + 1, 2, width // 2 + 1, 2 * inputs)
     corners = corners.transpose(0, 1, 3, 2, 4).reshape(batch, height // 2 + 1, width // 2 + 1, 4 * inputs)
 
     def add(total: Array, image: tuple[Array, Array]) -> tuple[Array, None]:

@@ -66,6 +66,5 @@ def find(run: Path | None, settings: Config, flags: Collection[str], *, changed:
 def check_dataset(run: Path, settings: Config, fingerprint: str) -> None:
     """Raises UserError where a dataset is not the one that a run was begun with."""
     if fingerprint != folder.read_run(run).dataset:
-        raise UserError(
-            f"{settings.data.path} is not the dataset that {run} was trained on; give it back, or start a new run."
-        )
+        remedy = "give it back, or start a new run"
+        raise UserError(f"{settings.data.path} is not the dataset that {run} was trained on; {remedy}.")

@@ -70,6 +70,7 @@ class Engine:
         self._data: loader.Batch | None = None
         """Every image, on the device unless that is a CPU; None where images are read batch by batch."""
         self._train_steps: dict[int, Steps] = {}
+        self._jitted_add = jax.jit(self._add_batch_stats)
         self._take = jax.jit(operator.getitem)  # on a device's arrays tenfold the speed of the plain one
         size = len(self._source) * dataset.preprocess.image_size**2 * (2 if dataset.masks else 1)
         cache = config.train.cache
@@ -124,19 +125,14 @@ class Engine:
         size = min(self._config.train.batch_size, len(rows))
         count = len(rows) // size  # what is left of them would be padded
         for batch in self._batches(rows[: count * size], size):
-            sums = self._add_batch_stats(sums, params, device.replicate(batch.images, mesh))
+            sums = self._jitted_add(sums, params, device.replicate(batch.images, mesh))
         return Weights(weights.params, jax.tree.map(lambda total: total / (MOMENTUM * count), jax.device_get(sums)))
 
-    @functools.cached_property
-    def _add_batch_stats(self) -> Callable[[Any, Any, Any], Any]:
+    def _add_batch_stats(self, sums: Any, params: Any, images: Any) -> Any:
         """The sums of batch statistics with those added that a batch moves zeros to."""
-
-        def add(sums: Any, params: Any, images: Any) -> Any:
-            zero = Weights(params, jax.tree.map(jnp.zeros_like, sums))
-            _, _, moved = self.network.apply(zero, normalize(images, self._config.model.channels), train=True)
-            return jax.tree.map(jnp.add, sums, moved)
-
-        return jax.jit(add)
+        zero = Weights(params, jax.tree.map(jnp.zeros_like, sums))
+        _, _, moved = self.network.apply(zero, normalize(images, self._config.model.channels), train=True)
+        return jax.tree.map(jnp.add, sums, moved)
 
     def train_steps(self, batch_size: int) -> Steps:
         """The way from rows to steps for a size of batch: images on the device, in memory, or streamed."""

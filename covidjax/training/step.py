@@ -162,7 +162,8 @@ def make_train_step(
             new, old = (weights, opt_state), (before, state.opt_state)
             weights, opt_state = jax.tree.map(functools.partial(jnp.where, finite), new, old)
             loss_scale, bad = _next_scale(loss_scale, finite)
-        sums = _add(state.sums, loss, metric, batch)
+        finite_loss = jnp.where(jnp.isfinite(loss), loss, 0.0)
+        sums = EpochSums(state.sums.loss + finite_loss * batch, state.sums.metric + metric, state.sums.images + batch)
         first_bad_step = jnp.where((state.first_bad_step < 0) & bad, state.step, state.first_bad_step)
         raw_weights = ()
         if ema_decay:
@@ -172,13 +173,6 @@ def make_train_step(
         return TrainState(state.step + 1, weights, opt_state, loss_scale, sums, first_bad_step, raw_weights)
 
     return step
-
-
-def _add(sums: EpochSums, loss: Array, metric: Array, batch: int) -> EpochSums:
-    """The sums after a step of so many images, whose loss counts where it is finite."""
-    return EpochSums(
-        sums.loss + jnp.where(jnp.isfinite(loss), loss, 0.0) * batch, sums.metric + metric, sums.images + batch
-    )
 
 
 def _next_scale(scale: LossScale, finite: Array) -> tuple[LossScale, Array]:
