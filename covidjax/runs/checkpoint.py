@@ -70,15 +70,9 @@ class CheckpointWriter:
         self.wait()
         if step in self._manager.all_steps():
             return
+        items = {name: ocp.args.StandardSave(tree) for name, tree in (("weights", weights), ("training", training))}
         with self._naming_the_folder():
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    weights=ocp.args.StandardSave(weights),
-                    training=ocp.args.StandardSave(training),
-                    facts=ocp.args.JsonSave(facts),
-                ),
-            )
+            self._manager.save(step, args=ocp.args.Composite(**items, facts=ocp.args.JsonSave(facts)))
 
     def wait(self) -> None:
         """Until everything begun is on disk.
@@ -224,12 +218,8 @@ def _restore_step(run: Path, folder: Path, step: int, expected: dict[str, Any]) 
 
     # Onto this process's device, whatever the one was that trained: a GPU's run is scored on a CPU.
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    items = {
-        name: ocp.args.StandardRestore(
-            jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), tree)
-        )
-        for name, tree in expected.items()
-    }
+    placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), expected)
+    items = {name: ocp.args.StandardRestore(tree) for name, tree in placed.items()}
     options = ocp.CheckpointManagerOptions(read_only=True)
     handlers = {
         "weights": ocp.StandardCheckpointHandler(),
@@ -241,10 +231,8 @@ def _restore_step(run: Path, folder: Path, step: int, expected: dict[str, Any]) 
         # Orbax would tell of a wrong shape by a page of tracebacks from its threads, so shapes are compared first.
         for name, tree in expected.items():
             if stored[name] is not None and _shapes(stored[name]) != _shapes(tree):
-                raise UserError(
-                    f"The checkpoint {folder / str(step)} is of another network than {run / 'config.toml'} says; "
-                    "restore the run's own files, or train again."
-                )
+                problem = f"The checkpoint {folder / str(step)} is of another network than {run / 'config.toml'} says"
+                raise UserError(f"{problem}; restore the run's own files, or train again.")
         return manager.restore(step, args=ocp.args.Composite(**items, facts=ocp.args.JsonRestore()))
 
 

@@ -107,7 +107,6 @@ def paths_without_rows(paths: Sequence[Source], table: TableWriter) -> list[Sour
         else:
             missing.append(path)
     if missing and table.finished:
-        raise UserError(
-            f"{table.path} is finished, and {len(missing)} files have no row in it; score them into another --output."
-        )
+        problem = f"{table.path} is finished, and {len(missing)} files have no row in it"
+        raise UserError(f"{problem}; score them into another --output.")
     return missing
