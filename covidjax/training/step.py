@@ -128,8 +128,7 @@ def make_train_step(
     one device would have come to with the whole batch, within rounding.
 
     With ``ema_decay`` an exponential moving average of the weights and of the batch statistics is what is tested and used
-    (Szegedy et al. 2016, section 8). Each step keeps that share of it, and the first steps less, so that the initial
-    weights are soon forgotten.
+    (Szegedy et al. 2016, section 8). Each step keeps that share of it, the first ones less, to forget the initial weights.
     """
 
     def all_sum(values: Any) -> Any:
