@@ -7,11 +7,11 @@ from pathlib import Path
 import click
 import rich
 
+from bench.calibrate import bundle, test_metrics
 from covidjax.errors import UserError
 from covidjax.lungs import segmenter
 from covidjax.report.tables import confusion_table, metrics_table
 from covidjax.runs import folder, load, weights_file
-from covidjax.training.calibrate import bundle, test_metrics
 
 
 @click.command(epilog="Example: python -m bench.bundle runs/mine")

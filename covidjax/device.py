@@ -7,6 +7,7 @@ import ctypes
 import logging
 import os
 import platform
+import re
 import time
 import warnings
 import zlib
@@ -33,7 +34,7 @@ _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.floa
 
 
 class Device(Protocol):
-    """What is used of a ``jax.Device``."""
+    """What is used of a ``jax.Device``, which type checkers do not know as a type."""
 
     @property
     def platform(self) -> str: ...
@@ -64,10 +65,10 @@ def start(device: str = "auto") -> Device:
         with contextlib.suppress(RuntimeError):  # raised where jax has been used already, which then has what it has
             jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
     _keep_memory()
-    found = jax.devices()[0]
-    if device == "gpu" and found.platform != "gpu":
+    first = jax.devices()[0]
+    if device == "gpu" and first.platform != "gpu":
         raise UserError("There is no GPU that jax can use; run `covidjax doctor` to see why, or choose --device cpu.")
-    return found
+    return first
 
 
 def _drop_cut_off(cache: Path) -> None:
@@ -157,11 +158,8 @@ def device_name() -> str:
     where = start()
     if where.platform != "cpu":
         return where.device_kind
-    models = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
-    return f"{len(os.sched_getaffinity(0))} cores of {models[0] if models else platform.machine()}"
-
-
-def _cpuinfo() -> list[str]:
+    model = platform.machine()
     with contextlib.suppress(OSError):
-        return Path("/proc/cpuinfo").read_text().splitlines()
-    return []
+        if name := re.search(r"^model name\s*: (.+)", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+            model = name[1]
+    return f"{len(os.sched_getaffinity(0))} cores of {model}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from typing import NamedTuple
 
 
@@ -21,13 +20,10 @@ class Timing:
 
     Stages that run at the same time, on several threads perhaps, each count their own seconds; the sum then exceeds the
     wall time.
-
-    Args:
-      stages: names of stages that are listed even where nothing is added to them.
     """
 
-    def __init__(self, stages: Iterable[str] = ()):
-        self.seconds: dict[str, float] = dict.fromkeys(stages, 0.0)
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
         self.images: dict[str, int] = {}
 
     def add(self, stage: str, since: float, images: int = 0) -> None:

@@ -211,7 +211,8 @@ def test_weights_that_are_no_numbers_give_error_rows(trained: Path, films: Path)
     import jax
 
     classifier: Any = covidjax.load(trained, runtime="jax")
-    classifier._runtime._weights = jax.tree.map(lambda leaf: leaf * float("nan"), classifier._runtime._weights)
+    runtime = classifier._compute._compute
+    runtime._weights = jax.tree.map(lambda leaf: leaf * float("nan"), runtime._weights)
     rows = list(classifier.score(paths_below(films)[:3]))
     assert {row.status for row in rows} == {"error"}
     assert "not finite" in rows[0].error

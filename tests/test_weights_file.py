@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from commands import TINY, refused, run
 
 import covidjax
+from bench import calibrate
 from bench.bundle import main
 from covidjax.config import Preprocess
 from covidjax.data import synthetic
@@ -28,7 +29,6 @@ from covidjax.lungs import segmenter
 from covidjax.models import create_model
 from covidjax.runs import folder, load, weights_file
 from covidjax.scoring.classifier import Classifier
-from covidjax.training import calibrate
 
 
 @pytest.fixture(scope="module")

@@ -155,24 +155,6 @@ def bar(column: str) -> Progress:
     return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
-class Counter:
-    """Called with (done, total), shows a bar on a terminal and a line now and then elsewhere."""
-
-    def __init__(self, verb: str, progress: Progress | None):
-        self._verb, self._progress = verb, progress
-        self._task = progress.add_task(verb, total=None, speed="") if progress else None
-        self._start = self._last_line = time.monotonic()
-
-    def __call__(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        speed = f"{done / max(now - self._start, 1e-6):,.0f} images/s"
-        if self._progress and self._task is not None:
-            self._progress.update(self._task, completed=done, total=total, speed=speed)
-        elif now - self._last_line >= PLAIN_SECONDS:
-            self._last_line = now
-            say(f"{self._verb}: {done} of {total}, {speed}")
-
-
 @contextlib.contextmanager
 def stopping() -> Iterator[Callable[[], bool]]:
     """A function that says whether Ctrl-C or SIGTERM came; a second Ctrl-C breaks off at once."""
@@ -192,10 +174,23 @@ def stopping() -> Iterator[Callable[[], bool]]:
 
 
 @contextlib.contextmanager
-def counting(verb: str) -> Iterator[Counter]:
-    """A Counter for the time of the block."""
+def counting(verb: str) -> Iterator[Callable[[int, int], None]]:
+    """A function of the images done and of all: it shows a bar on a terminal, and a line now and then elsewhere."""
     with bar("speed") if sys.stderr.isatty() else contextlib.nullcontext() as progress:
-        yield Counter(verb, progress)
+        task = progress.add_task(verb, total=None, speed="") if progress else None
+        start = last_line = time.monotonic()
+
+        def count(done: int, total: int) -> None:
+            nonlocal last_line
+            now = time.monotonic()
+            speed = f"{done / max(now - start, 1e-6):,.0f} images/s"
+            if progress and task is not None:
+                progress.update(task, completed=done, total=total, speed=speed)
+            elif now - last_line >= PLAIN_SECONDS:
+                last_line = now
+                say(f"{verb}: {done} of {total}, {speed}")
+
+        yield count
 
 
 @contextlib.contextmanager

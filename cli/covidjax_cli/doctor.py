@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import click
 import platformdirs
 
-from covidjax.errors import UserError
+from covidjax.errors import UserError, one_line
 from covidjax_cli import common
 
 _EXTRAS = {
@@ -88,8 +88,8 @@ def _devices() -> list[Finding]:
         device.start()
         devices = jax.devices()
     except Exception as error:  # a broken installation can fail in any way, and telling how is this module's work
-        reason = " ".join(str(error).split())[:200]
-        return [Finding("wrong", "devices", f"jax finds none: {reason}", "pip install --force-reinstall jax jaxlib")]
+        detail = f"jax finds none: {one_line(error)}"
+        return [Finding("wrong", "devices", detail, "pip install --force-reinstall jax jaxlib")]
     findings = []
     for installed in devices:
         if installed.platform == "cpu":
@@ -121,7 +121,7 @@ def check_card(name: str, capability: float, usable: bool, cudnn: str | None, cu
     if volta and cuda13:
         detail = f"CUDA 13 needs compute capability 7.5; this card has {capability}"
         remedy = "pip uninstall jax-cuda13-plugin jax-cuda13-pjrt && pip install 'covidjax[v100]'"
-    elif volta and cudnn and _numbers(cudnn) >= (9, 11):
+    elif volta and cudnn and tuple(map(int, cudnn.split(".")[:2])) >= (9, 11):
         detail = f"cuDNN {cudnn} needs compute capability 7.5; this card has {capability}"
         remedy = f"pip install nvidia-cudnn-cu12=={_VOLTA_CUDNN}"
     elif not usable:
@@ -130,10 +130,6 @@ def check_card(name: str, capability: float, usable: bool, cudnn: str | None, cu
     else:
         return []
     return [Finding("wrong", name, detail, remedy)]
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 
 def _nvidia_cards() -> list[tuple[str, float]]:

@@ -11,17 +11,17 @@ from covidjax_cli import common
 
 
 @click.command(
-    short_help="Metrics of a trained run on held-out films.",
+    short_help="Metrics of a trained run on held-out images.",
     epilog="Example: covidjax evaluate runs/darkcovidnet-20261122-120000 --data data/other-hospital",
 )
-@click.argument("run", required=False, type=click.Path(path_type=Path))
+@click.argument("run", required=False, type=common.PATH)
 @click.option("--data", metavar="DIR|sample", help="A prepared dataset.  [default: the test fold of the run's own]")
 @common.json_option
 def evaluate(run: Path | None, data: str | None, as_json: bool) -> None:
-    """Metrics of RUN (or the newest one under runs/, or else the bundled classifier) on films that it was not trained on.
+    """Metrics of RUN (or the newest one under runs/, or else the bundled classifier) on images that it was not trained on.
 
-    Of the dataset it was trained on the test fold is used, of any other one all films. Of a cross-validation every fold is
-    used, each by the network that it was held out from; on other films, and of an ensemble, the mean probabilities count.
+    Of the dataset it was trained on the test fold is used, of any other one all images. Of a cross-validation every fold is
+    used, each by the network that it was held out from; on other images, and of an ensemble, the mean probabilities count.
     """
     from covidjax.report import tables
     from covidjax.runs import load

@@ -25,8 +25,8 @@ LAYOUTS = ("auto", "folder", "ozturk", "ieee8023", "radiography", "lungs")
 @click.command(
     short_help="Turn folders of X-rays into a dataset.", epilog="Example: covidjax prepare xrays/ --out data/mine"
 )
-@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the dataset; must not exist yet.")
+@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=common.PATH)
+@click.option("--out", required=True, type=common.PATH, help="Folder of the dataset; must not exist yet.")
 @common.choice_option("--layout", LAYOUTS, "How SOURCE is laid out; auto tells by what lies in it.")
 @click.option("--masks", is_flag=True, help="Take images with lung masks, for a segmenter, and not classes.")
 @common.choice_option("--classes", ("3", "2"), "2 leaves Pneumonia out.")

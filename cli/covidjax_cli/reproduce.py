@@ -19,11 +19,11 @@ from covidjax_cli import common
     metavar="DIR|sample",
     help="Folder that holds the collections as ozturk/, ieee8023/ and radiography/; or sample, for synthetic ones.",
 )
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of everything that is made.")
+@click.option("--out", required=True, type=common.PATH, help="Folder of everything that is made.")
 @click.option("--epochs", type=click.IntRange(1), help="Instead of each experiment's own.")
 @click.option(
     "--config",
-    type=click.Path(path_type=Path),
+    type=common.PATH,
     help="TOML settings instead of the defaults, where an experiment has none of its own, such as configs/best.toml.",
 )
 @click.option("--only", metavar="NAMES", help="Some of the tables, such as table1,table3.  [default: all]")

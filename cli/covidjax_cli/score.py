@@ -75,7 +75,7 @@ def score(
     if output:
         check_suffix(output)  # before the time that loading takes
     images = find_images(common.existing_paths(paths))
-    model = load.default_run(checkpoint)
+    model = checkpoint or load.newest_run(classifier=True) or load.BUNDLED
     start(min(workers_or_default(options["workers"]), len(images.paths)))  # while the model is loaded
     classifier = Classifier.load(model, device=device, runtime=runtime)
     _say_model(classifier, model, chosen=bool(checkpoint))

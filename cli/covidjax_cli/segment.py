@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from covidjax.errors import UsageError, UserError
+from covidjax.errors import UsageError
+from covidjax.files import explaining
 from covidjax_cli import common
 
 
@@ -53,7 +54,6 @@ def segment(
             raise UsageError(f"{out} lies in {path}, whose images are read; name a folder elsewhere.")
 
     from covidjax.images.find import find_images
-    from covidjax.inference.memory import MicroBatcher
     from covidjax.lungs.export import COLUMNS, export_images, output_names
     from covidjax.lungs.segmenter import open_segmenter
     from covidjax.scoring.output import open_table
@@ -63,16 +63,13 @@ def segment(
     segmenter = open_segmenter(device, runtime, checkpoint)
     common.say(f"Segmenter: {segmenter.title}.")
     common.say_skipped(images.skipped)
-    try:
+    with explaining(out, verb="made"):
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out} cannot be made ({error.strerror}); name a folder that you may write to.") from error
     csv, summary = out / "lungs.csv", SegmentSummary(output=out)
     hint = f"; {csv} has their rows"
     with open_table(csv, COLUMNS) as table, common.advancing("Segmenting", len(images.paths), hint) as advance:
         names = output_names(images.paths, images.roots)
-        batcher = MicroBatcher(segmenter, segmenter.size, segmenter.title, segmenter.digest)
-        for row in export_images(images.paths, names, out, output_type, batcher, **options):
+        for row in export_images(images.paths, names, out, output_type, segmenter, **options):
             table.write(row.cells())
             summary.add(row)
             advance()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import click
 
@@ -11,44 +11,35 @@ from covidjax.config import Config, ModelConfig, load_config
 from covidjax_cli import common
 
 DEFAULTS = Config()
-MODELS = get_args(get_type_hints(ModelConfig)["name"])
+MODELS = click.Choice(get_args(get_type_hints(ModelConfig)["name"]))
+
+SETTINGS = {"model": "model.name", "data": "data.path", "cv": "train.cv", "seed": "seed"}
+SETTINGS |= {"epochs": "train.epochs", "test_fold": "data.test_fold", "val_fold": "data.val_fold"}
+"""The setting that each of these options gives."""
 
 
 @click.command(
     short_help="Train a network on a dataset.",
     epilog="Example: covidjax train --model darkcovidnet --data data/mine --epochs 50",
 )
-@click.option(
-    "--model",
-    type=click.Choice(MODELS),
-    help=f"The network; lung-unet learns lung masks.  [default: {DEFAULTS.model.name}]",
-)
+@click.option("--model", type=MODELS, help=f"The network; lung-unet learns lung masks.  [default: {DEFAULTS.model.name}]")
 @click.option("--data", metavar="DIR|sample", help="A prepared dataset.  [default: sample, built in and synthetic]")
-@click.option("--config", type=click.Path(path_type=Path), help="TOML file with settings that differ from the defaults.")
+@click.option("--config", type=common.PATH, help="TOML file with settings that differ from the defaults.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="One setting, such as train.batch_size=64.")
 @click.option(
     "--epochs", type=click.IntRange(1), help=f"Passes over the training images.  [default: {DEFAULTS.train.epochs}]"
 )
 @click.option("--test-fold", type=click.IntRange(0), help=f"The held-out fold.  [default: {DEFAULTS.data.test_fold}]")
 @click.option("--val-fold", type=click.IntRange(0), help="A training fold to hold out for choosing the best checkpoint.")
-@click.option("--cv", is_flag=True, help="Train a network for every fold as the test fold, and report over all films.")
-@click.option("--run", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/<model>-<time>]")
+@click.option(
+    "--cv", is_flag=True, default=None, help="Train a network for every fold as the test fold, and report over all images."
+)
+@click.option("--run", type=common.PATH, help="Folder of the run.  [default: runs/<model>-<time>]")
 @click.option("--resume", is_flag=True, help="Go on where --run, or else the newest run under runs/, stopped.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), help=f"[default: {DEFAULTS.seed}]")
 @common.json_option
 def train(
-    model: str | None,
-    data: str | None,
-    config: Path | None,
-    overrides: tuple[str, ...],
-    epochs: int | None,
-    test_fold: int | None,
-    val_fold: int | None,
-    cv: bool,
-    run: Path | None,
-    resume: bool,
-    seed: int | None,
-    as_json: bool,
+    config: Path | None, overrides: tuple[str, ...], run: Path | None, resume: bool, as_json: bool, **options: Any
 ) -> None:
     """Train a network on all folds but the held-out ones, and test it on the test fold.
 
@@ -58,16 +49,9 @@ def train(
     With --cv, or an ensemble by --set train.ensemble=N, or both, every network has such a folder within the run's, fold0
     …, member0 … or fold0-member0 …, and report/ has what they amount to.
     """
-    flags = {
-        "model.name": model,
-        "data.path": data if data in (None, "sample") else str(Path(data).absolute()),
-        "train.epochs": epochs,
-        "data.test_fold": test_fold,
-        "data.val_fold": val_fold,
-        "train.cv": cv or None,
-        "seed": seed,
-    }
-    flags = {key: value for key, value in flags.items() if value is not None}
+    flags = {SETTINGS[name]: value for name, value in options.items() if value is not None}
+    if flags.get("data.path", "sample") != "sample":
+        flags["data.path"] = str(Path(flags["data.path"]).absolute())
     settings = load_config(config, overrides, flags)
 
     from covidjax.runs import resume as resuming
@@ -76,7 +60,7 @@ def train(
         run, settings, resume = resuming.find(run, settings, flags, changed=bool(flags or overrides or config))
     sample = settings.data.path == "sample"
     if sample:
-        begun = "Training" if data or resume else "No --data given: training"
+        begun = "Training" if "data.path" in flags or resume else "No --data given: training"
         common.say(f"{begun} on the built-in sample of synthetic images; no figure from it says anything about patients.")
 
     from covidjax.data.sample import open_dataset

@@ -8,9 +8,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, P
 from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
 from covidjax import device
@@ -76,7 +75,7 @@ def make_predict(network: Network, model: ModelConfig) -> Predict:
 
     def predict(weights: Weights | list[Weights], images: Any) -> Array:
         if isinstance(weights, list):
-            logits = [forward(one, images) for one in weights]
+            logits = [forward(member, images) for member in weights]
             return mean(logits) if len(logits) > 1 else logits[0]
         return forward(weights, images)
 

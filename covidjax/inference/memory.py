@@ -19,20 +19,17 @@ class MicroBatcher:
 
     Args:
       compute: uint8 ``[B, S, S, 1]`` → an array ``[B, …]``, which may still be computing.
-      size: S.
-      title: of the network, for the reader.
-      digest: of its weights, where it is a segmenter.
     """
 
-    def __init__(self, compute: Callable[[np.ndarray], Any], size: int, title: str, digest: str = ""):
-        self._compute, self.size, self.title, self.digest = compute, size, title, digest
+    def __init__(self, compute: Callable[[np.ndarray], Any]):
+        self._compute = compute
         self._micro_batch: int | None = None
         """Images of one call, once a whole batch has been too large."""
 
     def __call__(self, images: np.ndarray) -> Any:
         if self._micro_batch is None:
             # A device may run out of memory now, or only when the result is asked for.
-            with contextlib.suppress(_OutOfMemory), _memory_errors():
+            with _running_out():
                 return _PendingResult(self, images, self._compute(images))
         return self.in_micro_batches(images)
 
@@ -44,7 +41,7 @@ class MicroBatcher:
         """
         size = self._micro_batch or max(len(images) // 2, 1)
         while size:
-            with contextlib.suppress(_OutOfMemory), _memory_errors():
+            with _running_out():
                 outputs = self._compute_parts(images, size)
                 if self._micro_batch is None:
                     message = "The device has not enough memory for batches of %d images; they have %d from now on."
@@ -68,22 +65,16 @@ class _PendingResult:
         self._micro_batcher, self._images, self._result = micro_batcher, images, result
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        try:
-            with _memory_errors():
-                return np.asarray(self._result, dtype)
-        except _OutOfMemory:
-            return self._micro_batcher.in_micro_batches(self._images).astype(dtype or np.float32)
-
-
-class _OutOfMemory(Exception):
-    """The device has not enough memory, whatever the runtime calls that."""
+        with _running_out():
+            return np.asarray(self._result, dtype)
+        return self._micro_batcher.in_micro_batches(self._images).astype(dtype or np.float32)
 
 
 @contextlib.contextmanager
-def _memory_errors() -> Iterator[None]:
+def _running_out() -> Iterator[None]:
+    """Goes on after the block where the device has not enough memory for it, whatever the runtime calls that."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-            raise _OutOfMemory from error
-        raise
+        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise

@@ -15,14 +15,14 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 
 from covidjax.config import ModelConfig, Preprocess
-from covidjax.errors import UserError
+from covidjax.errors import UserError, one_line
 from covidjax.files import write_atomic
 
 CACHED_MODELS = 16
@@ -66,6 +66,7 @@ def convert(networks: Sequence[Any], model: ModelConfig, preprocess: Preprocess)
     Raises:
       UserError: something in the network that the converter cannot write.
     """
+    import jax
     import jax.numpy as jnp
 
     from covidjax.inference.forward import ensemble_mean, make_forward, probabilities
@@ -78,50 +79,30 @@ def convert(networks: Sequence[Any], model: ModelConfig, preprocess: Preprocess)
         return probabilities(ensemble_mean(logits) if len(logits) > 1 else logits[0], model)
 
     try:
-        return to_onnx(predict, preprocess.image_size)
-    except UserError as error:
-        raise UserError(f"The network cannot be converted ({error}); choose --runtime jax.") from error
+        return _to_onnx(predict, jax.ShapeDtypeStruct(("B", preprocess.image_size, preprocess.image_size, 1), jnp.uint8))
+    # The converter answers what it does not know with errors of many kinds.
+    except Exception as error:
+        raise UserError(f"The network cannot be converted ({one_line(error)}); choose --runtime jax.") from error
 
 
-def to_onnx(predict: Callable[[Any], Any], size: int) -> bytes:
-    """A function of uint8 images ``[B, size, size, 1]`` as ONNX, with any ``B``.
-
-    Raises:
-      UserError: something in it that the converter cannot write; the message says what.
-    """
-    import jax
-    import jax.numpy as jnp
+def _to_onnx(predict: Callable[[Any], Any], images: Any) -> bytes:
+    """A function of images, whose shape and dtype are given as ``jax.ShapeDtypeStruct``, as ONNX."""
     import onnxruntime
 
-    with _quiet(), tempfile.TemporaryDirectory() as folder:
+    # No reader can act on the converter's remarks.
+    for name in ("jax2onnx", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    with (
+        warnings.catch_warnings(action="ignore"),
+        contextlib.redirect_stdout(io.StringIO()),
+        tempfile.TemporaryDirectory() as folder,
+    ):
         import jax2onnx
 
-        try:
-            images = jax.ShapeDtypeStruct(("B", size, size, 1), jnp.uint8)
-            jax2onnx.to_onnx(predict, [images], opset=OPSET, return_mode="file", output_path=f"{folder}/plain.onnx")
-            options = onnxruntime.SessionOptions()
-            options.log_severity_level = 3
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-            options.optimized_model_filepath = f"{folder}/folded.onnx"
-            onnxruntime.InferenceSession(f"{folder}/plain.onnx", options, providers=["CPUExecutionProvider"])
-        # The converter answers what it does not know with errors of many kinds.
-        except Exception as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(reason) from error
+        jax2onnx.to_onnx(predict, [images], opset=OPSET, return_mode="file", output_path=f"{folder}/plain.onnx")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = f"{folder}/folded.onnx"
+        onnxruntime.InferenceSession(f"{folder}/plain.onnx", options, providers=["CPUExecutionProvider"])
         return Path(folder, "folded.onnx").read_bytes()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the converter's remarks, which no reader can act on."""
-    loggers = [logging.getLogger(name) for name in ("jax2onnx", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -21,13 +21,10 @@ from covidjax.config import Config, Preprocess
 from covidjax.errors import UsageError, UserError
 from covidjax.inference import onnx
 
+TITLES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "jax": "JAX"}
+"""The runtimes, on a CPU the fastest first."""
+
 RUNTIMES = ("auto", "jax", "openvino", "onnxruntime")
-
-TITLES = {"jax": "JAX", "openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
-
-_FASTEST_ON_CPU = ("openvino", "onnxruntime")
-
-_NEEDED = {"openvino": ("openvino", "jax2onnx"), "onnxruntime": ("onnxruntime", "jax2onnx")}
 
 
 class Runtime(Protocol):
@@ -71,7 +68,7 @@ def open_runtime(
 
 def is_installed(name: str) -> bool:
     """Whether a runtime and what it needs are there; nothing is imported."""
-    return all(importlib.util.find_spec(package) for package in _NEEDED.get(name, ()))
+    return name == "jax" or all(importlib.util.find_spec(package) for package in (name, "jax2onnx"))
 
 
 def choose_runtime(name: str, device: str, precision: str, tta: int = 1) -> str:
@@ -88,14 +85,13 @@ def choose_runtime(name: str, device: str, precision: str, tta: int = 1) -> str:
         # Another precision was asked for in training: only jax computes with the very same rounding.
         if device == "gpu" or precision not in ("auto", "float32") or tta > 1 or (device == "auto" and has_gpu()):
             return "jax"
-        return next((runtime for runtime in _FASTEST_ON_CPU if is_installed(runtime)), "jax")
+        return next(filter(is_installed, TITLES))
     if name != "jax" and device == "gpu":
         raise UsageError(f"{TITLES[name]} is used on CPUs only; choose --runtime jax, or another --device.")
     if name != "jax" and tta > 1:
         # The converter takes ten times a batch of any size for the batch itself.
-        raise UsageError(
-            f"{TITLES[name]} takes one view of an image, and the run has model.tta {tta}; choose --runtime jax."
-        )
+        problem = f"{TITLES[name]} takes one view of an image, and the run has model.tta {tta}"
+        raise UsageError(f"{problem}; choose --runtime jax.")
     if not is_installed(name):
         raise UserError(f"{TITLES[name]} is not installed; run `pip install 'covidjax[{name}]'`, or choose --runtime auto.")
     return name
@@ -144,17 +140,16 @@ class OpenVino:
         self.title = f"{TITLES['openvino']} {openvino.__version__.split('-')[0]}"
         self._core = openvino.Core()
         self._model = self._core.read_model(io.BytesIO(model))
-        self._compiled: dict[tuple[int, ...], Any] = {}
+        self._requests: dict[tuple[int, ...], Any] = {}
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        request = self._compiled.get(images.shape)
-        if request is None:
+        if images.shape not in self._requests:
             self._model.reshape(list(images.shape))
             threads = len(os.sched_getaffinity(0))
             settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
-            request = self._core.compile_model(self._model, "CPU", settings).create_infer_request()
-            self._compiled[images.shape] = request
-        return request.infer([images])[0].copy()  # its own buffer is written again by the next batch
+            compiled = self._core.compile_model(self._model, "CPU", settings)
+            self._requests[images.shape] = compiled.create_infer_request()
+        return self._requests[images.shape].infer([images])[0].copy()  # the next batch overwrites the request's own buffer
 
 
 class OnnxRuntime:

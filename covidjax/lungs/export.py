@@ -10,8 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from covidjax.errors import UserError
-from covidjax.files import write_atomic
+from covidjax.files import explaining, write_atomic
 from covidjax.images import archives, stream
 from covidjax.images.formats import Limits
 from covidjax.lungs import stream as lung_stream
@@ -89,14 +88,11 @@ def _write_png(image: lung_stream.SegmentedImage, name: str, out: Path, output_t
         return row._replace(error=image.error)
     start = time.perf_counter()
     file = out / name
-    try:
+    with explaining(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         png = render(image.gray, image.lungs, output_type)
         # Little compression: the usual level takes several times longer than everything else.
         write_atomic(file, lambda opened: png.save(opened, "PNG", compress_level=1), sync=False)
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"{file} cannot be written ({reason}); name a folder that you may write to.") from error
     return row._replace(
         status="ok",
         file=name,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from covidjax.errors import UserError
+from covidjax.inference.memory import MicroBatcher
 from covidjax.inference.runtimes import open_runtime
 from covidjax.runs import folder, load, weights_file
 
@@ -33,13 +34,15 @@ class LoadedSegmenter:
     def __init__(self, path: Path, device: str, runtime: str):
         run, digests = load.read_run(path), load.digests(path)
         loader = partial(load.load_run, path)
-        self._runtime = open_runtime(runtime, device, run.config, run.preprocess, digests=digests, load=loader)
+        computes = open_runtime(runtime, device, run.config, run.preprocess, digests=digests, load=loader)
+        self._compute = MicroBatcher(computes)
         self.size, self.digest = run.preprocess.image_size, digests[0]
-        self.title = f"{path.stem} at {self.size}² on {self._runtime.title}"
+        self.title = f"{path.stem} at {self.size}² on {computes.title}"
 
     def __call__(self, images: np.ndarray) -> Any:
-        """uint8 ``[B, N, N, 1]`` → float32 ``[B, N, N]``, the probability that a pixel belongs to the lungs."""
-        return self._runtime(images)
+        """uint8 ``[B, N, N, 1]`` → float32 ``[B, N, N]``, the probability that a pixel belongs to the lungs; may still be
+        computing until ``np.asarray`` is taken of it."""
+        return self._compute(images)
 
 
 def open_segmenter(device: str = "auto", runtime: str = "auto", weights: Path | None = None) -> LoadedSegmenter:

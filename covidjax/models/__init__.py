@@ -6,7 +6,6 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array
 from jax.typing import DTypeLike
 
 from covidjax.config import ModelConfig, Preprocess
@@ -31,11 +30,7 @@ def create_model(
       dtype: of convolutions and activations.
       plain: see ``Network``.
     """
-
-    def make(key: Array) -> nnx.Module:
-        kind: Any = MODELS[model.name]
-        shape = (preprocess.image_size, model.channels, len(preprocess.classes))
-        options = {"width": model.width, "rate": model.dropout} if kind is CNN13 else {}
-        return kind(*shape, **options, dtype=dtype, rngs=nnx.Rngs(params=key))
-
-    return Network(make, plain=plain)
+    kind: Any = MODELS[model.name]
+    shape = (preprocess.image_size, model.channels, len(preprocess.classes))
+    options = {"width": model.width, "rate": model.dropout} if kind is CNN13 else {}
+    return Network(lambda key: kind(*shape, **options, dtype=dtype, rngs=nnx.Rngs(params=key)), plain=plain)

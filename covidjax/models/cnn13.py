@@ -68,15 +68,7 @@ class CNN13(nnx.Module):
     """
 
     def __init__(
-        self,
-        image_size: int = 224,
-        channels: int = 1,
-        classes: int = 3,
-        *,
-        width: int = 16,
-        rate: float = 0.5,
-        dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
+        self, image_size: int, channels: int, classes: int, *, width: int, rate: float, dtype: DTypeLike, rngs: nnx.Rngs
     ):
         if image_size < LEAST:
             raise ValueError(f"CNN13 needs images of at least {LEAST} pixels, not {image_size}.")

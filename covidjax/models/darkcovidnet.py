@@ -9,7 +9,6 @@ grows the map by two pixels.
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
@@ -51,15 +50,7 @@ class DarkCovidNet(nnx.Module):
     the named maps that led to them, ``{"stem": [B, S/4, S/4, 16], "stage1": …, "stage4": …, "head": …}``.
     """
 
-    def __init__(
-        self,
-        image_size: int = 224,
-        channels: int = 1,
-        classes: int = 3,
-        *,
-        dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, image_size: int, channels: int, classes: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         if image_size < 16:
             raise ValueError(f"DarkCovidNet needs images of at least 16 pixels, not {image_size}.")
         unit = {"dtype": dtype, "rngs": rngs}

@@ -17,16 +17,19 @@ LAYOUT = ("NHWC", "HWIO", "NHWC")
 SLOPE = 0.1
 """Of the leaky ReLU in both papers' networks."""
 
+EPSILON = 1e-5
+"""Added to the variance in batch normalisation."""
+
 
 def leaky_relu(x: Array) -> Array:
     """Leaky ReLU with slope 0.1."""
     return jax.nn.leaky_relu(x, SLOPE)
 
 
-def conv(x: Array, kernel: Array, padding: int) -> Array:
-    """Convolution, stride 1: ``[B, H, W, in]``, ``[k, k, in, out]`` → ``[B, H + 2·padding - k + 1, W + …, out]``."""
-    pad = (padding, padding)
-    return lax.conv_general_dilated(x, kernel, (1, 1), (pad, pad), dimension_numbers=LAYOUT)
+def conv(x: Array, kernel: Array, padding: int, stride: int = 1) -> Array:
+    """Convolution: ``[B, H, W, in]``, ``[k, k, in, out]`` → with stride 1 ``[B, H + 2·padding - k + 1, W + …, out]``."""
+    pad, strides = (padding, padding), (stride, stride)
+    return lax.conv_general_dilated(x, kernel, strides, (pad, pad), dimension_numbers=LAYOUT)
 
 
 def _products(a: Array, b: Array) -> Array:
@@ -48,8 +51,7 @@ def conv_blocks(x: Array, kernel: Array) -> Array:
       convolution of stride 2 with four times the channels, four ninths of whose kernel are zeros: more arithmetic, but
       on wide channels.
     """
-    pad = (1, 1)
-    return lax.conv_general_dilated(x, _block_kernel(kernel), (2, 2), (pad, pad), dimension_numbers=LAYOUT)
+    return conv(x, _block_kernel(kernel), 1, stride=2)
 
 
 def _block_kernel(kernel: Array) -> Array:
@@ -68,14 +70,12 @@ def _conv_blocks_backward(saved: tuple[Array, Array], dz: Array) -> tuple[Array,
     # Input: a 2×2 convolution from blocks to the blocks of the padded input, which lie one pixel up and left of these.
     wide = _block_kernel(kernel).reshape(2, 2, 2, 2, inputs, 4 * outputs)  # [block row, row, block column, column, …]
     wide = wide.transpose(0, 2, 5, 1, 3, 4).reshape(2, 2, 4 * outputs, 4 * inputs)
-    pad = (1, 1)
-    dx = lax.conv_general_dilated(dz, wide[::-1, ::-1], (1, 1), (pad, pad), dimension_numbers=LAYOUT)
-    dx = from_blocks(dx)[:, 1 : height + 1, 1 : width + 1]
+    dx = from_blocks(conv(dz, wide[::-1, ::-1], 1))[:, 1 : height + 1, 1 : width + 1]
     if inputs > 4:
         (dkernel,) = jax.vjp(lambda kernel: conv(x, kernel, 1), kernel)[1](from_blocks(dz))
         return dx, dkernel
     # Kernel, of an image: each block's 4×4 pixels by its gradients.
-    corners = jnp.pad(x, ((0, 0), pad, pad, (0, 0))).reshape(batch, height // 2 + 1, 2, width // 2 + 1, 2 * inputs)
+    corners = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))).reshape(batch, height // 2 + 1, 2, width // 2 + 1, 2 * inputs)
     corners = corners.transpose(0, 1, 3, 2, 4).reshape(batch, height // 2 + 1, width // 2 + 1, 4 * inputs)
 
     def add(total: Array, image: tuple[Array, Array]) -> tuple[Array, None]:
@@ -113,10 +113,8 @@ def moments(z: Array, channels: int, axis: str | None) -> tuple[Array, Array]:
     return mean, jnp.mean(variances + jnp.square(means - mean), 0)  # Chan, Golub and LeVeque 1979
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def norm_act(
-    z: Array, scale: Array, bias: Array, blocks: bool, axis: str | None, epsilon: float
-) -> tuple[Array, Array, Array]:
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def norm_act(z: Array, scale: Array, bias: Array, blocks: bool, axis: str | None) -> tuple[Array, Array, Array]:
     """Batch normalisation by the batch's own statistics, leaky ReLU and, of blocks, max-pooling.
 
     Args:
@@ -124,19 +122,18 @@ def norm_act(
       scale, bias: float32 ``[C]``.
       blocks: whether z is of ``conv_blocks``; then the maximum of each block is taken.
       axis: name of the mesh axis over which the batch is split, or None.
-      epsilon: added to the variance.
 
     Returns:
       The activations ``[..., C]`` in z's dtype, and mean and biased variance ``[C]`` of the batch, through which no
       gradient flows. Where several pixels of a block are the greatest the first gets the gradient, as in PyTorch.
     """
-    return _norm_act_forward(z, scale, bias, blocks, axis, epsilon)[0]
+    return _norm_act_forward(z, scale, bias, blocks, axis)[0]
 
 
-def _norm_act_forward(z: Array, scale: Array, bias: Array, blocks: bool, axis: str | None, epsilon: float) -> tuple:
+def _norm_act_forward(z: Array, scale: Array, bias: Array, blocks: bool, axis: str | None) -> tuple:
     channels = len(scale)
     mean, var = moments(z, channels, axis)
-    inverse = lax.rsqrt(var + epsilon)
+    inverse = lax.rsqrt(var + EPSILON)
     factor = scale * inverse
     picked = z
     if blocks:
@@ -150,7 +147,7 @@ def _norm_act_forward(z: Array, scale: Array, bias: Array, blocks: bool, axis: s
 
 
 def _norm_act_backward(
-    blocks: bool, axis: str | None, epsilon: float, saved: tuple[Array, ...], cotangents: tuple[Array, Array, Array]
+    blocks: bool, axis: str | None, saved: tuple[Array, ...], cotangents: tuple[Array, Array, Array]
 ) -> tuple[Array, Array, Array]:
     z, picked, scale, bias, mean, inverse = saved
     channels = len(scale)

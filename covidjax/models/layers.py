@@ -77,16 +77,15 @@ MOMENTUM = 0.1
 class BatchNorm(nnx.Module):
     """Batch normalisation over every axis but the last (Ioffe and Szegedy 2015), statistics in float32.
 
-    ``momentum`` is the weight of the newest batch; the running variance is the unbiased estimate. In training the batch's
-    own statistics are used and the running ones are updated in place.
+    The running variance is the unbiased estimate. In training the batch's own statistics are used and the running ones are
+    updated in place.
     """
 
-    def __init__(self, channels: int, *, momentum: float = MOMENTUM, epsilon: float = 1e-5):
+    def __init__(self, channels: int):
         self.scale = nnx.Param(jnp.ones(channels))
         self.bias = nnx.Param(jnp.zeros(channels))
         self.mean = nnx.BatchStat(jnp.zeros(channels))
         self.var = nnx.BatchStat(jnp.ones(channels))
-        self.momentum, self.epsilon = momentum, epsilon
 
     def __call__(self, x: Array, mode: Mode) -> Array:
         """``[..., channels]`` → the same shape and dtype."""
@@ -95,7 +94,7 @@ class BatchNorm(nnx.Module):
             self._update(mean, var, x.size // x.shape[-1], mode)
         else:
             mean, var = self.mean[...], self.var[...]
-        scale = self.scale[...] * lax.rsqrt(var + self.epsilon)
+        scale = self.scale[...] * lax.rsqrt(var + kernels.EPSILON)
         return (x * scale + (self.bias[...] - mean * scale)).astype(x.dtype)
 
     def activated(self, z: Array, mode: Mode, *, blocks: bool = False) -> Array:
@@ -105,8 +104,8 @@ class BatchNorm(nnx.Module):
             channels = self.scale.shape[0]
             parts = [z] if not blocks else [z[..., i * channels : (i + 1) * channels] for i in range(4)]
             return leaky_relu(functools.reduce(jnp.maximum, [self(part, mode) for part in parts]))
-        found: Any = kernels.norm_act(z, self.scale[...], self.bias[...], blocks, mode.axis, self.epsilon)
-        y, mean, var = found
+        results: Any = kernels.norm_act(z, self.scale[...], self.bias[...], blocks, mode.axis)
+        y, mean, var = results
         self._update(mean, var, z.size // self.scale.shape[0], mode)
         return y
 
@@ -114,8 +113,8 @@ class BatchNorm(nnx.Module):
         if mode.axis:
             count *= lax.axis_size(mode.axis)
         unbiased = var * (count / max(count - 1, 1))
-        self.mean[...] += self.momentum * (lax.stop_gradient(mean) - self.mean[...])
-        self.var[...] += self.momentum * (lax.stop_gradient(unbiased) - self.var[...])
+        self.mean[...] += MOMENTUM * (lax.stop_gradient(mean) - self.mean[...])
+        self.var[...] += MOMENTUM * (lax.stop_gradient(unbiased) - self.var[...])
 
 
 class ConvNormAct(nnx.Module):

@@ -2,8 +2,8 @@
 
 After Ronneberger, Fischer, Brox: "U-Net: convolutional networks for biomedical image segmentation", MICCAI 2015, cut down
 to what a CPU does hundreds of times a second, with four differences. The first convolution has stride 2, and the logits
-of a block of 2×2 pixels come as channels of one (Shi et al. 2016, section 3.2), so nothing is computed at the film's own
-size. Skips are added, not concatenated. Maps are enlarged by repetition after a 1×1 convolution. Every convolution is
+of a block of 2×2 pixels come as channels of one (Shi et al. 2016, section 3.2), so nothing is computed at the image's
+own size. Skips are added, not concatenated. Maps are enlarged by repetition after a 1×1 convolution. Every convolution is
 padded and followed by batch normalisation and leaky ReLU.
 """
 
@@ -20,7 +20,7 @@ from covidjax.models.kernels import from_blocks
 from covidjax.models.layers import Conv, ConvNormAct, Mode, max_pool
 
 WIDTHS = (16, 32, 48, 64, 64)
-"""Channels at 1/2, 1/4, 1/8, 1/16 and 1/32 of the film's side."""
+"""Channels at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image's side."""
 
 MULTIPLE = 2 ** len(WIDTHS)
 """The side of the images must be a multiple of this."""
@@ -64,15 +64,7 @@ class LungUNet(nnx.Module):
     "up0": [B, S/2, S/2, 16]}``.
     """
 
-    def __init__(
-        self,
-        image_size: int = 192,
-        channels: int = 1,
-        classes: int = 2,
-        *,
-        dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, image_size: int, channels: int, classes: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         if image_size < MULTIPLE or image_size % MULTIPLE:
             raise ValueError(f"LungUNet needs images of a multiple of {MULTIPLE} pixels, not {image_size}.")
         unit = {"dtype": dtype, "rngs": rngs}

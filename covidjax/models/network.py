@@ -6,7 +6,6 @@ its layers do; so a network is split once here, and plain ``jax.jit`` does the r
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -35,10 +34,10 @@ class Network:
     """
 
     def __init__(self, make: Callable[[Array], nnx.Module], *, plain: bool = False):
-        self._make, self._plain = make, plain
-        self._graph, self._params, self._stats = nnx.split(
-            nnx.eval_shape(lambda: make(jax.random.key(0, impl="rbg"))), nnx.Param, nnx.BatchStat
-        )
+        self._plain = plain
+        structure = nnx.eval_shape(lambda: make(jax.random.key(0, impl="rbg")))
+        self._graph, self._params, self._stats = nnx.split(structure, nnx.Param, nnx.BatchStat)
+        self._draw = jax.jit(lambda key: _weights(*nnx.split(make(key), nnx.Param, nnx.BatchStat)[1:]))
 
     def init(self, seed: int) -> Weights:
         """Fresh weights, drawn as PyTorch draws them; the same on every platform.
@@ -46,21 +45,12 @@ class Network:
         Drawn in one program, on the CPU, by the generator that compiles fastest: JAX's default one costs this network
         five seconds of compilation, and this one's numbers depend on the platform.
         """
-
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
             return self._draw(jax.random.key(seed, impl="rbg"))
 
-    @functools.cached_property
-    def _draw(self) -> Callable[[Array], Weights]:
-        def draw(key: Array) -> Weights:
-            _, params, stats = nnx.split(self._make(key), nnx.Param, nnx.BatchStat)
-            return Weights(nnx.to_pure_dict(params), nnx.to_pure_dict(stats))
-
-        return jax.jit(draw)
-
     def abstract(self) -> Weights:
         """Shapes and dtypes of the weights."""
-        return Weights(nnx.to_pure_dict(self._params), nnx.to_pure_dict(self._stats))
+        return _weights(self._params, self._stats)
 
     def apply(
         self, weights: Weights, images: Array, *, train: bool = False, axis: str | None = None, key: Array | None = None
@@ -69,7 +59,7 @@ class Network:
         normalised images ``[B, S, S, C]``; with an ``axis`` of a mesh, of this device's share of a batch. Networks with
         dropout need a ``key`` in training."""
         params, stats = (
-            jax.tree.map(lambda variable, value: variable.replace(value), state, nnx.State(pure), is_leaf=_is_variable)
+            jax.tree.map(nnx.Variable.replace, state, nnx.State(pure), is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
             for state, pure in ((self._params, weights.params), (self._stats, weights.batch_stats))
         )
         model = nnx.merge(self._graph, params, stats, copy=True)
@@ -79,8 +69,8 @@ class Network:
         return logits, maps, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
 
-def _is_variable(leaf: object) -> bool:
-    return isinstance(leaf, nnx.Variable)
+def _weights(params: nnx.State, batch_stats: nnx.State) -> Weights:
+    return Weights(nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats))
 
 
 def count_parameters(weights: Weights) -> int:

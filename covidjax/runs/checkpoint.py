@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from covidjax.errors import UserError
+from covidjax.errors import UserError, one_line
 from covidjax.files import write_atomic
 
 # jax and orbax are imported where they are used: what a run holds can be told without the second they take.
@@ -70,15 +70,9 @@ class CheckpointWriter:
         self.wait()
         if step in self._manager.all_steps():
             return
+        items = {name: ocp.args.StandardSave(tree) for name, tree in (("weights", weights), ("training", training))}
         with self._naming_the_folder():
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    weights=ocp.args.StandardSave(weights),
-                    training=ocp.args.StandardSave(training),
-                    facts=ocp.args.JsonSave(facts),
-                ),
-            )
+            self._manager.save(step, args=ocp.args.Composite(**items, facts=ocp.args.JsonSave(facts)))
 
     def wait(self) -> None:
         """Until everything begun is on disk.
@@ -98,10 +92,8 @@ class CheckpointWriter:
             yield
         # A full disk surfaces as whatever the storage library makes of it.
         except Exception as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"{self._folder} cannot be written ({reason}); free some space, then go on with --resume."
-            ) from error
+            remedy = "free some space, then go on with --resume"
+            raise UserError(f"{self._folder} cannot be written ({one_line(error)}); {remedy}.") from error
 
     def close(self) -> None:
         """Wait, and let go of the folder."""
@@ -138,11 +130,10 @@ def verify(run: Path, kind: str) -> tuple[int, str]:
     finished = steps(run, kind)
     if not finished:
         raise UserError(f"{run} has no finished checkpoint; train it, or go on with `covidjax train --resume --run {run}`.")
+    folder = run / "checkpoints" / kind
     for step in reversed(finished):
-        folder = run / "checkpoints" / kind / str(step)
-        digests = _intact(folder)
-        if digests:
-            _warn_of_damaged(run, kind, [later for later in finished if later > step], step)
+        if digests := _intact(folder / str(step)):
+            _warn_of_damaged(folder, tuple(later for later in finished if later > step), step)
             return step, hashlib.sha256(json.dumps(digests).encode()).hexdigest()
     raise _damaged(run, kind)
 
@@ -165,14 +156,11 @@ def _whole(folder: Path) -> dict[str, str] | None:
 
 
 @functools.cache
-def _warn_once(text: str) -> None:
-    LOG.warning("%s", text)
-
-
-def _warn_of_damaged(run: Path, kind: str, damaged: list[int], used: int) -> None:
+def _warn_of_damaged(folder: Path, damaged: tuple[int, ...], used: int) -> None:
+    """Say, once, that checkpoints are damaged, if any, and which step is used instead."""
     if damaged:
-        names = ", ".join(str(run / "checkpoints" / kind / str(step)) for step in damaged)
-        _warn_once(f"Damaged: {names}. The checkpoint before it is used, step {used}.")
+        names = ", ".join(str(folder / str(step)) for step in damaged)
+        LOG.warning("Damaged: %s. The checkpoint before it is used, step %d.", names, used)
 
 
 def _damaged(run: Path, kind: str) -> UserError:
@@ -204,7 +192,7 @@ def restore(run: Path, kind: str, weights: Any, training: Any = None) -> Saved:
         if step > newest or not _intact(folder / str(step)):
             continue
         try:
-            loaded = _restore_step(run, folder, step, expected)
+            items = _restore_step(run, folder, step, expected)
         except UserError:
             raise
         # One that was cut off before its digests were noted surfaces as whatever the storage library meets first.
@@ -212,16 +200,14 @@ def restore(run: Path, kind: str, weights: Any, training: Any = None) -> Saved:
             if (folder / str(step) / _SEAL).exists():  # its bytes are right, so the fault lies elsewhere: it stays
                 if isinstance(error, jax.errors.JaxRuntimeError):
                     raise
-                reason = " ".join(str(error).split())[:200]
-                raise UserError(
-                    f"{folder / str(step)} cannot be restored ({reason}); mend that, and give the command again."
-                ) from error
+                remedy = "mend that, and give the command again"
+                raise UserError(f"{folder / str(step)} cannot be restored ({one_line(error)}); {remedy}.") from error
             unreadable.append(step)
             if training is not None:
                 drop(run, kind, step)  # its step comes again
             continue
-        _warn_of_damaged(run, kind, unreadable, step)
-        return Saved(step, loaded["weights"], loaded.get("training"), loaded["facts"])
+        _warn_of_damaged(folder, tuple(unreadable), step)
+        return Saved(step, items["weights"], items.get("training"), items["facts"])
     raise _damaged(run, kind)
 
 
@@ -232,12 +218,8 @@ def _restore_step(run: Path, folder: Path, step: int, expected: dict[str, Any]) 
 
     # Onto this process's device, whatever the one was that trained: a GPU's run is scored on a CPU.
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    items = {
-        name: ocp.args.StandardRestore(
-            jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), tree)
-        )
-        for name, tree in expected.items()
-    }
+    placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), expected)
+    items = {name: ocp.args.StandardRestore(tree) for name, tree in placed.items()}
     options = ocp.CheckpointManagerOptions(read_only=True)
     handlers = {
         "weights": ocp.StandardCheckpointHandler(),
@@ -249,10 +231,8 @@ def _restore_step(run: Path, folder: Path, step: int, expected: dict[str, Any]) 
         # Orbax would tell of a wrong shape by a page of tracebacks from its threads, so shapes are compared first.
         for name, tree in expected.items():
             if stored[name] is not None and _shapes(stored[name]) != _shapes(tree):
-                raise UserError(
-                    f"The checkpoint {folder / str(step)} is of another network than {run / 'config.toml'} says; "
-                    "restore the run's own files, or train again."
-                )
+                problem = f"The checkpoint {folder / str(step)} is of another network than {run / 'config.toml'} says"
+                raise UserError(f"{problem}; restore the run's own files, or train again.")
         return manager.restore(step, args=ocp.args.Composite(**items, facts=ocp.args.JsonRestore()))
 
 

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,8 @@ class Run:
 
     def text(self) -> str:
         """As TOML; ``None`` is an absent key."""
-        return tomli_w.dumps(_without_none(dataclasses.asdict(self)))
+        table = dataclasses.asdict(self, dict_factory=lambda items: dict(item for item in items if item[1] is not None))
+        return tomli_w.dumps(table)
 
     @classmethod
     def parse(cls, text: str, where: str) -> Run:
@@ -78,14 +79,6 @@ class Run:
         return from_table(cls, table, where=where)
 
 
-def _without_none(table: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: _without_none(value) if isinstance(value, Mapping) else value
-        for key, value in table.items()
-        if value is not None
-    }
-
-
 def create_run(run: Path, settings: Run) -> None:
     """Make a run's folder and write its settings; from here on --resume goes on, whatever happens.
 
@@ -94,13 +87,12 @@ def create_run(run: Path, settings: Run) -> None:
     """
     try:
         str(run).encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{os.fsencode(run)!r} cannot be a run's folder: its name is not UTF-8; choose another.") from None
+    with files.explaining(run):
         run.mkdir(parents=True, exist_ok=True)
         inside = {path.name for path in run.iterdir()} - {LOCK}
         inside = {name for name in inside if not name.startswith(f".{CONFIG}.partial")}  # of a process that was killed
-    except UnicodeEncodeError:
-        raise UsageError(f"{os.fsencode(run)!r} cannot be a run's folder: its name is not UTF-8; choose another.") from None
-    except OSError as error:
-        raise UserError(f"{run} cannot be written ({error.strerror}); name a folder that you may write to.") from error
     if CONFIG in inside:
         raise UserError(f"{run} holds a run already; go on with --resume, or name another folder with --run.")
     if inside:

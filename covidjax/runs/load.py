@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,11 +42,9 @@ def newest_run(root: Path = Path("runs"), *, usable: bool = True, classifier: bo
     """
 
     def is_wanted(run: Path) -> bool:
-        try:
+        with contextlib.suppress(UserError):  # its settings are damaged, which is told when it is used
             if classifier and folder.read_run(run).config.model.is_segmenter:
                 return False
-        except UserError:  # its settings are damaged, which is told when it is used
-            pass
         return not usable or all(checkpoint.steps(member, "last") for member in _member_folders(run))
 
     def written(run: Path) -> float:
@@ -57,15 +56,9 @@ def newest_run(root: Path = Path("runs"), *, usable: bool = True, classifier: bo
 
 
 def _member_folders(run: Path) -> list[Path]:
-    try:
+    with contextlib.suppress(UserError):
         return folder.member_folders(run) or [run]
-    except UserError:
-        return [run]
-
-
-def default_run(path: Path | None) -> Path:
-    """What scores: the path, else the newest classifier under ``runs/``, else the one that the package carries."""
-    return path or newest_run(classifier=True) or BUNDLED
+    return [run]
 
 
 def is_file(path: Path) -> bool:
@@ -131,4 +124,4 @@ def load_run(path: Path, device_name: str = "auto") -> LoadedRun:
         return LoadedRun(run, weights_file.networks(path, weights_file.read(path), expected), network)
     folders = folder.member_folders(path) or [path]
     saved = [checkpoint.restore(member, checkpoint.selected_kind(member), expected) for member in folders]
-    return LoadedRun(run, [one.weights for one in saved], network)
+    return LoadedRun(run, [item.weights for item in saved], network)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 from collections.abc import Collection
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from covidjax.config import Config
 from covidjax.errors import UsageError, UserError
+from covidjax.files import explaining
 from covidjax.runs import folder, load
 
 LOG = logging.getLogger(__name__)
@@ -25,23 +27,19 @@ def new_folder(model: str) -> Path:
     name = f"{model}-{datetime.now():%Y%m%d-%H%M%S}"
     for number in itertools.count(1):
         run = Path("runs", name if number == 1 else f"{name}-{number}")
-        try:
+        with explaining(run, "name a folder for the run with --run", "made"), contextlib.suppress(FileExistsError):
             run.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise UserError(f"{run} cannot be made ({error.strerror}); name a folder for the run with --run.") from error
-        return run
+            return run
     raise AssertionError  # the count has no end
 
 
-def find(run: Path | None, settings: Config, given: Collection[str], *, changed: bool) -> tuple[Path, Config, bool]:
+def find(run: Path | None, settings: Config, flags: Collection[str], *, changed: bool) -> tuple[Path, Config, bool]:
     """The run to resume, its settings, and whether it was begun at all.
 
     Args:
       run: its folder; the newest run under ``runs/`` if None.
       settings: what the command line amounts to.
-      given: names of the settings that options gave.
+      flags: names of the settings that options gave.
       changed: whether any setting was given, by an option, an override or a file.
 
     Raises:
@@ -56,11 +54,11 @@ def find(run: Path | None, settings: Config, given: Collection[str], *, changed:
         LOG.warning("%s holds no run yet: it starts at the first step.", run)
         return run, settings, False
     begun = folder.read_run(run).config
-    if "data.path" in given:  # a dataset that was moved: its content is checked against the run
+    if "data.path" in flags:  # a dataset that was moved: its content is checked against the run
         begun = replace(begun, data=replace(begun.data, path=settings.data.path))
-    elif not given:
+    elif not flags:
         settings = replace(settings, data=replace(settings.data, path=begun.data.path))
-    if changed and set(given) != {"data.path"} and settings != begun:
+    if changed and set(flags) != {"data.path"} and settings != begun:
         raise UsageError(f"{run} was begun with other settings; resume it without giving any, or start a new run.")
     return run, begun, True
 
@@ -68,6 +66,5 @@ def find(run: Path | None, settings: Config, given: Collection[str], *, changed:
 def check_dataset(run: Path, settings: Config, fingerprint: str) -> None:
     """Raises UserError where a dataset is not the one that a run was begun with."""
     if fingerprint != folder.read_run(run).dataset:
-        raise UserError(
-            f"{settings.data.path} is not the dataset that {run} was trained on; give it back, or start a new run."
-        )
+        remedy = "give it back, or start a new run"
+        raise UserError(f"{settings.data.path} is not the dataset that {run} was trained on; {remedy}.")

@@ -19,7 +19,7 @@ import safetensors
 import safetensors.numpy
 
 from covidjax.config import Config, ModelConfig, Preprocess
-from covidjax.errors import UserError
+from covidjax.errors import UserError, one_line
 from covidjax.runs.folder import Run
 
 FOLDER = Path(__file__).parents[1] / "weights"
@@ -81,7 +81,7 @@ def read(path: Path) -> WeightsFile:
         raise UserError(f"{path} is not there; {_remedy(path)}.") from None
     # Damaged bytes are answered with errors of several kinds.
     except Exception as error:
-        raise _damaged(path, error) from error
+        raise _damaged(path, one_line(error)) from error
     digest = header.pop("digest", None)  # files of older versions have none
     if digest not in {None, _digest(arrays, header)}:
         raise _damaged(path, "its digest is that of other bytes")
@@ -94,7 +94,7 @@ def read(path: Path) -> WeightsFile:
             run = Run(Config(model=ModelConfig("lung-unet")), preprocess)
             return WeightsFile(data, run, 1, "", set(json.loads(header["patients"])), prefixed=False)
     except ValueError as error:
-        raise _damaged(path, error) from error
+        raise _damaged(path, one_line(error)) from error
     raise UserError(f"{path} holds no trained network; name a run, or a file that `python -m bench.bundle` wrote.")
 
 
@@ -122,8 +122,7 @@ def networks(path: Path, file: WeightsFile, expected: Any) -> list[Any]:
     return list(jax.tree.unflatten(jax.tree.structure(tree), values).values())
 
 
-def _damaged(path: Path, error: object) -> UserError:
-    reason = " ".join(str(error).split())[:200]
+def _damaged(path: Path, reason: str) -> UserError:
     return UserError(f"{path} is damaged or no file of weights ({reason}); {_remedy(path)}.")
 
 

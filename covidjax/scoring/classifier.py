@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import os
 import time
@@ -44,7 +45,7 @@ class Classifier:
     def __init__(self, run: Run, runtime: Runtime, checkpoint: str, segmenter: lung_stream.Segmenter | None = None):
         self.run, self.preprocess, self.classes = run, run.preprocess, run.preprocess.classes
         self.checkpoint, self.runtime, self.segmenter = checkpoint, runtime.title, segmenter
-        self._runtime = runtime
+        self._compute = MicroBatcher(runtime)
 
     @classmethod
     def load(cls, run: str | os.PathLike[str], *, device: str = "auto", runtime: str = "auto") -> Classifier:
@@ -71,7 +72,7 @@ class Classifier:
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """uint8 ``[B, S, S, 1]``, preprocessed → float32 ``[B, classes]``, each row adding up to 1."""
-        return np.asarray(self._runtime(images))
+        return np.asarray(self._compute(images))
 
     def score(
         self,
@@ -103,29 +104,22 @@ class Classifier:
         timing = timing or Timing()
         batch_size = min(batch_size, 1 << max(len(paths) - 1, 0).bit_length())
         images = self._read(paths, batch_size, invert=invert, workers=workers, limits=limits)
-        model = MicroBatcher(self._runtime, self.preprocess.image_size, self.runtime)
-        previous: tuple[list[LoadedImage], Any] | None = None
-        for group in _grouped(images, batch_size):
-            probabilities = self._start(group, model, batch_size, timing)
-            # The rows of the batch before: its result was computed while this one was decoded.
-            if previous:
-                yield from self._rows(*previous, timing)
-            previous = group, probabilities
-        if previous:
-            yield from self._rows(*previous, timing)
+        started = ((group, self._start(group, batch_size, timing)) for group in _grouped(images, batch_size))
+        # The rows of a batch come when the next one has been started: its result is computed while that is decoded.
+        for (group, result), _ in itertools.pairwise(itertools.chain(started, [([], None)])):
+            yield from self._rows(group, result, timing)
 
     def _read(
         self, paths: Sequence[Source], batch_size: int, *, invert: Invert | None, workers: int | None, limits: Limits
     ) -> Iterator[LoadedImage]:
         preprocess = dataclasses.replace(self.preprocess, invert=invert or self.preprocess.invert)
         if self.segmenter:
-            segmenter = MicroBatcher(self.segmenter, self.segmenter.size, self.segmenter.title, self.segmenter.digest)
-            return lung_stream.read_lungs(paths, preprocess, segmenter, workers=workers, digest=False, limits=limits)
+            return lung_stream.read_lungs(paths, preprocess, self.segmenter, workers=workers, digest=False, limits=limits)
         # While the model is at a batch, the threads fill the next.
         ahead = max(stream.PREFETCH, batch_size)
         return stream.read_images(paths, preprocess, workers=workers, ahead=ahead, digest=False, limits=limits)
 
-    def _start(self, group: list[LoadedImage], model: MicroBatcher, batch_size: int, timing: Timing) -> Any:
+    def _start(self, group: list[LoadedImage], batch_size: int, timing: Timing) -> Any:
         """Start computing the probabilities of a group's readable images; None where there are none."""
         readable = [image.image for image in group if image.image is not None]
         timing.add_seconds("decode", sum(image.decode_seconds for image in group), len(group))
@@ -136,7 +130,7 @@ class Classifier:
         start = time.perf_counter()
         batch = np.zeros((batch_size, *readable[0].shape), np.uint8)
         batch[: len(readable)] = readable
-        result = model(batch)
+        result = self._compute(batch)
         timing.add("model", start, len(readable))
         return result
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from covidjax.errors import UsageError, UserError
-from covidjax.files import lock, write_atomic
+from covidjax.files import explaining, lock, write_atomic
 from covidjax.images.archives import Source
-from covidjax.scoring.row_formats import CsvWriter, JsonLinesWriter, ParquetWriter, TableWriter, naming_faults
+from covidjax.scoring.row_formats import REMEDY, CsvWriter, JsonLinesWriter, ParquetWriter, TableWriter
 
 WRITERS = {".csv": CsvWriter, ".jsonl": JsonLinesWriter, ".parquet": ParquetWriter}
 """By the file's ending."""
@@ -52,7 +52,7 @@ def open_table(
     facts = {"columns": list(columns), **facts} if facts else {}
     job_file = path.with_name(f".{path.name}.job")
     with contextlib.ExitStack() as stack:
-        with naming_faults(path):
+        with explaining(path, REMEDY):
             os.scandir(path.parent).close()  # the lock would make a folder that is missing
             busy = f"{path} is being written by another command; wait for it, or name another file."
             stack.enter_context(lock(path.with_name(f".{path.name}.lock"), busy))
@@ -60,12 +60,12 @@ def open_table(
         exists = writer_class.exists(path)
         if exists and facts and begun:
             _check_job(path if path.exists() else writer_class.lines_file(path), begun, facts, resume)
-        with naming_faults(path):
+        with explaining(path, REMEDY):
             writer = writer_class(path, columns, resume=resume and exists)
         writer.finished = resume and exists and not begun
         resumable = bool(facts) and not writer.finished
         try:
-            with naming_faults(path):
+            with explaining(path, REMEDY):
                 if resumable:
                     write_atomic(job_file, json.dumps(facts))
                 writer.begin()
@@ -107,7 +107,6 @@ def paths_without_rows(paths: Sequence[Source], table: TableWriter) -> list[Sour
         else:
             missing.append(path)
     if missing and table.finished:
-        raise UserError(
-            f"{table.path} is finished, and {len(missing)} files have no row in it; score them into another --output."
-        )
+        problem = f"{table.path} is finished, and {len(missing)} files have no row in it"
+        raise UserError(f"{problem}; score them into another --output.")
     return missing

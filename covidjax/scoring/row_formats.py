@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from covidjax.errors import UserError, printable
-from covidjax.files import write_atomic
+from covidjax.files import explaining, write_atomic
 from covidjax.scoring.row import Row
 
 SYNC_SECONDS = 5.0
@@ -28,14 +28,8 @@ RESUMED_COLUMNS = ("path", "status", "prediction", "warning", "lungs")
 """Columns that are read again of the rows of an earlier command."""
 
 
-@contextlib.contextmanager
-def naming_faults(path: Path) -> Iterator[None]:
-    """OSErrors of the block as UserErrors that name the table."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"{path} cannot be written ({reason}); name a file in a folder that you may write to.") from error
+REMEDY = "name a file in a folder that you may write to"
+"""Where a table cannot be written."""
 
 
 def _other_columns(path: Path) -> UserError:
@@ -99,7 +93,7 @@ class TableWriter:
 
     def write(self, cells: dict[str, Any]) -> None:
         """Append a row, given its cells by column."""
-        with naming_faults(self.path):
+        with explaining(self.path, REMEDY):
             self._append(self._line(cells))
             self.count += 1
             if time.monotonic() - self._synced >= SYNC_SECONDS:
@@ -107,7 +101,7 @@ class TableWriter:
 
     def close(self) -> None:
         """Bring all rows to disk."""
-        with naming_faults(self.path), self._file:
+        with explaining(self.path, REMEDY), self._file:
             self._sync()
 
     def _append(self, line: bytes) -> None:
@@ -231,7 +225,7 @@ class ParquetWriter(JsonLinesWriter):
     def close(self) -> None:
         """Make the table of the lines. Where that fails, a full disk perhaps, these stay."""
         super().close()
-        with naming_faults(self.path):
+        with explaining(self.path, REMEDY):
             write_atomic(self.path, self._write_parquet)
             self._lines.unlink()
 

@@ -19,7 +19,7 @@ def augment(key: Array, images: Array, config: AugmentConfig, axis: str | None =
       axis: name of the mesh axis over which the batch is split between devices, or None; the draws are the same either way.
 
     Returns:
-      float32 ``[B, S, S, 1]``, still from 0 to 255. What comes from outside the film repeats its nearest edge.
+      float32 ``[B, S, S, 1]``, still from 0 to 255. What comes from outside the image repeats its nearest edge.
     """
     draws = _Draws(key, images, config, axis)
     return draws.exposed(draws.moved(images))
@@ -89,7 +89,7 @@ def _factor(key: Array, batch: int, most: float) -> Array:
 
 
 def _warp(images: Array, angle: Array, scale: Array, shift: Array) -> Array:
-    """Rotate each of uint8 ``[B, S, S]`` about its centre, scale and shift it (bilinear): each pixel is fetched from where
+    """Rotate each of uint8 ``[B, S, S]`` about its centre, scale and shift it (bilinear): each pixel is packed from where
     it came. ``angle`` and ``scale`` are ``[B]``, ``shift`` is ``[B, 2]``."""
     size = images.shape[1]
     centre = (size - 1) / 2
@@ -102,15 +102,17 @@ def _warp(images: Array, angle: Array, scale: Array, shift: Array) -> Array:
     # A pixel and its neighbours to the right, below and across as the four bytes of one number: one fetch, not four.
     padded = jnp.pad(images.astype(jnp.uint32), ((0, 0), (0, 1), (0, 1)))
     fours = padded[:, :-1, :-1] | padded[:, :-1, 1:] << 8 | padded[:, 1:, :-1] << 16 | padded[:, 1:, 1:] << 24
-    each = (fours.reshape(len(images), -1), top * size + left, y - top, x - left)
+    fetches = (fours.reshape(len(images), -1), top * size + left, y - top, x - left)
     # On a CPU image by image: otherwise XLA computes places and weights within the loops that use them, more than once and
     # without vector instructions, five times slower.
-    return lax.map(_fetch, each) if jax.default_backend() == "cpu" else jax.vmap(_fetch)(each)
+    return lax.map(_fetch, fetches) if jax.default_backend() == "cpu" else jax.vmap(_fetch)(fetches)
 
 
 def _fetch(image: tuple[Array, Array, Array, Array]) -> Array:
     """Of the fours of an image those at places ``[S, S]``, each of the four weighed by the shares down and right."""
     fours, places, down, right = image
-    found = fours.at[places].get(mode="promise_in_bounds")
-    near, beside, below, across = (((found >> bits) & 255).astype(jnp.int32).astype(jnp.float32) for bits in (0, 8, 16, 24))
+    packed = fours.at[places].get(mode="promise_in_bounds")
+    near, beside, below, across = (
+        ((packed >> bits) & 255).astype(jnp.int32).astype(jnp.float32) for bits in (0, 8, 16, 24)
+    )
     return (near * (1 - right) + beside * right) * (1 - down) + (below * (1 - right) + across * right) * down

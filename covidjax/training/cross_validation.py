@@ -86,7 +86,7 @@ def train_networks(
     """
     began = time.perf_counter()
     timing = Timing()
-    plans = {name: make_plan(one, dataset) for name, one in network_configs(config, dataset.folds).items()}
+    plans = {name: make_plan(network, dataset) for name, network in network_configs(config, dataset.folds).items()}
     about = functools.partial(Run, preprocess=dataset.preprocess, dataset=dataset.fingerprint, segmenter=dataset.segmenter)
     if not resume:
         folder.create_run(run, about(config))

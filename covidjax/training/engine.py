@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import P
 from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from covidjax import device
 from covidjax.config import Config
@@ -38,6 +38,9 @@ EVAL_BATCH = 128
 Steps = Callable[[TrainState, StepInputs, np.ndarray], Iterator[tuple[TrainState, int]]]
 """Takes the state through the steps whose rows ``[steps, batch]`` are given; yields it, with the number of steps done,
 after every call of the device."""
+
+Batches = Callable[[np.ndarray], Iterator[tuple[Any, Any]]]
+"""From the rows ``[steps, batch]`` to the images and targets of each step."""
 
 
 class Engine:
@@ -67,6 +70,7 @@ class Engine:
         self._data: loader.Batch | None = None
         """Every image, on the device unless that is a CPU; None where images are read batch by batch."""
         self._train_steps: dict[int, Steps] = {}
+        self._jitted_add = jax.jit(self._add_batch_stats)
         self._take = jax.jit(operator.getitem)  # on a device's arrays tenfold the speed of the plain one
         size = len(self._source) * dataset.preprocess.image_size**2 * (2 if dataset.masks else 1)
         cache = config.train.cache
@@ -121,19 +125,14 @@ class Engine:
         size = min(self._config.train.batch_size, len(rows))
         count = len(rows) // size  # what is left of them would be padded
         for batch in self._batches(rows[: count * size], size):
-            sums = self._add_batch_stats(sums, params, device.replicate(batch.images, mesh))
+            sums = self._jitted_add(sums, params, device.replicate(batch.images, mesh))
         return Weights(weights.params, jax.tree.map(lambda total: total / (MOMENTUM * count), jax.device_get(sums)))
 
-    @functools.cached_property
-    def _add_batch_stats(self) -> Callable[[Any, Any, Any], Any]:
+    def _add_batch_stats(self, sums: Any, params: Any, images: Any) -> Any:
         """The sums of batch statistics with those added that a batch moves zeros to."""
-
-        def add(sums: Any, params: Any, images: Any) -> Any:
-            zero = Weights(params, jax.tree.map(jnp.zeros_like, sums))
-            _, _, moved = self.network.apply(zero, normalize(images, self._config.model.channels), train=True)
-            return jax.tree.map(jnp.add, sums, moved)
-
-        return jax.jit(add)
+        zero = Weights(params, jax.tree.map(jnp.zeros_like, sums))
+        _, _, moved = self.network.apply(zero, normalize(images, self._config.model.channels), train=True)
+        return jax.tree.map(jnp.add, sums, moved)
 
     def train_steps(self, batch_size: int) -> Steps:
         """The way from rows to steps for a size of batch: images on the device, in memory, or streamed."""
@@ -149,12 +148,19 @@ class Engine:
                 ema_decay=self._config.train.ema_decay,
             )
             compiled = functools.partial(self._compiled, mesh)
-            if self._data is None:
-                self._train_steps[batch_size] = _streamed(step, self._source, compiled, mesh)
+            if self._data and self.accelerated:
+                self._train_steps[batch_size] = _scanned(step, self._data, compiled, mesh)
             else:
-                make_steps = _scanned if self.accelerated else _one_by_one
-                self._train_steps[batch_size] = make_steps(step, self._data, compiled, mesh)
+                self._train_steps[batch_size] = _one_by_one(step, functools.partial(self._train_batches, mesh), compiled)
         return self._train_steps[batch_size]
+
+    def _train_batches(self, mesh: Mesh, rows: np.ndarray) -> Iterator[tuple[Any, Any]]:
+        """Images and targets of each step, whose rows of the dataset are ``[steps, batch]``."""
+        if self._data:
+            data = self._data
+            return ((data.images[row], _rows(data.targets, row)) for row in rows)
+        shares, batches = NamedSharding(mesh, P(device.AXIS)), loader.train_batches(self._source, rows)
+        return (jax.device_put((batch.images, batch.targets), shares) for batch in batches)
 
     def _compiled(self, mesh: Mesh, function: Callable[..., Any], *shares: P) -> Callable[..., Any]:
         """The jitted function of a state, which is donated, and other trees of arrays, of each of which every device of the
@@ -179,12 +185,15 @@ class Engine:
         return call
 
 
-def _one_by_one(step: Callable[..., TrainState], data: loader.Batch, compiled: Callable[..., Any], mesh: Mesh) -> Steps:
+def _one_by_one(step: Callable[..., TrainState], batches: Batches, compiled: Callable[..., Any]) -> Steps:
     call = compiled(step, P(), P(device.AXIS), P(device.AXIS))
 
     def steps(state: TrainState, inputs: StepInputs, rows: np.ndarray) -> Iterator[tuple[TrainState, int]]:
-        for row in rows:
-            state = call(state, inputs, data.images[row], _rows(data.targets, row))
+        ahead = batches(rows)
+        batch = next(ahead, None)
+        while batch:
+            state = call(state, inputs, *batch)
+            batch = next(ahead, None)  # read, and on its way to the device, while that computes the step
             yield state, 1
 
     return steps
@@ -207,20 +216,5 @@ def _scanned(step: Callable[..., TrainState], data: loader.Batch, compiled: Call
             part = rows[first : first + SCAN_STEPS]
             state = call(state, inputs, images, targets, part)
             yield state, len(part)
-
-    return steps
-
-
-def _streamed(step: Callable[..., TrainState], source: loader.Source, compiled: Callable[..., Any], mesh: Mesh) -> Steps:
-    call = compiled(step, P(), P(device.AXIS), P(device.AXIS))
-    shares = NamedSharding(mesh, P(device.AXIS))
-
-    def steps(state: TrainState, inputs: StepInputs, rows: np.ndarray) -> Iterator[tuple[TrainState, int]]:
-        batches = (jax.device_put((batch.images, batch.targets), shares) for batch in loader.train_batches(source, rows))
-        batch = next(batches, None)
-        while batch:
-            state = call(state, inputs, *batch)
-            batch = next(batches, None)  # on its way to the device while that computes the step
-            yield state, 1
 
     return steps

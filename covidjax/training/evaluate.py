@@ -101,9 +101,8 @@ def _other_dataset(path: Path, loaded: LoadedRun, dataset: Dataset) -> tuple[lis
     identities = loader.identities(source)
     rows = np.asarray([row for row, keys in enumerate(identities) if not trained_on & set(keys)], int)
     if not len(rows):
-        raise UserError(
-            f"The run was trained on every image of {dataset.path}, or on their patients; name another dataset."
-        )
+        known = f"The run was trained on every image of {dataset.path}, or on their patients"
+        raise UserError(f"{known}; name another dataset.")
     skipped = len(identities) - len(rows)
     images = f"{dataset.path}, without {skipped} images of the run's training" if skipped else f"all of {dataset.path}"
     return [_Part(loaded.networks, source, rows)], images + _by_several(path, loaded)

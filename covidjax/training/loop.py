@@ -26,16 +26,7 @@ from covidjax.runs.recorder import Recorder
 from covidjax.timing import Stopwatch, Timing
 from covidjax.training.engine import Engine
 from covidjax.training.predictions import Predictions
-from covidjax.training.step import (
-    StepInputs,
-    TrainState,
-    class_weights,
-    from_checkpoint,
-    learning_rate,
-    learning_rate_table,
-    to_checkpoint,
-    zero_sums,
-)
+from covidjax.training.step import StepInputs, TrainState, from_checkpoint, make_step_inputs, to_checkpoint, zero_sums
 
 PROGRESS_SECONDS = 0.2
 """Least time between two looks at the loss within an epoch."""
@@ -101,15 +92,12 @@ def make_plan(config: Config, dataset: Dataset) -> Plan:
     Raises:
       UserError: folds that the dataset does not have.
     """
-    settings = config.train
     training, test, val = dataset.split(config.data.test_fold, config.data.val_fold)
     ends = np.cumsum([0, *(dataset.class_counts([fold]).sum() for fold in range(dataset.folds))])
     rows = [np.arange(ends[fold], ends[fold + 1], dtype=np.int32) for fold in range(dataset.folds)]
     train_rows = np.concatenate([rows[fold] for fold in training])
-    batch_size = min(settings.batch_size, len(train_rows))
+    batch_size = min(config.train.batch_size, len(train_rows))
     steps = len(train_rows) // batch_size
-    total = steps * settings.epochs
-    rates = learning_rate_table(learning_rate(settings, total), total)
     return Plan(
         config=config,
         train_rows=train_rows,
@@ -117,7 +105,7 @@ def make_plan(config: Config, dataset: Dataset) -> Plan:
         trained_on=dataset.source([*training, *val]),
         batch_size=batch_size,
         steps=steps,
-        inputs=StepInputs(np.uint32(config.seed), rates, class_weights(settings, dataset.class_counts(training))),
+        inputs=make_step_inputs(config.train, config.seed, dataset.class_counts(training), steps * config.train.epochs),
     )
 
 
@@ -283,15 +271,11 @@ def _test(plan: Plan, engine: Engine, recorder: Recorder) -> Result:
 
 
 def _interrupted(step: int, recorder: Recorder) -> Interrupted:
-    where = f"step {step}{recorder.network}"
-    return Interrupted(
-        f"Stopped, with everything saved at {where}; go on with `covidjax train --resume --run {recorder.whole}`."
-    )
+    remedy = f"go on with `covidjax train --resume --run {recorder.whole}`"
+    return Interrupted(f"Stopped, with everything saved at step {step}{recorder.network}; {remedy}.")
 
 
 def _diverged(plan: Plan, step: int, network: str) -> UserError:
-    return UserError(
-        f"The loss{network} became NaN or infinite at step {step + 1}, where the learning rate was "
-        f"{float(plan.inputs.learning_rates[step]):.3g}; train again with a smaller one, such as "
-        "--set train.learning_rate=1e-3."
-    )
+    where = f"step {step + 1}, where the learning rate was {float(plan.inputs.learning_rates[step]):.3g}"
+    remedy = "train again with a smaller one, such as --set train.learning_rate=1e-3"
+    return UserError(f"The loss{network} became NaN or infinite at {where}; {remedy}.")

@@ -85,6 +85,13 @@ class StepInputs(NamedTuple):
     """float32 ``[classes]``."""
 
 
+def make_step_inputs(config: TrainConfig, seed: int, class_counts: np.ndarray, steps: int) -> StepInputs:
+    """The inputs of so many steps of training, on so many images of each class."""
+    # A multiple of 1024 rates, so that runs of other lengths are the same program; those beyond the steps are not reached.
+    rates = jax.vmap(learning_rate(config, steps))(jnp.arange(-(-steps // 1024) * 1024))
+    return StepInputs(np.uint32(seed), np.asarray(rates, np.float32), class_weights(config, class_counts))
+
+
 class Losses(NamedTuple):
     """Of every example of a batch, float32 ``[B]``."""
 
@@ -100,12 +107,6 @@ PrepareInputs = Callable[[Array, Array, Any, str | None], tuple[Array, Any]]
 
 LossFunction = Callable[[Array, Any, Array], Losses]
 """A task's ``losses``, see ``training.tasks``."""
-
-
-def learning_rate_table(schedule: optax.Schedule, steps: int) -> np.ndarray:
-    """The schedule as a table, float32. Its length is the next multiple of 1024, so that runs of other lengths are the
-    same program; what is beyond ``steps`` is not reached."""
-    return np.asarray(jax.vmap(schedule)(jnp.arange(-(-steps // 1024) * 1024)), np.float32)
 
 
 Optimizer = Callable[[optax.Schedule], optax.GradientTransformation]
@@ -127,8 +128,7 @@ def make_train_step(
     one device would have come to with the whole batch, within rounding.
 
     With ``ema_decay`` an exponential moving average of the weights and of the batch statistics is what is tested and used
-    (Szegedy et al. 2016, section 8). Each step keeps that share of it, and the first steps less, so that the initial
-    weights are soon forgotten.
+    (Szegedy et al. 2016, section 8). Each step keeps that share of it, the first ones less, to forget the initial weights.
     """
 
     def all_sum(values: Any) -> Any:
@@ -161,7 +161,8 @@ def make_train_step(
             new, old = (weights, opt_state), (before, state.opt_state)
             weights, opt_state = jax.tree.map(functools.partial(jnp.where, finite), new, old)
             loss_scale, bad = _next_scale(loss_scale, finite)
-        sums = _add(state.sums, loss, metric, batch)
+        finite_loss = jnp.where(jnp.isfinite(loss), loss, 0.0)
+        sums = EpochSums(state.sums.loss + finite_loss * batch, state.sums.metric + metric, state.sums.images + batch)
         first_bad_step = jnp.where((state.first_bad_step < 0) & bad, state.step, state.first_bad_step)
         raw_weights = ()
         if ema_decay:
@@ -171,13 +172,6 @@ def make_train_step(
         return TrainState(state.step + 1, weights, opt_state, loss_scale, sums, first_bad_step, raw_weights)
 
     return step
-
-
-def _add(sums: EpochSums, loss: Array, metric: Array, batch: int) -> EpochSums:
-    """The sums after a step of so many images, whose loss counts where it is finite."""
-    return EpochSums(
-        sums.loss + jnp.where(jnp.isfinite(loss), loss, 0.0) * batch, sums.metric + metric, sums.images + batch
-    )
 
 
 def _next_scale(scale: LossScale, finite: Array) -> tuple[LossScale, Array]:

@@ -20,14 +20,7 @@ Summary = tuple[list[Any], dict[str, Any]]
 
 
 def train_and_report(
-    config: Config,
-    dataset: Dataset,
-    run: Path,
-    note: str,
-    *,
-    resume: bool,
-    progress: Callable[[str], Progress],
-    stop: Callable[[], bool],
+    config: Config, dataset: Dataset, run: Path, note: str, *, progress: Callable[[str], Progress], **options: Any
 ) -> Summary:
     """Train a single run, a cross-validation or an ensemble, and write its reports.
 
@@ -36,16 +29,15 @@ def train_and_report(
       dataset: what to train on.
       run: its folder.
       note: stands in every table and figure, such as that the images are synthetic.
-      resume: see ``loop.train``.
       progress: the one to tell, by the network's name, which is empty for a single run.
-      stop: see ``loop.train``.
+      options: ``resume`` and ``stop`` of ``loop.train``.
 
     Raises:
       UserError: see ``loop.train``.
     """
     if config.train.cv or config.train.ensemble > 1:
-        return _train_several(config, dataset, run, note, resume=resume, progress=progress, stop=stop)
-    result = train(config, dataset, run, resume=resume, progress=progress(""), stop=stop)
+        return _train_several(config, dataset, run, note, progress=progress, **options)
+    result = train(config, dataset, run, progress=progress(""), **options)
     parts = [*_result_tables(result, config, note), _timing_table(result.timing)]
     _write(run, dataset, config, result, parts, note)
     return parts, _as_dict(run, result, note)
@@ -53,9 +45,9 @@ def train_and_report(
 
 def _train_several(config: Config, dataset: Dataset, run: Path, note: str, **options: Any) -> Summary:
     whole = train_networks(config, dataset, run, **options)
-    for name, one in network_configs(config, dataset.folds).items():
+    for name, network in network_configs(config, dataset.folds).items():
         result = whole.networks[name]
-        _write(run / name, dataset, one, result, _result_tables(result, one, note), note)
+        _write(run / name, dataset, network, result, _result_tables(result, network, note), note)
     alone = {name: result.metrics for name, result in whole.networks.items()}
     below, several = f"\n{note}" * bool(note), config.train.ensemble > 1
     parts = []

@@ -1,13 +1,13 @@
 """What is learned: how images and targets become a loss and a metric, and which of two results is the better one.
 
-Steps and loops know a task by the methods of ``Task`` alone.
+Steps and loops know a task by the methods that ``Classification`` and ``Segmentation`` share.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -31,40 +31,18 @@ if TYPE_CHECKING:
     from covidjax.data.loader import Batch
 
 
-class Task(Protocol):
-    """What is learned."""
+class Task:
+    """What is learned; ``Classification`` says what each of a task's methods does."""
 
     metric: str
     """The name in the log of what is told beside the loss."""
-
-    def inputs(self, key: Array, images: Array, targets: Any, axis: str | None) -> tuple[Array, Any]:
-        """Augmented and normalized images float32 ``[B, S, S, C]``, and their targets, of uint8 images ``[B, S, S, 1]``
-        and ``loader.Batch.targets``; with an ``axis`` of a mesh, of this device's share."""
-        ...
-
-    def losses(self, logits: Array, targets: Any, class_weights: Array) -> Losses:
-        """Of logits and targets as ``inputs`` gave them, with a weight for each class, float32 ``[classes]``."""
-        ...
-
-    def eval_step(self, network: Network, *, tta: bool = True) -> EvalStep:
-        """What is computed of held-out examples; without ``tta`` of one view of each, whatever the settings say, which is
-        enough to watch training by."""
-        ...
-
-    def summarize(self, outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """``loss`` and metric of outputs ``[N, K]``, as ``eval_step`` gives them, of examples with labels ``[N]``."""
-        ...
 
     def selection_key(self, summary: dict[str, float]) -> tuple[float, float]:
         """What the best checkpoint has most of: the metric, and of two equal ones the smaller loss."""
         return summary[self.metric], -summary["loss"]
 
-    def measure(self, predictions: Predictions, classes: Sequence[str]) -> metrics.AnyMetrics:
-        """What is reported, with intervals over patients."""
-        ...
 
-
-def make_task(config: Config, dataset: Dataset) -> Task:
+def make_task(config: Config, dataset: Dataset) -> Classification | Segmentation:
     """The task of a network on a dataset.
 
     Raises:
@@ -93,26 +71,32 @@ class Classification(Task):
         self._smoothing = config.train.label_smoothing
 
     def inputs(self, key: Array, images: Array, targets: Array, axis: str | None) -> tuple[Array, Array]:
+        """Augmented and normalized images float32 ``[B, S, S, C]``, and their targets, of uint8 images ``[B, S, S, 1]``
+        and ``loader.Batch.targets``; with an ``axis`` of a mesh, of this device's share."""
         return normalize(augment(key, images, self._augment, axis), self._model.channels), targets
 
     def losses(self, logits: Array, targets: Array, class_weights: Array) -> Losses:
-        """Cross-entropy of logits ``[B, classes]`` with smoothed labels, weighted by class; metric 1 where right."""
+        """Of logits and targets as ``inputs`` gave them, with a weight for each class, float32 ``[classes]``: cross-entropy
+        with smoothed labels, and 1 where right."""
         smooth = optax.smooth_labels(jax.nn.one_hot(targets, logits.shape[-1]), self._smoothing)
         right = (jnp.argmax(logits, -1) == targets).astype(jnp.float32)
         return Losses(optax.softmax_cross_entropy(logits, smooth), class_weights[targets], right)
 
     def eval_step(self, network: Network, *, tta: bool = True) -> EvalStep:
-        """Logits ``[B, classes]``; of several networks' weights the logarithms of their mean probabilities."""
+        """What is computed of held-out examples: logits ``[B, classes]``, of several networks' weights the logarithms of
+        their mean probabilities. Without ``tta`` of one view of each, whatever the settings say, which is enough to watch
+        training by."""
         predict = make_predict(network, self._model if tta else dataclasses.replace(self._model, tta=1))
         return lambda weights, batch: predict(weights, batch.images)
 
     def summarize(self, outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """Mean cross-entropy and accuracy."""
+        """``loss`` and metric of outputs ``[N, K]``, as ``eval_step`` gives them, of examples with labels ``[N]``."""
         log_probabilities = scipy.special.log_softmax(outputs, -1)
         loss = -log_probabilities[np.arange(len(labels)), labels].mean()
         return {"loss": float(loss), "accuracy": float((outputs.argmax(-1) == labels).mean())}
 
     def measure(self, predictions: Predictions, classes: Sequence[str]) -> metrics.Metrics:
+        """What is reported, with intervals over patients."""
         chosen = predictions.outputs.argmax(-1)
         return metrics.classification_metrics(predictions.labels, chosen, classes, predictions.patients)
 

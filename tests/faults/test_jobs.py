@@ -297,7 +297,7 @@ def test_batches_are_halved_until_they_fit(late: bool, caplog: pytest.LogCapture
             return Late() if late else np.asarray(Late())
         return images[:, 0, 0].astype(np.float32)
 
-    sparing = MicroBatcher(compute, 2, "a small device")
+    sparing = MicroBatcher(compute)
     images = np.arange(30, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 1), np.uint8)
     for _ in range(2):
         np.testing.assert_array_equal(np.asarray(sparing(images))[:, 0], np.arange(30))

@@ -50,13 +50,12 @@ def fit(logits: np.ndarray, labels: np.ndarray) -> Fit:
     >>> scipy.special.softmax(sure[0, 0] / temperature).round(3).tolist()
     [0.75, 0.25]
     """
-
-    def entropy(log_temperature: float) -> float:
-        return cross_entropy(logits, labels, float(np.exp(log_temperature)))
-
-    bounds = np.log([COLDEST, HOTTEST])
-    least: Any = scipy.optimize.minimize_scalar(entropy, bounds=bounds, method="bounded")
-    temperature = float(np.exp(least.x))
+    minimum: Any = scipy.optimize.minimize_scalar(
+        lambda log_temperature: cross_entropy(logits, labels, np.exp(log_temperature)),
+        bounds=np.log([COLDEST, HOTTEST]),
+        method="bounded",
+    )
+    temperature = float(np.exp(minimum.x))
     return Fit(temperature, cross_entropy(logits, labels, 1.0), cross_entropy(logits, labels, temperature))
 
 
