@@ -46,6 +46,19 @@ def fsync(path: Path) -> None:
 
 
 @contextlib.contextmanager
+def explaining(path: Path, remedy: str = "name a folder that you may write to", verb: str = "written") -> Iterator[None]:
+    """Turn an OSError of the block into a sentence for the user.
+
+    Raises:
+      UserError: ``path`` cannot be written, with the system's reason and the remedy.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be {verb} ({error.strerror or error}); {remedy}.") from error
+
+
+@contextlib.contextmanager
 def lock(path: Path, busy: str, *, wait: bool = False) -> Iterator[None]:
     """Hold a lock file until the block, or this process, ends.
 

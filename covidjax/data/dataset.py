@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 
 from covidjax.config import Preprocess
 from covidjax.data.source import Source
-from covidjax.errors import UsageError, UserError
+from covidjax.errors import UsageError, UserError, one_line
 
 FORMAT = 2
 
@@ -69,8 +69,7 @@ class Dataset:
             raise
         # The file formats' own readers raise whatever they like on a damaged file.
         except Exception as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{path} is damaged ({reason}); prepare it again.") from error
+            raise UserError(f"{path} is damaged ({one_line(error)}); prepare it again.") from error
 
     def source(self, folds: Sequence[int]) -> Source:
         """Random access to the records of some folds, in the order of the folds."""

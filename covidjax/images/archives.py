@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from tarfile import HeaderError
 from typing import IO, Any, NamedTuple
 
-from covidjax.errors import ImageError
+from covidjax.errors import ImageError, one_line
 from covidjax.images.formats import HEAD, Limits, may_be_image, too_long
 
 ZIP = ".zip"
@@ -95,7 +95,7 @@ class Member:
             raise
         # The standard library's readers answer damage with nearly any error.
         except Exception as error:
-            raise ImageError(f"cannot be read from its archive: {_reason(error)}") from error
+            raise ImageError(f"cannot be read from its archive: {one_line(error)}") from error
 
     def load(self, limits: Limits) -> LoadedMember:
         """The member, read now. Never raises for its faults."""
@@ -134,15 +134,11 @@ def members(path: str) -> Members:
                 skipped += 1
     # As in Member.read.
     except Exception as error:
-        reason = f"damaged archive: {_reason(error)}"
+        reason = f"damaged archive: {one_line(error)}"
     finally:
         if archive:
             archive.close()
     return Members(images, skipped, reason)
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _open(path: str) -> _Zip | _Tar:

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from covidjax.errors import ImageError
+from covidjax.errors import ImageError, one_line
 from covidjax.images import dicom, polarity
 from covidjax.images.formats import FORMATS, Limits, too_long
 
@@ -116,7 +116,7 @@ def _read(source: FileOrBytes, at_least: int | None, size: int | None, invert: I
         raise ImageError("not enough memory to decode it") from None
     # A damaged file can raise nearly anything from a decoder; whatever it is, it is this file's own fault.
     except Exception as error:
-        raise ImageError(f"damaged: {' '.join(str(error).split()) or type(error).__name__}") from error
+        raise ImageError(f"damaged: {one_line(error)}") from error
 
 
 def read_bytes(path: str | os.PathLike[str], limits: Limits = Limits()) -> bytes:

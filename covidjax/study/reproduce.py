@@ -21,7 +21,7 @@ from covidjax.data.dataset import MANIFEST, Dataset
 from covidjax.data.prepare import Options, prepare
 from covidjax.device import device_name
 from covidjax.errors import UsageError, UserError
-from covidjax.files import write_atomic
+from covidjax.files import explaining, write_atomic
 from covidjax.metrics import AnyMetrics, mean_and_sd, mean_history
 from covidjax.report import tables
 from covidjax.runs import folder
@@ -108,14 +108,12 @@ def reproduce(
 def _open_folder(out: Path, settings: dict[str, Any]) -> None:
     """Make the folder, or check that it was begun with the same settings."""
     file = out / SETTINGS
-    try:
+    with explaining(out):
         out.mkdir(parents=True, exist_ok=True)
         if not file.exists():
             if any(out.iterdir()):
                 raise UserError(f"{out} holds other files; name a new or an empty folder with --out.")
             _write(file, settings)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror}); name a folder that you may write to.") from error
     begun = json.loads(file.read_text())
     if begun != settings:
         words = ", ".join(f"{key} {value}" for key, value in begun.items() if value)
