@@ -9,8 +9,10 @@ import lzma
 import os
 import tarfile
 import threading
+import weakref
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path, PurePosixPath
 from tarfile import HeaderError
@@ -120,24 +122,20 @@ def members(path: str) -> Members:
     """The images in an archive, see ``formats.may_be_image``."""
     images: list[Member] = []
     skipped, reason = 0, ""
-    archive: _Zip | _Tar | None = None
     try:
         modified = Path(path).stat().st_mtime_ns
-        archive = _open(path)
-        for index, (name, head) in enumerate(archive.entries()):
-            inner = PurePosixPath(name)
-            if any(part.startswith((".", "__MACOSX")) and part != ".." for part in inner.parts):
-                continue
-            if head and may_be_image(inner, head):
-                images.append(Member(path, modified, name, index=index, in_turn=archive.in_turn))
-            else:
-                skipped += 1
+        with closing(_open(path)) as archive:
+            for index, (name, head) in enumerate(archive.entries()):
+                inner = PurePosixPath(name)
+                if any(part.startswith((".", "__MACOSX")) and part != ".." for part in inner.parts):
+                    continue
+                if head and may_be_image(inner, head):
+                    images.append(Member(path, modified, name, index=index, in_turn=archive.in_turn))
+                else:
+                    skipped += 1
     # As in Member.read.
     except Exception as error:
         reason = f"damaged archive: {one_line(error)}"
-    finally:
-        if archive:
-            archive.close()
     return Members(images, skipped, reason)
 
 
@@ -156,6 +154,7 @@ class _Zip:
 
     def __init__(self, path: str):
         self._zip = zipfile.ZipFile(path)
+        self.close = self._zip.close
         self._infos = [info for info in self._zip.infolist() if not info.is_dir()]
 
     def entries(self) -> Iterator[_Entry]:
@@ -173,9 +172,6 @@ class _Zip:
     def _bytes(self, info: zipfile.ZipInfo, most: int) -> bytes:
         with self._zip.open(info) as file:
             return file.read(most)
-
-    def close(self) -> None:
-        self._zip.close()
 
 
 class _Header(tarfile.TarInfo):
@@ -212,12 +208,9 @@ class _Tar:
         opener = next((opener for end, opener in _OPENERS.items() if name.endswith((f".{end}", f".t{end}"))), open)
         self._lock = threading.Lock()
         self._file: Any = opener(path, "rb")
-        try:
-            headers: Any = _Headers(self._file)
-            self._tar: Any = tarfile.open(fileobj=headers, mode="r:", tarinfo=_Header)
-        except BaseException:
-            self._file.close()
-            raise
+        self.close = weakref.finalize(self, self._file.close)
+        headers: Any = _Headers(self._file)
+        self._tar: Any = tarfile.open(fileobj=headers, mode="r:", tarinfo=_Header)
         self._last = -1
         self._places: list[tuple[int, int]] = []
         """Of the members so far: where each begins, and its size."""
@@ -266,10 +259,3 @@ class _Tar:
     def _bytes(self, start: int, length: int) -> bytes:
         self._file.seek(start)
         return self._file.read(length)
-
-    def close(self) -> None:
-        self._file.close()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_file"):
-            self.close()

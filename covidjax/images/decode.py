@@ -91,10 +91,10 @@ def _read(source: FileOrBytes, at_least: int | None, size: int | None, invert: I
     if not data:
         raise ImageError("the file is empty (0 bytes)")
     try:
-        found = []
+        remarks = []
         if dicom.is_dicom(data):
             whole = _large_enough(Image.fromarray(dicom.decode(data, limits.pixels)))
-            found.append(dicom.warning_of(data))
+            remarks.append(dicom.warning_of(data))
         else:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 if image.width * image.height > limits.pixels:
@@ -104,16 +104,14 @@ def _read(source: FileOrBytes, at_least: int | None, size: int | None, invert: I
         if invert == "auto" and polarity.is_negative(gray):
             # Before resizing, which rounds up: an image and its negative are to give the same pixels.
             gray = _resized(ImageOps.invert(whole), size)
-            found.append("a negative, turned into a positive")
-        return DecodedImage(np.asarray(gray), "; ".join(filter(None, found)))
+            remarks.append("a negative, turned into a positive")
+        return DecodedImage(np.asarray(gray), "; ".join(filter(None, remarks)))
     except Image.DecompressionBombError:
         raise ImageError(f"more than {limits.megapixels:g} megapixels, which no X-ray has") from None
     except Image.UnidentifiedImageError:
         raise ImageError("not an image in a known format (DICOM, PNG, JPEG, JPEG 2000, BMP, TIFF, WebP, GIF)") from None
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
-    except MemoryError:
-        raise ImageError("not enough memory to decode it") from None
     # A damaged file can raise nearly anything from a decoder; whatever it is, it is this file's own fault.
     except Exception as error:
         raise ImageError(f"damaged: {one_line(error)}") from error

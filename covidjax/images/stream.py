@@ -10,7 +10,7 @@ import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -76,22 +76,14 @@ def load_source(source: Source, limits: Limits) -> Source:
 
 
 def read_image(
-    source: Source,
-    preprocess: Preprocess,
-    *,
-    mask: Path | None = None,
-    digest: bool = True,
-    limits: Limits = Limits(),
+    source: Source, preprocess: Preprocess, *, mask: Path | None = None, digest: bool = True, limits: Limits = Limits()
 ) -> LoadedImage:
     """Read a file as a model is to see it, with its lung mask if one is given. Never raises for the files' faults: they are
     in ``error``."""
     mask_path = str(mask.absolute()) if mask else None
-    decoded = decode_source(
-        source,
-        DecodeJob(preprocess.image_size, mask=mask_path, invert=preprocess.invert, digest=digest, limits=limits),
-    )
-    arrays = [array[..., None] for array in decoded.arrays]
-    image, mask_array = (*arrays, None, None)[:2]
+    job = DecodeJob(preprocess.image_size, mask=mask_path, invert=preprocess.invert, digest=digest, limits=limits)
+    decoded = decode_source(source, job)
+    image, mask_array = (*(array[..., None] for array in decoded.arrays), None, None)[:2]
     return LoadedImage(path=os.fspath(source), image=image, mask=mask_array, **decoded.facts)
 
 
@@ -125,14 +117,12 @@ def read_images(
 def map_in_order(jobs: Iterable[Callable[[], T]], *, workers: int | None = None, ahead: int = PREFETCH) -> Iterator[T]:
     """The results of jobs in order, each computed on one of the threads, ahead of the reader."""
     threads = workers_or_default(workers)
-    waiting: deque[Future[T]] = deque()
     pool = ThreadPoolExecutor(threads, "decode")
+    futures = (pool.submit(job) for job in jobs)
     try:
-        for job in jobs:
-            waiting.append(pool.submit(job))
-            if len(waiting) == ahead + threads:
-                yield waiting.popleft().result()
+        waiting = deque(itertools.islice(futures, ahead + threads))
         while waiting:
             yield waiting.popleft().result()
+            waiting.extend(itertools.islice(futures, 1))
     finally:  # also where the reader has had enough
         pool.shutdown(cancel_futures=True)

@@ -86,38 +86,34 @@ class Decoded(NamedTuple):
         return {key: value for key, value in self._asdict().items() if key != "arrays"}
 
 
-class _Crashed(Exception):
-    """A decoder process died at a job."""
-
-    def __init__(self, number: int):
-        super().__init__(signal.Signals(number).name if number in set(signal.Signals) else f"exit code {-number}")
-        self.number = number
-        """The signal that it died of; minus its exit code where it ended by itself."""
-
-
 def decode(source: FileOrBytes, job: DecodeJob) -> Decoded:
     """Decode a file, or its bytes, in a decoder process, and wait for it. Never raises for the file's faults.
 
     Raises:
       UserError: processes cannot be started.
     """
+    # A whole path, since the process may have been started in another folder.
+    data, path = (source, None) if isinstance(source, bytes) else (b"", str(Path(source).absolute()))
     with _lock:
         decoder = _idle.pop() if _idle else None
     killed = False
     for _ in range(STARTS):
         decoder = decoder or _Decoder()
         try:
-            decoded = decoder.decode(source, job) if decoder.ready() else None
+            if decoder.ready():
+                decoded = decoder.decode(path, data, job)
+                with _lock:
+                    _idle.append(decoder)
+                return decoded
         except TimeoutError:
+            decoder.close(kill=True)
             return Decoded([], f"not decoded within {job.limits.seconds:g} seconds", decode_seconds=job.limits.seconds)
-        except _Crashed as crash:
-            if killed or crash.number not in KILLED:
-                return Decoded([], f"damaged: its decoder crashed ({crash})")
-            killed, decoded = True, None
-        if decoded:
-            with _lock:
-                _idle.append(decoder)
-            return decoded
+        except (OSError, EOFError):
+            number = decoder.close()
+            if killed or number not in KILLED:
+                reason = signal.Signals(number).name if number in set(signal.Signals) else f"exit code {-number}"
+                return Decoded([], f"damaged: its decoder crashed ({reason})")
+            killed = True
         decoder = None
     raise UserError("A process for decoding could not be started; see that there is memory for it.")
 
@@ -189,24 +185,16 @@ class _Decoder:
             self.close(kill=True)
         return self._ready
 
-    def decode(self, source: FileOrBytes, job: DecodeJob) -> Decoded:
-        """What became of a file.
+    def decode(self, path: str | None, data: bytes, job: DecodeJob) -> Decoded:
+        """What became of a file, or of the bytes of one that has no path.
 
         Raises:
-          TimeoutError: it took too long; the process has been killed.
-          _Crashed: the process died.
+          TimeoutError: it took too long.
+          OSError, EOFError: the process died.
         """
-        # A whole path, since the process may have been started in another folder.
-        data, path = (source, None) if isinstance(source, bytes) else (b"", str(Path(source).absolute()))
         timeout = job.limits.seconds + GRACE / 2
-        try:
-            self.link.send({"path": path, "job": asdict(job)}, [data], timeout)
-            facts, body = self.link.receive(timeout)
-        except TimeoutError:
-            self.close(kill=True)
-            raise
-        except (OSError, EOFError) as error:
-            raise _Crashed(self.close()) from error
+        self.link.send({"path": path, "job": asdict(job)}, [data], timeout)
+        facts, body = self.link.receive(timeout)
         shapes = facts.pop("shapes")
         ends = np.cumsum([height * width for height, width in shapes], dtype=int)
         pixels = np.split(np.frombuffer(body, np.uint8), ends)
@@ -253,7 +241,7 @@ def serve(descriptor: int) -> None:
 def decode_here(source: str | bytes, job: DecodeJob) -> Decoded:
     """``decode`` in this process."""
     start = time.perf_counter()
-    arrays, error, warning, sha256 = [], "", "", ""
+    sha256 = ""
     options: Any = {"invert": job.invert, "limits": job.limits}
     try:
         data = source if isinstance(source, bytes) else decoder.read_bytes(source, job.limits)
@@ -269,11 +257,12 @@ def decode_here(source: str | bytes, job: DecodeJob) -> Decoded:
                 arrays.append(decoder.resize(gray, job.thumbnail))
             if job.mask and job.size:
                 arrays.append(decoder.read_mask(job.mask, job.size, gray.shape, limits=job.limits))
-    except ImageError as fault:
-        arrays, error, warning = [], str(fault), ""
+        decoded = Decoded(arrays, warning=warning)
+    except ImageError as error:
+        decoded = Decoded([], str(error))
     except MemoryError:
-        arrays, error, warning = [], "not enough memory to decode it", ""
-    return Decoded(arrays, error, warning, sha256, decode_seconds=time.perf_counter() - start)
+        decoded = Decoded([], "not enough memory to decode it")
+    return decoded._replace(sha256=sha256, decode_seconds=time.perf_counter() - start)
 
 
 def _bound_memory(limits: Limits) -> None:
