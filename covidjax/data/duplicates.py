@@ -101,10 +101,7 @@ def _repeated(values: Mapping[int, object]) -> list[int]:
 
 
 def duplicates_of_earlier_sources(
-    examples: Sequence[Example],
-    rows: Sequence[int],
-    digests: Mapping[int, str],
-    near_duplicates: Sequence[tuple[int, int]],
+    examples: Sequence[Example], rows: Sequence[int], digests: Mapping[int, str], near_duplicates: Sequence[tuple[int, int]]
 ) -> dict[int, str]:
     """Each of those rows that is an image of an earlier source too → its first source; duplicates within a source stay."""
     place = {row: index for index, row in enumerate(rows)}

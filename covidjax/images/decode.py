@@ -93,8 +93,9 @@ def _read(source: FileOrBytes, at_least: int | None, size: int | None, invert: I
     try:
         remarks = []
         if dicom.is_dicom(data):
-            whole = _large_enough(Image.fromarray(dicom.decode(data, limits.pixels)))
-            remarks.append(dicom.warning_of(data))
+            dataset = dicom.read(data)
+            whole = _large_enough(Image.fromarray(dicom.decode(dataset, limits.pixels)))
+            remarks.append(dicom.warning_of(dataset))
         else:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 if image.width * image.height > limits.pixels:

@@ -6,6 +6,7 @@ import itertools
 import os
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -58,28 +59,18 @@ class SegmentedImage(NamedTuple):
 
 
 def segment_images(
-    paths: Sequence[Source],
-    segmenter: Segmenter,
-    *,
-    at_least: int | None = None,
-    invert: decode.Invert = "auto",
-    workers: int | None = None,
-    digest: bool = False,
-    limits: Limits = Limits(),
+    paths: Sequence[Source], segmenter: Segmenter, job: DecodeJob = DecodeJob(), *, workers: int | None = None
 ) -> Iterator[SegmentedImage]:
     """Every file in order, decoded ahead of the segmenter, which takes them in batches of one size.
 
     Args:
       paths: files.
       segmenter: what computes the masks.
-      at_least: a side in pixels that suffices, see ``decode.read_reduced``; all pixels if None.
-      invert: whether negatives are turned into positives.
+      job: how files are decoded; the thumbnail is the segmenter's.
       workers: processes that decode; one a core and one more if None.
-      digest: whether the files' digests are wanted.
-      limits: what one file may take.
     """
-    job = DecodeJob(at_least=at_least, thumbnail=segmenter.size, invert=invert, digest=digest, limits=limits)
-    jobs = (partial(_decode, stream.load_source(path, limits), job) for path in paths)
+    job = replace(job, thumbnail=segmenter.size)
+    jobs = (partial(_decode, stream.load_source(path, job.limits), job) for path in paths)
     decoded = stream.map_in_order(jobs, workers=workers, ahead=BATCH_SIZE)
     batch_size = min(BATCH_SIZE, max(len(paths), 1))
     while group := list(itertools.islice(decoded, batch_size)):
@@ -121,8 +112,8 @@ def read_lungs(
     """``images.stream.read_images`` for ``preprocess.lungs`` other than ``none``: the lungs as ``geometry.frame_lungs``
     shows them, resized."""
     # A box has at least a third of the image's sides or so: four times the size leaves more than is wanted.
-    side, invert = 4 * preprocess.image_size, preprocess.invert
-    images = segment_images(paths, segmenter, at_least=side, invert=invert, workers=workers, digest=digest, limits=limits)
+    job = DecodeJob(at_least=4 * preprocess.image_size, invert=preprocess.invert, digest=digest, limits=limits)
+    images = segment_images(paths, segmenter, job, workers=workers)
     jobs = (partial(_frame, image, preprocess) for image in images)
     return stream.map_in_order(jobs, workers=workers, ahead=BATCH_SIZE)
 
