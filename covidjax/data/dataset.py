@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Sequence
@@ -48,12 +49,9 @@ class Dataset:
             self.manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text())
             if self.manifest["format"] != FORMAT:
                 raise UserError(f"{path} was prepared by another version of covidjax; prepare it again.")
-            self.preprocess = Preprocess(
-                image_size=self.manifest["image_size"],
-                lungs=self.manifest["lungs"],
-                classes=tuple(self.manifest["classes"]),
-                invert=self.manifest["invert"],
-            )
+            preprocess = {field.name: self.manifest[field.name] for field in dataclasses.fields(Preprocess)}
+            preprocess["classes"] = tuple(preprocess["classes"])
+            self.preprocess = Preprocess(**preprocess)
             self.masks: bool = self.manifest["masks"]
             self.segmenter: str = self.manifest["segmenter"]
             self.folds: int = self.manifest["folds"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -137,12 +138,10 @@ class Writer:
             "format": FORMAT,
             "covidjax": importlib.metadata.version("covidjax"),
             "fingerprint": self._hash.hexdigest(),
-            "image_size": self._preprocess.image_size,
-            "lungs": self._preprocess.lungs,
+            **dataclasses.asdict(self._preprocess),
+            "classes": list(self._preprocess.classes),
             "segmenter": self._segmenter,
             "masks": self._masks,
-            "classes": list(self._preprocess.classes),
-            "invert": self._preprocess.invert,
             "folds": len(self._files),
             "images": sum(per_class.values()),
             "patients": len(self._patients),

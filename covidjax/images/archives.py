@@ -107,21 +107,14 @@ class Member:
             return LoadedMember(self._path, None, str(error))
 
 
-class Members(NamedTuple):
-    """What an archive holds."""
+def members(path: str) -> tuple[list[Member | LoadedMember], int]:
+    """The images in an archive, see ``formats.may_be_image``, and the number of its other files.
 
-    images: list[Member]
-    """In the archive's own order."""
-    skipped: int
-    """Number of files that are no images; hidden ones, which begin with a dot, are not counted."""
-    error: str
-    """Why the archive, or the rest of it, cannot be read; empty where it can."""
-
-
-def members(path: str) -> Members:
-    """The images in an archive, see ``formats.may_be_image``."""
-    images: list[Member] = []
-    skipped, reason = 0, ""
+    The images are in the archive's own order; where it, or the rest of it, cannot be read, the last of them is the archive
+    itself with the reason. Hidden files, which begin with a dot, are not counted.
+    """
+    images: list[Member | LoadedMember] = []
+    skipped = 0
     try:
         modified = Path(path).stat().st_mtime_ns
         with closing(_open(path)) as archive:
@@ -135,8 +128,8 @@ def members(path: str) -> Members:
                     skipped += 1
     # As in Member.read.
     except Exception as error:
-        reason = f"damaged archive: {one_line(error)}"
-    return Members(images, skipped, reason)
+        images.append(LoadedMember(path, None, f"damaged archive: {one_line(error)}"))
+    return images, skipped
 
 
 def _open(path: str) -> _Zip | _Tar:

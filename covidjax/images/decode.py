@@ -94,13 +94,13 @@ def _read(source: FileOrBytes, at_least: int | None, size: int | None, invert: I
         remarks = []
         if dicom.is_dicom(data):
             dataset = dicom.read(data)
-            whole = _large_enough(Image.fromarray(dicom.decode(dataset, limits.pixels)))
+            image = Image.fromarray(dicom.decode(dataset, limits.pixels))
             remarks.append(dicom.warning_of(dataset))
         else:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                if image.width * image.height > limits.pixels:
-                    raise Image.DecompressionBombError
-                whole = _gray(image, at_least)
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            if image.width * image.height > limits.pixels:
+                raise Image.DecompressionBombError
+        whole = _gray(image, at_least)
         gray = _resized(whole, size)
         if invert == "auto" and polarity.is_negative(gray):
             # Before resizing, which rounds up: an image and its negative are to give the same pixels.
@@ -142,15 +142,10 @@ def read_bytes(path: str | os.PathLike[str], limits: Limits = Limits()) -> bytes
         raise ImageError(f"cannot be opened: {reason}") from error
 
 
-def _large_enough(image: Image.Image) -> Image.Image:
-    if min(image.size) < SMALLEST:
-        raise ImageError(f"{image.width}×{image.height} pixels; an X-ray has at least {SMALLEST}×{SMALLEST}")
-    return image
-
-
 def _gray(image: Image.Image, at_least: int | None) -> Image.Image:
     """Mode ``L``, upright; the image itself where it is so already, since copies of large images cost milliseconds."""
-    _large_enough(image)
+    if min(image.size) < SMALLEST:
+        raise ImageError(f"{image.width}×{image.height} pixels; an X-ray has at least {SMALLEST}×{SMALLEST}")
     if image.format == "JPEG" and at_least and image.mode in ("L", "RGB"):
         image.draft("L", (at_least, at_least))
     ImageOps.exif_transpose(image, in_place=True)

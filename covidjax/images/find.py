@@ -82,11 +82,9 @@ def find_images(paths: Sequence[Path]) -> FoundImages:
             if not (is_archive(file) and file.is_file()):
                 sources.append(os.fspath(file))
                 continue
-            inside = members(os.fspath(file))
-            sources += inside.images
-            skipped += inside.skipped
-            if inside.error:
-                sources.append(LoadedMember(os.fspath(file), None, inside.error))
+            images, others = members(os.fspath(file))
+            sources += images
+            skipped += others
         for error in walked.unreadable:
             sources.append(LoadedMember(error.filename, None, f"a folder that cannot be read: {error.strerror}"))
     if not sources:

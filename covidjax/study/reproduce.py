@@ -178,17 +178,17 @@ def _train(experiment: Experiment, protocol: str, dataset: Dataset, out: Path, c
         saved_settings = replace(saved.config, data=replace(saved.config.data, path=path))
         if saved_settings != settings or saved.dataset != dataset.fingerprint:
             raise UserError(f"{run} was trained by another version of this experiment; remove it, or name another --out.")
-    for file in (run / name for name in RUN_RESULTS):
-        if file.exists():
-            return json.loads(file.read_text())
-    title = f"{experiment.number}, {protocol} split"
-    console.say(f"{title}: {dataset.manifest['images']} images; run {run}")
-    try:
-        result = _train_run(settings, dataset, run, title, console, resume=begun)
-    except Interrupted:
-        raise UserError("Stopped, with everything saved; give the same command again to go on.") from None
-    _write(run / RUN_RESULTS[0], result)
-    return json.loads((run / RUN_RESULTS[0]).read_text())  # with lists and not tuples, as the next call reads it
+    files = [run / name for name in RUN_RESULTS]
+    if not any(file.exists() for file in files):
+        title = f"{experiment.number}, {protocol} split"
+        console.say(f"{title}: {dataset.manifest['images']} images; run {run}")
+        try:
+            result = _train_run(settings, dataset, run, title, console, resume=begun)
+        except Interrupted:
+            raise UserError("Stopped, with everything saved; give the same command again to go on.") from None
+        _write(files[0], result)
+    # Read also where it was just written: with lists and not tuples, as the next call reads it.
+    return json.loads(next(file for file in files if file.exists()).read_text())
 
 
 def _train_run(
