@@ -99,7 +99,7 @@ def test_films_are_not_all_read_ahead(monkeypatch):
     def open_image(path, preprocess, *, mask, digest, limits):
         with lock:
             opened.append(path)
-        return stream.LoadedImage(path, None, "", "", "", 0.0)
+        return stream.LoadedImage(path=path)
 
     monkeypatch.setattr(stream, "read_image", open_image)
     paths = [str(number) for number in range(1000)]

@@ -11,9 +11,10 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from covidjax.errors import ImageError
 from covidjax.images import workers
 from covidjax.images.archives import LoadedMember, Member, Source
 from covidjax.images.formats import Limits
-from covidjax.images.workers import Decoded, DecodeJob
+from covidjax.images.workers import Decoded, DecodeJob, FileFacts
 
 T = TypeVar("T")
 
@@ -30,20 +31,13 @@ PREFETCH = 32
 """Images that are decoded ahead of the reader, besides those that the threads are at."""
 
 
-class LoadedImage(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class LoadedImage(FileFacts):
     """What became of one file."""
 
     path: str
-    image: np.ndarray | None
+    image: np.ndarray | None = None
     """uint8 ``[S, S, 1]``, or None where the file could not be read."""
-    error: str
-    """Why not; empty for an image that was read."""
-    warning: str
-    """See ``decode.DecodedImage``."""
-    sha256: str
-    """Of the file's bytes, hexadecimal; empty where there were none, or it was not asked for."""
-    decode_seconds: float
-    """Reading, decoding and resizing, in the process that did it."""
     mask: np.ndarray | None = None
     """uint8 ``[S, S, 1]`` of 0 and 1, where one was asked for."""
     lungs: str = ""
@@ -65,7 +59,7 @@ def decode_source(source: Source, job: DecodeJob) -> Decoded:
     try:
         data = source.read(job.limits) if isinstance(source, Member | LoadedMember) else source
     except ImageError as error:
-        return Decoded([], str(error))
+        return Decoded(error=str(error))
     return workers.decode(data, job)
 
 

@@ -23,9 +23,9 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -68,22 +68,31 @@ class DecodeJob:
     limits: Limits = field(default_factory=Limits)
 
 
-class Decoded(NamedTuple):
-    """What became of a file."""
+@dataclass(frozen=True, kw_only=True)
+class FileFacts:
+    """What became of a file, but for its pixels."""
 
-    arrays: list[np.ndarray]
-    """uint8 ``[H, W]``: the image, then the thumbnail or the mask; empty on an error."""
     error: str = ""
+    """Why it could not be read; empty for an image that was read."""
     warning: str = ""
+    """See ``decode.DecodedImage``."""
     sha256: str = ""
-    """Of the file's bytes, hexadecimal, where it was wanted and there were any."""
+    """Of the file's bytes, hexadecimal; empty where there were none, or it was not asked for."""
     decode_seconds: float = 0.0
-    """Reading, decoding and resizing."""
+    """Reading, decoding and resizing, in the process that did it."""
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Everything but the arrays."""
-        return {key: value for key, value in self._asdict().items() if key != "arrays"}
+        """These fields, for another class that has them."""
+        return {fact.name: getattr(self, fact.name) for fact in fields(FileFacts)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded(FileFacts):
+    """What became of a file."""
+
+    arrays: Sequence[np.ndarray] = ()
+    """uint8 ``[H, W]``: the image, then the thumbnail or the mask; empty on an error."""
 
 
 def decode(source: FileOrBytes, job: DecodeJob) -> Decoded:
@@ -107,12 +116,13 @@ def decode(source: FileOrBytes, job: DecodeJob) -> Decoded:
                 return decoded
         except TimeoutError:
             decoder.close(kill=True)
-            return Decoded([], f"not decoded within {job.limits.seconds:g} seconds", decode_seconds=job.limits.seconds)
+            seconds = job.limits.seconds
+            return Decoded(error=f"not decoded within {seconds:g} seconds", decode_seconds=seconds)
         except (OSError, EOFError):
             number = decoder.close()
             if killed or number not in KILLED:
                 reason = signal.Signals(number).name if number in set(signal.Signals) else f"exit code {-number}"
-                return Decoded([], f"damaged: its decoder crashed ({reason})")
+                return Decoded(error=f"damaged: its decoder crashed ({reason})")
             killed = True
         decoder = None
     raise UserError("A process for decoding could not be started; see that there is memory for it.")
@@ -198,7 +208,7 @@ class _Decoder:
         shapes = facts.pop("shapes")
         ends = np.cumsum([height * width for height, width in shapes], dtype=int)
         pixels = np.split(np.frombuffer(body, np.uint8), ends)
-        return Decoded([part.reshape(shape) for part, shape in zip(pixels, shapes, strict=False)], **facts)
+        return Decoded(arrays=[part.reshape(shape) for part, shape in zip(pixels, shapes, strict=False)], **facts)
 
     def close(self, kill: bool = False) -> int:
         """End the process, and say what signal it died of; minus its exit code where it ended by itself."""
@@ -241,7 +251,7 @@ def serve(descriptor: int) -> None:
 def decode_here(source: str | bytes, job: DecodeJob) -> Decoded:
     """``decode`` in this process."""
     start = time.perf_counter()
-    sha256 = ""
+    arrays, error, warning, sha256 = [], "", "", ""
     options: Any = {"invert": job.invert, "limits": job.limits}
     try:
         data = source if isinstance(source, bytes) else decoder.read_bytes(source, job.limits)
@@ -257,12 +267,11 @@ def decode_here(source: str | bytes, job: DecodeJob) -> Decoded:
                 arrays.append(decoder.resize(gray, job.thumbnail))
             if job.mask and job.size:
                 arrays.append(decoder.read_mask(job.mask, job.size, gray.shape, limits=job.limits))
-        decoded = Decoded(arrays, warning=warning)
-    except ImageError as error:
-        decoded = Decoded([], str(error))
-    except MemoryError:
-        decoded = Decoded([], "not enough memory to decode it")
-    return decoded._replace(sha256=sha256, decode_seconds=time.perf_counter() - start)
+    except (ImageError, MemoryError) as fault:
+        arrays, warning = [], ""
+        error = str(fault) if isinstance(fault, ImageError) else "not enough memory to decode it"
+    seconds = time.perf_counter() - start
+    return Decoded(arrays=arrays, error=error, warning=warning, sha256=sha256, decode_seconds=seconds)
 
 
 def _bound_memory(limits: Limits) -> None:
