@@ -277,9 +277,9 @@ def decode_here(source: str | bytes, job: DecodeJob) -> Decoded:
 def _bound_memory(limits: Limits) -> None:
     """A decoder that allocates without end gets no memory and says so, before the whole machine has none."""
     # 16 bits a pixel stretched in float32, and the file itself a few times.
-    wanted = _ROOM + 16 * limits.pixels + 4 * limits.bytes
+    most = _ROOM + 16 * limits.pixels + 4 * limits.bytes
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    resource.setrlimit(resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+    resource.setrlimit(resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
 # Between the processes

@@ -61,8 +61,8 @@ def read(root: Path, layout: str = "auto", *, source: str | None = None, masks: 
     """
     if not root.is_dir():
         problem = "is a file" if root.exists() else "does not exist"
-        wanted = "cxr/ and masks/" if masks else "one subfolder of images for each class"
-        raise UsageError(f"{root} {problem}; name a folder that holds {wanted}.")
+        expected = "cxr/ and masks/" if masks else "one subfolder of images for each class"
+        raise UsageError(f"{root} {problem}; name a folder that holds {expected}.")
     known = sorted({*LAYOUTS, *MASKED})
     if layout not in ("auto", *known):
         raise UsageError(f"There is no layout {layout!r}; choose one of auto, {', '.join(known)}.")
