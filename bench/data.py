@@ -93,7 +93,8 @@ def dataset(images: int, size: int, folds: int = 5) -> Path:
 def _prepare(images: int, size: int, folds: int, out: Path) -> None:
     from covidjax.config import Preprocess
     from covidjax.data import synthetic
-    from covidjax.data.writer import Record, create_dataset
+    from covidjax.data.readers.base import Example
+    from covidjax.data.writer import create_dataset
 
     drawn = list(synthetic.draw_images(min(images, 600), size=size))
     with create_dataset(out, Preprocess(image_size=size), folds) as writer:
@@ -104,7 +105,7 @@ def _prepare(images: int, size: int, folds: int, out: Path) -> None:
             label = synthetic.CLASSES[film.label]
             # By the patient, not the film: the class must not tell the fold.
             fold = index // 6 % folds
-            writer.add(fold, Record(film.image[..., None], label, film.patient, "synthetic", name, digest))
+            writer.add(fold, Example(Path(name), label, film.patient, "synthetic"), film.image[..., None], digest)
         writer.close()
 
 

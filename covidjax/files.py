@@ -73,9 +73,9 @@ def lock(path: Path, busy: str, *, wait: bool = False) -> Iterator[None]:
     """
     import filelock  # here: it takes 25 ms, and most commands lock nothing
 
-    held = filelock.FileLock(path, timeout=-1 if wait else 0)
+    file_lock = filelock.FileLock(path, timeout=-1 if wait else 0)
     try:
-        held.acquire()
+        file_lock.acquire()
     except filelock.Timeout:
         raise UserError(busy) from None
     try:
@@ -83,7 +83,7 @@ def lock(path: Path, busy: str, *, wait: bool = False) -> Iterator[None]:
     finally:
         # While it is held: whoever waits for it sees that this one has no name any more, and makes another.
         path.unlink(missing_ok=True)
-        held.release()
+        file_lock.release()
 
 
 def read_csv(path: Path, *columns: str) -> list[dict[str, str]]:

@@ -49,10 +49,19 @@ class Bootstrap:
 
 
 @dataclass(frozen=True)
-class Metrics:
+class _Result:
+    classes: tuple[str, ...]
+    """Names of the classes, or the kinds of mask."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as a dict, for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Metrics(_Result):
     """Metrics of a classifier on some images."""
 
-    classes: tuple[str, ...]
     per_class: dict[str, ClassMetrics]
     macro: ClassMetrics
     """Mean over the classes, each counting the same."""
@@ -64,10 +73,6 @@ class Metrics:
     """``confusion[true][predicted]``."""
     bootstrap: Bootstrap | None = None
     """Intervals over patients, where the images' patients are known and are at least two."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """The fields as a dict, for JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -91,18 +96,12 @@ class Overlap:
 
 
 @dataclass(frozen=True)
-class MaskMetrics:
+class MaskMetrics(_Result):
     """Metrics of a segmenter on some images."""
 
-    classes: tuple[str, ...]
-    """The kinds of mask."""
     per_class: dict[str, Overlap]
     """The overlap of each kind that some image has."""
     overall: Overlap
-
-    def as_dict(self) -> dict[str, Any]:
-        """The fields as a dict, for JSON."""
-        return asdict(self)
 
 
 AnyMetrics = Metrics | MaskMetrics

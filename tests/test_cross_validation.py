@@ -18,7 +18,8 @@ import covidjax
 from covidjax.config import Config, Preprocess, load_config
 from covidjax.data import loader, synthetic
 from covidjax.data.dataset import Dataset
-from covidjax.data.writer import Record, create_dataset
+from covidjax.data.readers.base import Example
+from covidjax.data.writer import create_dataset
 from covidjax.inference import runtimes
 from covidjax.inference.forward import make_predict
 from covidjax.runs import checkpoint, folder, load
@@ -46,7 +47,8 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
                 film, name = next(films), f"{fold}-{number}.png"
                 digest = hashlib.sha256(name.encode()).hexdigest()
                 label = synthetic.CLASSES[number % 3]
-                writer.add(fold, Record(film.image[..., None], label, f"p{fold}-{number // 2}", "mine", name, digest))
+                example = Example(Path(name), label, f"p{fold}-{number // 2}", "mine")
+                writer.add(fold, example, film.image[..., None], digest)
         writer.close()
     return Dataset(out)
 

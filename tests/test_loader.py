@@ -15,7 +15,8 @@ import tensorflow_datasets as tfds
 from covidjax.config import Preprocess
 from covidjax.data import loader
 from covidjax.data.dataset import Dataset, Source
-from covidjax.data.writer import Record, create_dataset
+from covidjax.data.readers.base import Example
+from covidjax.data.writer import create_dataset
 from covidjax.errors import UserError
 from covidjax.images import decode, stream
 
@@ -98,7 +99,7 @@ def test_films_are_not_all_read_ahead(monkeypatch):
     def open_image(path, preprocess, *, mask, digest, limits):
         with lock:
             opened.append(path)
-        return stream.LoadedImage(path, None, "", "", "", 0.0)
+        return stream.LoadedImage(path=path)
 
     monkeypatch.setattr(stream, "read_image", open_image)
     paths = [str(number) for number in range(1000)]
@@ -174,7 +175,7 @@ def test_record_of_another_size_is_not_stretched_to_fit(tmp_path):
     with create_dataset(tmp_path / "out", Preprocess(image_size=32), 2) as writer:
         for fold in (0, 1):
             for label in SMALL.classes:
-                writer.add(fold, Record(np.zeros((32, 32, 1), np.uint8), label, "p", "s", "n", "0"))
+                writer.add(fold, Example(Path("n"), label, "p", "s"), np.zeros((32, 32, 1), np.uint8), "0")
         writer.close()
     dataset = Dataset(tmp_path / "out")
     dataset.preprocess = Preprocess(image_size=48)

@@ -13,6 +13,7 @@ from covidjax.data import loader, synthetic
 from covidjax.data.dataset import Dataset
 from covidjax.data.prepare import Options, prepare
 from covidjax.images import decode
+from covidjax.images.workers import DecodeJob
 from covidjax.lungs import geometry
 from covidjax.lungs import stream as lung_stream
 
@@ -207,7 +208,7 @@ def test_files_come_back_in_order_whatever_is_wrong_with_them(films, tmp_path):
 def test_films_above_four_times_the_size_are_reduced_before_they_wait(films, tmp_path):
     film = films[0].image.repeat(8, 0).repeat(8, 1)
     Image.fromarray(film).save(tmp_path / "large.png")
-    (found,) = lung_stream.segment_images([tmp_path / "large.png"], Perfect(films), at_least=SIZE)
+    (found,) = lung_stream.segment_images([tmp_path / "large.png"], Perfect(films), DecodeJob(at_least=SIZE))
     np.testing.assert_array_equal(found.gray, films[0].image)
     assert found.lungs is not None
     assert found.lungs.flag == ""

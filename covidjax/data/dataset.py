@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ import tensorflow_datasets as tfds
 
 from covidjax.config import Preprocess
 from covidjax.data.source import Source
-from covidjax.errors import UsageError, UserError
+from covidjax.errors import UsageError, UserError, one_line
 
 FORMAT = 2
 
@@ -48,12 +49,9 @@ class Dataset:
             self.manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text())
             if self.manifest["format"] != FORMAT:
                 raise UserError(f"{path} was prepared by another version of covidjax; prepare it again.")
-            self.preprocess = Preprocess(
-                image_size=self.manifest["image_size"],
-                lungs=self.manifest["lungs"],
-                classes=tuple(self.manifest["classes"]),
-                invert=self.manifest["invert"],
-            )
+            preprocess = {field.name: self.manifest[field.name] for field in dataclasses.fields(Preprocess)}
+            preprocess["classes"] = tuple(preprocess["classes"])
+            self.preprocess = Preprocess(**preprocess)
             self.masks: bool = self.manifest["masks"]
             self.segmenter: str = self.manifest["segmenter"]
             self.folds: int = self.manifest["folds"]
@@ -69,8 +67,7 @@ class Dataset:
             raise
         # The file formats' own readers raise whatever they like on a damaged file.
         except Exception as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{path} is damaged ({reason}); prepare it again.") from error
+            raise UserError(f"{path} is damaged ({one_line(error)}); prepare it again.") from error
 
     def source(self, folds: Sequence[int]) -> Source:
         """Random access to the records of some folds, in the order of the folds."""

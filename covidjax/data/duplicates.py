@@ -43,7 +43,6 @@ def near_duplicates(
     *,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-    most: int = MOST_BITS,
     limits: Limits = Limits(),
 ) -> list[tuple[int, int]]:
     """Pairs of images that look the same, as rows of ``paths``, the smaller one first.
@@ -52,7 +51,6 @@ def near_duplicates(
       paths: files; one that cannot be read is no duplicate of anything.
       workers: processes that decode; one a core and one more if None.
       progress: called with (done, total) after each image.
-      most: bits in which the hashes of two duplicates may differ.
       limits: what one file may take.
     """
     rows, hashes = [], []
@@ -68,7 +66,7 @@ def near_duplicates(
     for start in range(0, len(signs), _CHUNK):
         # The product of two hashes of ±1 is the bits that agree less those that do not.
         different = (SIDE**2 - signs[start : start + _CHUNK] @ signs.T) / 2
-        first, second = np.nonzero(different <= most)
+        first, second = np.nonzero(different <= MOST_BITS)
         pairs += [(rows[a], rows[b]) for a, b in zip((first + start).tolist(), second.tolist(), strict=True) if a < b]
     return pairs
 
@@ -101,10 +99,7 @@ def _repeated(values: Mapping[int, object]) -> list[int]:
 
 
 def duplicates_of_earlier_sources(
-    examples: Sequence[Example],
-    rows: Sequence[int],
-    digests: Mapping[int, str],
-    near_duplicates: Sequence[tuple[int, int]],
+    examples: Sequence[Example], rows: Sequence[int], digests: Mapping[int, str], near_duplicates: Sequence[tuple[int, int]]
 ) -> dict[int, str]:
     """Each of those rows that is an image of an earlier source too → its first source; duplicates within a source stay."""
     place = {row: index for index, row in enumerate(rows)}

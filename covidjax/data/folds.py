@@ -6,8 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-import scipy.sparse
-from scipy.sparse.csgraph import connected_components
+from scipy.cluster.hierarchy import DisjointSet
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from covidjax.data.readers.base import Example
@@ -40,16 +39,15 @@ def patients_of(
     return [chosen[component] for component in components]
 
 
-def components_of(keys: Iterable[Iterable[str | None]], pairs: Sequence[tuple[int, int]]) -> list[int]:
+def components_of(keys: Sequence[Iterable[str | None]], pairs: Sequence[tuple[int, int]]) -> list[int]:
     """The connected component of each image: images that have a key in common, or are a pair, are connected."""
-    numbers: dict[str, int] = {}
-    numbered = [[numbers.setdefault(key, len(numbers)) for key in of_image if key] for of_image in keys]
-    count = len(numbered)
-    edges = [(row, count + number) for row, of_image in enumerate(numbered) for number in of_image]
-    rows, columns = np.asarray([*edges, *pairs], int).reshape(-1, 2).T
-    total = count + len(numbers)
-    graph = scipy.sparse.coo_matrix((np.ones(len(rows)), (rows, columns)), (total, total))
-    return connected_components(graph, directed=False)[1][:count].tolist()
+    components, first = DisjointSet(range(len(keys))), {}
+    for row, of_image in enumerate(keys):
+        for key in filter(None, of_image):
+            components.merge(first.setdefault(key, row), row)
+    for row, duplicate in pairs:
+        components.merge(row, duplicate)
+    return [components[row] for row in range(len(keys))]
 
 
 def assign_folds(

@@ -15,7 +15,7 @@ import numpy as np
 
 from covidjax.data.readers.names import is_one_file
 from covidjax.data.source import Source
-from covidjax.errors import UserError
+from covidjax.errors import UserError, one_line
 
 
 class Batch(NamedTuple):
@@ -48,8 +48,7 @@ def _reading() -> Iterator[None]:
         yield
     # The file format's reader answers damaged bytes with errors of many kinds.
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"A record of the dataset cannot be read ({reason}); prepare it again.") from error
+        raise UserError(f"A record of the dataset cannot be read ({one_line(error)}); prepare it again.") from error
 
 
 def _stack(source: Source, rows: np.ndarray, size: int | None = None) -> Batch:

@@ -15,7 +15,7 @@ import numpy as np
 from covidjax.config import Preprocess
 from covidjax.data import duplicates, folds, readers
 from covidjax.data.readers.base import Collection, Example
-from covidjax.data.writer import Record, Writer, create_dataset
+from covidjax.data.writer import Writer, create_dataset
 from covidjax.errors import UsageError, UserError
 from covidjax.images import stream
 from covidjax.images.formats import Limits
@@ -211,17 +211,7 @@ def _write(
         if image.image is None:
             lists["skipped"].append({**file, "reason": image.error})
         else:
-            record = Record(
-                image=image.image,
-                label=example.label,
-                patient=example.patient,
-                source=example.source,
-                name=example.path.name,
-                sha256=image.sha256,
-                view=example.view,
-                mask=image.mask,
-            )
-            writer.add(fold, record)
+            writer.add(fold, example, image.image, image.sha256, image.mask)
         if image.warning:
             lists["remarks"].append({**file, "remark": image.warning})
         if image.whole_because:

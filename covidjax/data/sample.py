@@ -14,7 +14,8 @@ from covidjax.config import Preprocess
 from covidjax.data import synthetic
 from covidjax.data.dataset import Dataset
 from covidjax.data.folds import assign_folds
-from covidjax.data.writer import Record, create_dataset
+from covidjax.data.readers.base import Example
+from covidjax.data.writer import create_dataset
 from covidjax.errors import UserError
 from covidjax.labels import CLASSES, MASK_KINDS
 
@@ -72,16 +73,10 @@ def _draw_sample(out: Path, size: int, count: int, seed: int, masks: bool, progr
     preprocess = Preprocess(size, classes=("fields",) if masks else CLASSES)
     with create_dataset(out, preprocess, SAMPLE_FOLDS, masks=masks, wait=True) as writer:
         for index, (image, fold) in enumerate(zip(images, folds, strict=True)):
-            record = Record(
-                image=image.image[..., None],
-                label="fields" if masks else CLASSES[image.label],
-                patient=image.patient,
-                source="synthetic",
-                name=f"{image.patient}-{index}",
-                sha256=hashlib.sha256(image.image.tobytes()).hexdigest(),
-                mask=image.lungs[..., None].astype(np.uint8) if masks else None,
-            )
-            writer.add(fold, record)
+            path, label = Path(f"{image.patient}-{index}"), "fields" if masks else CLASSES[image.label]
+            digest = hashlib.sha256(image.image.tobytes()).hexdigest()
+            mask = image.lungs[..., None].astype(np.uint8) if masks else None
+            writer.add(fold, Example(path, label, image.patient, "synthetic"), image.image[..., None], digest, mask)
             if progress:
                 progress(index + 1, count)
         writer.close(sources=[], left_out={}, skipped=[], identical_files=0, notes=[])

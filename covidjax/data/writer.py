@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -11,7 +12,7 @@ import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -19,25 +20,9 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from covidjax.config import Preprocess
 from covidjax.data.dataset import FORMAT, MANIFEST, NAME, TEXTS
-from covidjax.errors import UsageError, UserError
-from covidjax.files import fsync, lock
-
-
-class Record(NamedTuple):
-    """One image of a dataset."""
-
-    image: np.ndarray
-    """uint8 ``[S, S, 1]``."""
-    label: str
-    patient: str
-    source: str
-    name: str
-    """The file's name."""
-    sha256: str
-    """Of the original file."""
-    view: str = ""
-    mask: np.ndarray | None = None
-    """uint8 ``[S, S, 1]`` of 0 and 1, in a dataset of images with lung masks; the label then is the kind of mask."""
+from covidjax.data.readers.base import Example
+from covidjax.errors import UsageError, UserError, one_line
+from covidjax.files import explaining, fsync, lock
 
 
 @contextlib.contextmanager
@@ -46,34 +31,12 @@ def _os_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise OSError(" ".join(str(error).split())[:200]) from error
+        raise OSError(one_line(error)) from error
 
 
-class _FoldFile:
-    """The file of one fold, written here rather than by TFDS's own writer, which compresses every record (a fifth
-    smaller, but three times slower to read) and rewrites the description of the dataset after each."""
-
-    def __init__(self, folder: Path, fold: int):
-        self._split = f"fold{fold}"
-        self._template = tfds.core.ShardedFileTemplate(
-            data_dir=tfds.core.Path(folder), dataset_name=NAME, split=self._split, filetype_suffix="array_record"
-        )
-        path = os.fspath(self._template.sharded_filepath(shard_index=0, num_shards=1))
-        self._writer = ArrayRecordWriter(path, "group_size:1,uncompressed")
-        self._records = self._bytes = 0
-
-    def write(self, example: bytes) -> None:
-        with _os_errors():
-            self._writer.write(example)
-        self._records += 1
-        self._bytes += len(example)
-
-    def close(self) -> tfds.core.SplitInfo:
-        with _os_errors():
-            self._writer.close()
-        return tfds.core.SplitInfo(
-            name=self._split, shard_lengths=[self._records], num_bytes=self._bytes, filename_template=self._template
-        )
+def _template(folder: Path, fold: int) -> tfds.core.ShardedFileTemplate:
+    data_dir, split = tfds.core.Path(folder), f"fold{fold}"
+    return tfds.core.ShardedFileTemplate(data_dir=data_dir, dataset_name=NAME, split=split, filetype_suffix="array_record")
 
 
 def _dataset_info(folder: Path, preprocess: Preprocess, masks: bool) -> tfds.core.DatasetInfo:
@@ -95,33 +58,51 @@ def _dataset_info(folder: Path, preprocess: Preprocess, masks: bool) -> tfds.cor
 
 
 class Writer:
-    """Writes records fold by fold and keeps the counts that the manifest states; with ``masks`` each record has one."""
+    """Writes records fold by fold and keeps the counts that the manifest states; with ``masks`` each record has one.
+
+    It writes the folds' files itself: TFDS's own writer compresses every record (a fifth smaller, but three times slower to
+    read) and rewrites the description of the dataset after each.
+    """
 
     def __init__(self, folder: Path, preprocess: Preprocess, folds: int, masks: bool, segmenter: str):
         self._folder, self._preprocess = folder, preprocess
         self._masks, self._segmenter = masks, segmenter
         self._info = _dataset_info(folder, preprocess, masks)
         self._features: Any = self._info.features
-        self._files = [_FoldFile(folder, fold) for fold in range(folds)]
+        self._templates = [_template(folder, fold) for fold in range(folds)]
+        paths = [os.fspath(template.sharded_filepath(shard_index=0, num_shards=1)) for template in self._templates]
+        self._files = [ArrayRecordWriter(path, "group_size:1,uncompressed") for path in paths]
+        self._bytes = [0] * folds
         self._classes = {label: Counter() for label in preprocess.classes}
         self._sources: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._patients: set[str] = set()
         self._hash = hashlib.sha256(repr((FORMAT, preprocess, segmenter)).encode())
 
-    def add(self, fold: int, record: Record) -> None:
-        """Append a record to a fold."""
+    def add(self, fold: int, example: Example, image: np.ndarray, sha256: str, mask: np.ndarray | None = None) -> None:
+        """Append a record to a fold.
+
+        Args:
+          fold: its number.
+          example: what is known of the image.
+          image: uint8 ``[S, S, 1]``.
+          sha256: of the original file.
+          mask: uint8 ``[S, S, 1]`` of 0 and 1, in a dataset of images with lung masks.
+        """
+        texts = {**vars(example), "name": example.path.name, "sha256": sha256}
         # Names may hold bytes that are no UTF-8; they are stored as the file system has them.
-        texts = {key: os.fsencode(getattr(record, key)) for key in TEXTS}
-        example = {"image": record.image, "label": record.label, **texts}
+        features = {"image": image, "label": example.label, **{key: os.fsencode(texts[key]) for key in TEXTS}}
         if self._masks:
-            example["mask"] = record.mask
-        self._files[fold].write(self._features.serialize_example(example))
-        self._classes[record.label][fold] += 1
-        self._sources[record.source][record.label] += 1
-        self._patients.add(record.patient)
-        self._hash.update(f"{fold} {record.label} {record.sha256}\n".encode())
-        if record.mask is not None:
-            self._hash.update(record.mask.tobytes())
+            features["mask"] = mask
+        record = self._features.serialize_example(features)
+        with _os_errors():
+            self._files[fold].write(record)
+        self._bytes[fold] += len(record)
+        self._classes[example.label][fold] += 1
+        self._sources[example.source][example.label] += 1
+        self._patients.add(example.patient)
+        self._hash.update(f"{fold} {example.label} {sha256}\n".encode())
+        if mask is not None:
+            self._hash.update(mask.tobytes())
 
     def close(self, **facts: Any) -> dict[str, Any]:
         """Finish the files and write the manifest; ``facts`` are added to it. Returns the manifest.
@@ -139,18 +120,28 @@ class Writer:
         for fold, counts in enumerate(per_fold):
             if not any(counts.values()):
                 raise UserError(f"Of fold {fold} no image could be read; mend the files or use fewer --folds.")
-        self._info.set_splits(tfds.core.SplitDict([file.close() for file in self._files]))
+        with _os_errors():
+            for file in self._files:
+                file.close()
+        splits = [
+            tfds.core.SplitInfo(
+                name=f"fold{fold}",
+                shard_lengths=[sum(counts.values())],
+                num_bytes=self._bytes[fold],
+                filename_template=self._templates[fold],
+            )
+            for fold, counts in enumerate(per_fold)
+        ]
+        self._info.set_splits(tfds.core.SplitDict(splits))
         self._info.write_to_directory(self._folder)
         manifest = {
             "format": FORMAT,
             "covidjax": importlib.metadata.version("covidjax"),
             "fingerprint": self._hash.hexdigest(),
-            "image_size": self._preprocess.image_size,
-            "lungs": self._preprocess.lungs,
+            **dataclasses.asdict(self._preprocess),
+            "classes": list(self._preprocess.classes),
             "segmenter": self._segmenter,
             "masks": self._masks,
-            "classes": list(self._preprocess.classes),
-            "invert": self._preprocess.invert,
             "folds": len(self._files),
             "images": sum(per_class.values()),
             "patients": len(self._patients),
@@ -190,8 +181,7 @@ def create_dataset(
     partial = out.with_name(f".{out.name}.partial")
     busy = f"{out} is being prepared by another command; wait for it, or name another folder."
     with contextlib.ExitStack() as stack:
-        advice = "name a folder that you may write to"
-        try:
+        with explaining(out):
             out.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(lock(out.with_name(f".{out.name}.lock"), busy, wait=wait))
             if out.exists() and not (out.is_dir() and not any(out.iterdir())):
@@ -199,10 +189,8 @@ def create_dataset(
             stack.callback(shutil.rmtree, partial, ignore_errors=True)
             shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
             partial.mkdir()
-            advice = "free some space or name another folder"
+        with explaining(out, "free some space or name another folder"):
             yield Writer(partial, preprocess, folds, masks, segmenter)
             for file in partial.iterdir():
                 fsync(file)
             partial.rename(out)
-        except OSError as error:
-            raise UserError(f"{out} cannot be written ({error.strerror or error}); {advice}.") from error

@@ -9,14 +9,16 @@ import lzma
 import os
 import tarfile
 import threading
+import weakref
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path, PurePosixPath
 from tarfile import HeaderError
 from typing import IO, Any, NamedTuple
 
-from covidjax.errors import ImageError
+from covidjax.errors import ImageError, one_line
 from covidjax.images.formats import HEAD, Limits, may_be_image, too_long
 
 ZIP = ".zip"
@@ -95,7 +97,7 @@ class Member:
             raise
         # The standard library's readers answer damage with nearly any error.
         except Exception as error:
-            raise ImageError(f"cannot be read from its archive: {_reason(error)}") from error
+            raise ImageError(f"cannot be read from its archive: {one_line(error)}") from error
 
     def load(self, limits: Limits) -> LoadedMember:
         """The member, read now. Never raises for its faults."""
@@ -105,44 +107,29 @@ class Member:
             return LoadedMember(self._path, None, str(error))
 
 
-class Members(NamedTuple):
-    """What an archive holds."""
+def members(path: str) -> tuple[list[Member | LoadedMember], int]:
+    """The images in an archive, see ``formats.may_be_image``, and the number of its other files.
 
-    images: list[Member]
-    """In the archive's own order."""
-    skipped: int
-    """Number of files that are no images; hidden ones, which begin with a dot, are not counted."""
-    error: str
-    """Why the archive, or the rest of it, cannot be read; empty where it can."""
-
-
-def members(path: str) -> Members:
-    """The images in an archive, see ``formats.may_be_image``."""
-    images: list[Member] = []
-    skipped, reason = 0, ""
-    archive: _Zip | _Tar | None = None
+    The images are in the archive's own order; where it, or the rest of it, cannot be read, the last of them is the archive
+    itself with the reason. Hidden files, which begin with a dot, are not counted.
+    """
+    images: list[Member | LoadedMember] = []
+    skipped = 0
     try:
         modified = Path(path).stat().st_mtime_ns
-        archive = _open(path)
-        for index, (name, head) in enumerate(archive.entries()):
-            inner = PurePosixPath(name)
-            if any(part.startswith((".", "__MACOSX")) and part != ".." for part in inner.parts):
-                continue
-            if head and may_be_image(inner, head):
-                images.append(Member(path, modified, name, index=index, in_turn=archive.in_turn))
-            else:
-                skipped += 1
+        with closing(_open(path)) as archive:
+            for index, (name, head) in enumerate(archive.entries()):
+                inner = PurePosixPath(name)
+                if any(part.startswith((".", "__MACOSX")) and part != ".." for part in inner.parts):
+                    continue
+                if head and may_be_image(inner, head):
+                    images.append(Member(path, modified, name, index=index, in_turn=archive.in_turn))
+                else:
+                    skipped += 1
     # As in Member.read.
     except Exception as error:
-        reason = f"damaged archive: {_reason(error)}"
-    finally:
-        if archive:
-            archive.close()
-    return Members(images, skipped, reason)
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+        images.append(LoadedMember(path, None, f"damaged archive: {one_line(error)}"))
+    return images, skipped
 
 
 def _open(path: str) -> _Zip | _Tar:
@@ -160,6 +147,7 @@ class _Zip:
 
     def __init__(self, path: str):
         self._zip = zipfile.ZipFile(path)
+        self.close = self._zip.close
         self._infos = [info for info in self._zip.infolist() if not info.is_dir()]
 
     def entries(self) -> Iterator[_Entry]:
@@ -177,9 +165,6 @@ class _Zip:
     def _bytes(self, info: zipfile.ZipInfo, most: int) -> bytes:
         with self._zip.open(info) as file:
             return file.read(most)
-
-    def close(self) -> None:
-        self._zip.close()
 
 
 class _Header(tarfile.TarInfo):
@@ -216,12 +201,9 @@ class _Tar:
         opener = next((opener for end, opener in _OPENERS.items() if name.endswith((f".{end}", f".t{end}"))), open)
         self._lock = threading.Lock()
         self._file: Any = opener(path, "rb")
-        try:
-            headers: Any = _Headers(self._file)
-            self._tar: Any = tarfile.open(fileobj=headers, mode="r:", tarinfo=_Header)
-        except BaseException:
-            self._file.close()
-            raise
+        self.close = weakref.finalize(self, self._file.close)
+        headers: Any = _Headers(self._file)
+        self._tar: Any = tarfile.open(fileobj=headers, mode="r:", tarinfo=_Header)
         self._last = -1
         self._places: list[tuple[int, int]] = []
         """Of the members so far: where each begins, and its size."""
@@ -270,10 +252,3 @@ class _Tar:
     def _bytes(self, start: int, length: int) -> bytes:
         self._file.seek(start)
         return self._file.read(length)
-
-    def close(self) -> None:
-        self._file.close()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_file"):
-            self.close()

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from covidjax.errors import ImageError
+from covidjax.errors import ImageError, one_line
 from covidjax.images import dicom, polarity
 from covidjax.images.formats import FORMATS, Limits, too_long
 
@@ -91,32 +91,31 @@ def _read(source: FileOrBytes, at_least: int | None, size: int | None, invert: I
     if not data:
         raise ImageError("the file is empty (0 bytes)")
     try:
-        found = []
+        remarks = []
         if dicom.is_dicom(data):
-            whole = _large_enough(Image.fromarray(dicom.decode(data, limits.pixels)))
-            found.append(dicom.warning_of(data))
+            dataset = dicom.read(data)
+            image = Image.fromarray(dicom.decode(dataset, limits.pixels))
+            remarks.append(dicom.warning_of(dataset))
         else:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                if image.width * image.height > limits.pixels:
-                    raise Image.DecompressionBombError
-                whole = _gray(image, at_least)
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            if image.width * image.height > limits.pixels:
+                raise Image.DecompressionBombError
+        whole = _gray(image, at_least)
         gray = _resized(whole, size)
         if invert == "auto" and polarity.is_negative(gray):
             # Before resizing, which rounds up: an image and its negative are to give the same pixels.
             gray = _resized(ImageOps.invert(whole), size)
-            found.append("a negative, turned into a positive")
-        return DecodedImage(np.asarray(gray), "; ".join(filter(None, found)))
+            remarks.append("a negative, turned into a positive")
+        return DecodedImage(np.asarray(gray), "; ".join(filter(None, remarks)))
     except Image.DecompressionBombError:
         raise ImageError(f"more than {limits.megapixels:g} megapixels, which no X-ray has") from None
     except Image.UnidentifiedImageError:
         raise ImageError("not an image in a known format (DICOM, PNG, JPEG, JPEG 2000, BMP, TIFF, WebP, GIF)") from None
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
-    except MemoryError:
-        raise ImageError("not enough memory to decode it") from None
     # A damaged file can raise nearly anything from a decoder; whatever it is, it is this file's own fault.
     except Exception as error:
-        raise ImageError(f"damaged: {' '.join(str(error).split()) or type(error).__name__}") from error
+        raise ImageError(f"damaged: {one_line(error)}") from error
 
 
 def read_bytes(path: str | os.PathLike[str], limits: Limits = Limits()) -> bytes:
@@ -143,15 +142,10 @@ def read_bytes(path: str | os.PathLike[str], limits: Limits = Limits()) -> bytes
         raise ImageError(f"cannot be opened: {reason}") from error
 
 
-def _large_enough(image: Image.Image) -> Image.Image:
-    if min(image.size) < SMALLEST:
-        raise ImageError(f"{image.width}×{image.height} pixels; an X-ray has at least {SMALLEST}×{SMALLEST}")
-    return image
-
-
 def _gray(image: Image.Image, at_least: int | None) -> Image.Image:
     """Mode ``L``, upright; the image itself where it is so already, since copies of large images cost milliseconds."""
-    _large_enough(image)
+    if min(image.size) < SMALLEST:
+        raise ImageError(f"{image.width}×{image.height} pixels; an X-ray has at least {SMALLEST}×{SMALLEST}")
     if image.format == "JPEG" and at_least and image.mode in ("L", "RGB"):
         image.draft("L", (at_least, at_least))
     ImageOps.exif_transpose(image, in_place=True)

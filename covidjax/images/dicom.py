@@ -55,11 +55,26 @@ def is_dicom(data: bytes) -> bool:
     return element < 0x1000 and (explicit or length < min(len(data), 1024))
 
 
-def decode(data: bytes, most_pixels: int) -> np.ndarray:
+def read(data: bytes) -> Dataset:
+    """The pixels of a file, not decoded yet, and the elements of its header that are needed.
+
+    Raises:
+      ImageError: damaged, or too long when inflated.
+    """
+    try:
+        _refuse_bomb(data)
+        return _pydicom().dcmread(io.BytesIO(data), force=True, specific_tags=[*_HEADER, *_PIXELS, "SpecificCharacterSet"])
+    except ImageError:
+        raise
+    except Exception as error:
+        raise ImageError("damaged DICOM: the header cannot be read") from error
+
+
+def decode(dataset: Dataset, most_pixels: int) -> np.ndarray:
     """Pixels as a viewer shows them.
 
     Args:
-      data: the file.
+      dataset: see ``read``.
       most_pixels: images of more are refused before they are decoded.
 
     Returns:
@@ -71,7 +86,6 @@ def decode(data: bytes, most_pixels: int) -> np.ndarray:
     Raises:
       ImageError: several frames, no image, a compression that cannot be decoded, damage.
     """
-    dataset = _read(data, (*_HEADER, *_PIXELS))
     if "PixelData" not in dataset:
         raise ImageError("a DICOM file without an image")
     frames = dataset.get("NumberOfFrames") or 1
@@ -91,22 +105,21 @@ def decode(data: bytes, most_pixels: int) -> np.ndarray:
         raise ImageError(f"damaged DICOM: {_fault(dataset, error)}") from error
 
 
-def warning_of(data: bytes) -> str:
+def warning_of(dataset: Dataset) -> str:
     """What speaks against taking a DICOM file for a frontal X-ray of the chest; empty if nothing does."""
     names = ("Modality", "ViewPosition", "BodyPartExamined")
     try:
-        header = _read(data, names)
-        modality, view, part = (str(header.get(name) or "").strip().upper() for name in names)
-    except Exception:  # of a file that cannot be read the reason is in its error
+        modality, view, part = (str(dataset.get(name) or "").strip().upper() for name in names)
+    except Exception:  # pydicom raises nearly anything where a value is damaged
         return ""
-    found = []
+    remarks = []
     if modality and modality not in PLAIN_XRAY:
-        found.append(f"modality {_code(modality)}, no plain X-ray")
+        remarks.append(f"modality {_code(modality)}, no plain X-ray")
     if view in ("LL", "RL", "LLD", "RLD") or "LAT" in view:
-        found.append("lateral view")
+        remarks.append("lateral view")
     if part and not any(name in part for name in ("CHEST", "THORAX", "LUNG", "TORAX", "TORACE", "RIB")):
-        found.append(f"body part {_code(part)}, not the chest")
-    return "; ".join(found)
+        remarks.append(f"body part {_code(part)}, not the chest")
+    return "; ".join(remarks)
 
 
 def _code(value: str) -> str:
@@ -126,26 +139,12 @@ def _pydicom() -> Any:
     return pydicom
 
 
-def _read(data: bytes, names: tuple[str, ...]) -> Dataset:
-    header_only = "PixelData" not in names
-    try:
-        _refuse_bomb(data)
-        tags: list[Any] = [*names, "SpecificCharacterSet"]
-        return _pydicom().dcmread(io.BytesIO(data), stop_before_pixels=header_only, force=True, specific_tags=tags)
-    except ImageError:
-        raise
-    except Exception as error:
-        raise ImageError("damaged DICOM: the header cannot be read") from error
-
-
 def _refuse_bomb(data: bytes) -> None:
     """Refuse a deflated file that inflates to more than any X-ray."""
     if data[128:132] != b"DICM" or _DEFLATED.encode() not in data[132:1024]:
         return
     (length,) = struct.unpack("<I", data[140:144])  # of the file's meta information, its first element
-    body = zlib.decompressobj(-zlib.MAX_WBITS)
-    inflated = 0
-    rest = data[144 + length :]
+    body, rest, inflated = zlib.decompressobj(-zlib.MAX_WBITS), data[144 + length :], 0
     while rest and inflated <= LARGEST_DEFLATED:
         inflated += len(body.decompress(rest, 2**24))
         rest = body.unconsumed_tail
@@ -164,13 +163,12 @@ def _fault(dataset: Dataset, error: Exception) -> str:
 def _shown(dataset: Dataset) -> np.ndarray:
     from pydicom.pixels.processing import apply_color_lut
     from pydicom.pixels.utils import pixel_array
+    from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-    if getattr(dataset, "file_meta", None) is None or "TransferSyntaxUID" not in dataset.file_meta:
-        from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
-
+    dataset.ensure_file_meta()
+    if "TransferSyntaxUID" not in dataset.file_meta:
         # A data set without a preamble: stored as it was sent, uncompressed.
         implicit = dataset.original_encoding[0]
-        dataset.ensure_file_meta()
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
     pixels = pixel_array(dataset)
     kind = dataset.PhotometricInterpretation
@@ -229,12 +227,11 @@ def _window(dataset: Dataset, stored: np.ndarray, index: np.ndarray, padding: np
 
 def _padding(dataset: Dataset, stored: np.ndarray) -> np.ndarray:
     """Which stored values stand for no pixel (PS3.3, C.7.5.1.1.2)."""
-    first = dataset.get("PixelPaddingValue")
+    first, last = dataset.get("PixelPaddingValue"), dataset.get("PixelPaddingRangeLimit")
     if first is None:
         return np.zeros(len(stored), bool)
-    last = dataset.get("PixelPaddingRangeLimit")
-    first, last = int(first), int(first if last is None else last)
-    return (stored >= min(first, last)) & (stored <= max(first, last))
+    low, high = sorted((int(first), int(first if last is None else last)))
+    return (stored >= low) & (stored <= high)
 
 
 def _upright(gray: np.ndarray, orientation: Any) -> np.ndarray:

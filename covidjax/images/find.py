@@ -19,22 +19,18 @@ class Walked(NamedTuple):
     images: list[Path]
     skipped: int
     """Number of the other files."""
-    unreadable: list[tuple[Path, str]]
-    """Folders that cannot be listed, with the reasons."""
+    unreadable: list[OSError]
+    """Why folders cannot be listed; ``filename`` says which."""
 
 
 def walk(folder: Path, *, archives: bool = False) -> Walked:
     """Every image below a folder, sorted, and every archive too if asked for. Links to folders are followed, each folder
     is read once; names that begin with a dot are left alone."""
     images: list[Path] = []
-    unreadable: list[tuple[Path, str]] = []
+    unreadable: list[OSError] = []
     skipped = 0
     visited = set()
-
-    def note(error: OSError) -> None:
-        unreadable.append((Path(error.filename), error.strerror or str(error)))
-
-    for directory, subfolders, names in os.walk(folder, onerror=note, followlinks=True):
+    for directory, subfolders, names in os.walk(folder, onerror=unreadable.append, followlinks=True):
         real = os.path.realpath(directory)
         if real in visited:
             subfolders.clear()
@@ -86,13 +82,11 @@ def find_images(paths: Sequence[Path]) -> FoundImages:
             if not (is_archive(file) and file.is_file()):
                 sources.append(os.fspath(file))
                 continue
-            inside = members(os.fspath(file))
-            sources += inside.images
-            skipped += inside.skipped
-            if inside.error:
-                sources.append(LoadedMember(os.fspath(file), None, inside.error))
-        for folder, reason in walked.unreadable:
-            sources.append(LoadedMember(os.fspath(folder), None, f"a folder that cannot be read: {reason}"))
+            images, others = members(os.fspath(file))
+            sources += images
+            skipped += others
+        for error in walked.unreadable:
+            sources.append(LoadedMember(error.filename, None, f"a folder that cannot be read: {error.strerror}"))
     if not sources:
         endings = ", ".join(sorted(SUFFIXES))
         searched = ", ".join(map(str, paths[:5])) + ", …" * (len(paths) > 5)

@@ -10,10 +10,11 @@ import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from covidjax.errors import ImageError
 from covidjax.images import workers
 from covidjax.images.archives import LoadedMember, Member, Source
 from covidjax.images.formats import Limits
-from covidjax.images.workers import Decoded, DecodeJob
+from covidjax.images.workers import Decoded, DecodeJob, FileFacts
 
 T = TypeVar("T")
 
@@ -30,20 +31,13 @@ PREFETCH = 32
 """Images that are decoded ahead of the reader, besides those that the threads are at."""
 
 
-class LoadedImage(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class LoadedImage(FileFacts):
     """What became of one file."""
 
     path: str
-    image: np.ndarray | None
+    image: np.ndarray | None = None
     """uint8 ``[S, S, 1]``, or None where the file could not be read."""
-    error: str
-    """Why not; empty for an image that was read."""
-    warning: str
-    """See ``decode.DecodedImage``."""
-    sha256: str
-    """Of the file's bytes, hexadecimal; empty where there were none, or it was not asked for."""
-    decode_seconds: float
-    """Reading, decoding and resizing, in the process that did it."""
     mask: np.ndarray | None = None
     """uint8 ``[S, S, 1]`` of 0 and 1, where one was asked for."""
     lungs: str = ""
@@ -65,7 +59,7 @@ def decode_source(source: Source, job: DecodeJob) -> Decoded:
     try:
         data = source.read(job.limits) if isinstance(source, Member | LoadedMember) else source
     except ImageError as error:
-        return Decoded([], str(error))
+        return Decoded(error=str(error))
     return workers.decode(data, job)
 
 
@@ -76,22 +70,14 @@ def load_source(source: Source, limits: Limits) -> Source:
 
 
 def read_image(
-    source: Source,
-    preprocess: Preprocess,
-    *,
-    mask: Path | None = None,
-    digest: bool = True,
-    limits: Limits = Limits(),
+    source: Source, preprocess: Preprocess, *, mask: Path | None = None, digest: bool = True, limits: Limits = Limits()
 ) -> LoadedImage:
     """Read a file as a model is to see it, with its lung mask if one is given. Never raises for the files' faults: they are
     in ``error``."""
     mask_path = str(mask.absolute()) if mask else None
-    decoded = decode_source(
-        source,
-        DecodeJob(preprocess.image_size, mask=mask_path, invert=preprocess.invert, digest=digest, limits=limits),
-    )
-    arrays = [array[..., None] for array in decoded.arrays]
-    image, mask_array = (*arrays, None, None)[:2]
+    job = DecodeJob(preprocess.image_size, mask=mask_path, invert=preprocess.invert, digest=digest, limits=limits)
+    decoded = decode_source(source, job)
+    image, mask_array = (*(array[..., None] for array in decoded.arrays), None, None)[:2]
     return LoadedImage(path=os.fspath(source), image=image, mask=mask_array, **decoded.facts)
 
 
@@ -125,14 +111,12 @@ def read_images(
 def map_in_order(jobs: Iterable[Callable[[], T]], *, workers: int | None = None, ahead: int = PREFETCH) -> Iterator[T]:
     """The results of jobs in order, each computed on one of the threads, ahead of the reader."""
     threads = workers_or_default(workers)
-    waiting: deque[Future[T]] = deque()
     pool = ThreadPoolExecutor(threads, "decode")
+    futures = (pool.submit(job) for job in jobs)
     try:
-        for job in jobs:
-            waiting.append(pool.submit(job))
-            if len(waiting) == ahead + threads:
-                yield waiting.popleft().result()
+        waiting = deque(itertools.islice(futures, ahead + threads))
         while waiting:
             yield waiting.popleft().result()
+            waiting.extend(itertools.islice(futures, 1))
     finally:  # also where the reader has had enough
         pool.shutdown(cancel_futures=True)

@@ -23,9 +23,9 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -68,31 +68,31 @@ class DecodeJob:
     limits: Limits = field(default_factory=Limits)
 
 
-class Decoded(NamedTuple):
-    """What became of a file."""
+@dataclass(frozen=True, kw_only=True)
+class FileFacts:
+    """What became of a file, but for its pixels."""
 
-    arrays: list[np.ndarray]
-    """uint8 ``[H, W]``: the image, then the thumbnail or the mask; empty on an error."""
     error: str = ""
+    """Why it could not be read; empty for an image that was read."""
     warning: str = ""
+    """See ``decode.DecodedImage``."""
     sha256: str = ""
-    """Of the file's bytes, hexadecimal, where it was wanted and there were any."""
+    """Of the file's bytes, hexadecimal; empty where there were none, or it was not asked for."""
     decode_seconds: float = 0.0
-    """Reading, decoding and resizing."""
+    """Reading, decoding and resizing, in the process that did it."""
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Everything but the arrays."""
-        return {key: value for key, value in self._asdict().items() if key != "arrays"}
+        """These fields, for another class that has them."""
+        return {fact.name: getattr(self, fact.name) for fact in fields(FileFacts)}
 
 
-class _Crashed(Exception):
-    """A decoder process died at a job."""
+@dataclass(frozen=True, kw_only=True)
+class Decoded(FileFacts):
+    """What became of a file."""
 
-    def __init__(self, number: int):
-        super().__init__(signal.Signals(number).name if number in set(signal.Signals) else f"exit code {-number}")
-        self.number = number
-        """The signal that it died of; minus its exit code where it ended by itself."""
+    arrays: Sequence[np.ndarray] = ()
+    """uint8 ``[H, W]``: the image, then the thumbnail or the mask; empty on an error."""
 
 
 def decode(source: FileOrBytes, job: DecodeJob) -> Decoded:
@@ -101,23 +101,29 @@ def decode(source: FileOrBytes, job: DecodeJob) -> Decoded:
     Raises:
       UserError: processes cannot be started.
     """
+    # A whole path, since the process may have been started in another folder.
+    data, path = (source, None) if isinstance(source, bytes) else (b"", str(Path(source).absolute()))
     with _lock:
         decoder = _idle.pop() if _idle else None
     killed = False
     for _ in range(STARTS):
         decoder = decoder or _Decoder()
         try:
-            decoded = decoder.decode(source, job) if decoder.ready() else None
+            if decoder.ready():
+                decoded = decoder.decode(path, data, job)
+                with _lock:
+                    _idle.append(decoder)
+                return decoded
         except TimeoutError:
-            return Decoded([], f"not decoded within {job.limits.seconds:g} seconds", decode_seconds=job.limits.seconds)
-        except _Crashed as crash:
-            if killed or crash.number not in KILLED:
-                return Decoded([], f"damaged: its decoder crashed ({crash})")
-            killed, decoded = True, None
-        if decoded:
-            with _lock:
-                _idle.append(decoder)
-            return decoded
+            decoder.close(kill=True)
+            seconds = job.limits.seconds
+            return Decoded(error=f"not decoded within {seconds:g} seconds", decode_seconds=seconds)
+        except (OSError, EOFError):
+            number = decoder.close()
+            if killed or number not in KILLED:
+                reason = signal.Signals(number).name if number in set(signal.Signals) else f"exit code {-number}"
+                return Decoded(error=f"damaged: its decoder crashed ({reason})")
+            killed = True
         decoder = None
     raise UserError("A process for decoding could not be started; see that there is memory for it.")
 
@@ -189,28 +195,20 @@ class _Decoder:
             self.close(kill=True)
         return self._ready
 
-    def decode(self, source: FileOrBytes, job: DecodeJob) -> Decoded:
-        """What became of a file.
+    def decode(self, path: str | None, data: bytes, job: DecodeJob) -> Decoded:
+        """What became of a file, or of the bytes of one that has no path.
 
         Raises:
-          TimeoutError: it took too long; the process has been killed.
-          _Crashed: the process died.
+          TimeoutError: it took too long.
+          OSError, EOFError: the process died.
         """
-        # A whole path, since the process may have been started in another folder.
-        data, path = (source, None) if isinstance(source, bytes) else (b"", str(Path(source).absolute()))
         timeout = job.limits.seconds + GRACE / 2
-        try:
-            self.link.send({"path": path, "job": asdict(job)}, [data], timeout)
-            facts, body = self.link.receive(timeout)
-        except TimeoutError:
-            self.close(kill=True)
-            raise
-        except (OSError, EOFError) as error:
-            raise _Crashed(self.close()) from error
+        self.link.send({"path": path, "job": asdict(job)}, [data], timeout)
+        facts, body = self.link.receive(timeout)
         shapes = facts.pop("shapes")
         ends = np.cumsum([height * width for height, width in shapes], dtype=int)
         pixels = np.split(np.frombuffer(body, np.uint8), ends)
-        return Decoded([part.reshape(shape) for part, shape in zip(pixels, shapes, strict=False)], **facts)
+        return Decoded(arrays=[part.reshape(shape) for part, shape in zip(pixels, shapes, strict=False)], **facts)
 
     def close(self, kill: bool = False) -> int:
         """End the process, and say what signal it died of; minus its exit code where it ended by itself."""
@@ -269,19 +267,19 @@ def decode_here(source: str | bytes, job: DecodeJob) -> Decoded:
                 arrays.append(decoder.resize(gray, job.thumbnail))
             if job.mask and job.size:
                 arrays.append(decoder.read_mask(job.mask, job.size, gray.shape, limits=job.limits))
-    except ImageError as fault:
-        arrays, error, warning = [], str(fault), ""
-    except MemoryError:
-        arrays, error, warning = [], "not enough memory to decode it", ""
-    return Decoded(arrays, error, warning, sha256, decode_seconds=time.perf_counter() - start)
+    except (ImageError, MemoryError) as fault:
+        arrays, warning = [], ""
+        error = str(fault) if isinstance(fault, ImageError) else "not enough memory to decode it"
+    seconds = time.perf_counter() - start
+    return Decoded(arrays=arrays, error=error, warning=warning, sha256=sha256, decode_seconds=seconds)
 
 
 def _bound_memory(limits: Limits) -> None:
     """A decoder that allocates without end gets no memory and says so, before the whole machine has none."""
     # 16 bits a pixel stretched in float32, and the file itself a few times.
-    wanted = _ROOM + 16 * limits.pixels + 4 * limits.bytes
+    most = _ROOM + 16 * limits.pixels + 4 * limits.bytes
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    resource.setrlimit(resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+    resource.setrlimit(resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
 # Between the processes

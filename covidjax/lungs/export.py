@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from covidjax.files import explaining, write_atomic
 from covidjax.images import archives, stream
 from covidjax.images.formats import Limits
+from covidjax.images.workers import DecodeJob
 from covidjax.lungs import stream as lung_stream
 from covidjax.lungs.overlay import OutputType, render
 
@@ -77,7 +78,7 @@ def export_images(
     Raises:
       UserError: a PNG that cannot be written.
     """
-    images = lung_stream.segment_images(paths, segmenter, workers=workers, limits=limits)
+    images = lung_stream.segment_images(paths, segmenter, DecodeJob(limits=limits), workers=workers)
     jobs = (partial(_write_png, image, name, out, output_type) for image, name in zip(images, names, strict=True))
     return stream.map_in_order(jobs, workers=workers, ahead=lung_stream.BATCH_SIZE)
 

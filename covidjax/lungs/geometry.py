@@ -110,18 +110,12 @@ def _second(mask: np.ndarray) -> float:
 
 
 def _box(mask: np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:
-    (top, bottom), (left, right) = (_ends(np.asarray(mask.any(axis))) for axis in (1, 0))
+    left, top, right, bottom = np.asarray(Image.fromarray(mask).getbbox()) / len(mask)
     beside, above = SIDEWAYS * (right - left), ENDS * (bottom - top)
     left, right = (max(left - beside, 0) * width, min(right + beside, 1) * width)
     top, bottom = (max(top - above, 0) * height, min(bottom + above, 1) * height)
     # To the nearest pixel, so that rounding does not widen every box.
     return round(left), round(top), round(right), round(bottom)
-
-
-def _ends(profile: np.ndarray) -> tuple[float, float]:
-    """Where the first true value begins and the last ends, as shares of the length."""
-    places = np.flatnonzero(profile)
-    return float(places[0]) / len(profile), float(places[-1] + 1) / len(profile)
 
 
 def crop_to_box(gray: np.ndarray, lungs: Lungs, framing: Framing) -> np.ndarray:

@@ -6,8 +6,9 @@ import itertools
 import os
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from covidjax.images import decode, stream
 from covidjax.images.archives import Source
 from covidjax.images.formats import Limits
 from covidjax.images.stream import LoadedImage
-from covidjax.images.workers import Decoded, DecodeJob
+from covidjax.images.workers import Decoded, DecodeJob, FileFacts
 from covidjax.lungs.geometry import Lungs, find_lungs, frame_lungs
 
 BATCH_SIZE = 16
@@ -41,53 +42,36 @@ class Segmenter(Protocol):
         ...
 
 
-class SegmentedImage(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class SegmentedImage(FileFacts):
     """One file and the lungs on it."""
 
     path: str
-    gray: np.ndarray | None
+    gray: np.ndarray | None = None
     """uint8 ``[H, W]``, or None where the file could not be read."""
-    lungs: Lungs | None
-    error: str
-    warning: str
-    """See ``decode.DecodedImage``."""
-    sha256: str
-    decode_seconds: float
-    lungs_seconds: float
+    lungs: Lungs | None = None
+    lungs_seconds: float = 0.0
     """This image's share of its batch's time in the segmenter, and finding the box."""
 
 
 def segment_images(
-    paths: Sequence[Source],
-    segmenter: Segmenter,
-    *,
-    at_least: int | None = None,
-    invert: decode.Invert = "auto",
-    workers: int | None = None,
-    digest: bool = False,
-    limits: Limits = Limits(),
+    paths: Sequence[Source], segmenter: Segmenter, job: DecodeJob = DecodeJob(), *, workers: int | None = None
 ) -> Iterator[SegmentedImage]:
     """Every file in order, decoded ahead of the segmenter, which takes them in batches of one size.
 
     Args:
       paths: files.
       segmenter: what computes the masks.
-      at_least: a side in pixels that suffices, see ``decode.read_reduced``; all pixels if None.
-      invert: whether negatives are turned into positives.
+      job: how files are decoded; the thumbnail is the segmenter's.
       workers: processes that decode; one a core and one more if None.
-      digest: whether the files' digests are wanted.
-      limits: what one file may take.
     """
-    job = DecodeJob(at_least=at_least, thumbnail=segmenter.size, invert=invert, digest=digest, limits=limits)
-    jobs = (partial(_decode, stream.load_source(path, limits), job) for path in paths)
+    job = replace(job, thumbnail=segmenter.size)
+    jobs = (partial(stream.decode_source, stream.load_source(path, job.limits), job) for path in paths)
     decoded = stream.map_in_order(jobs, workers=workers, ahead=BATCH_SIZE)
+    files = zip((os.fspath(path) for path in paths), decoded, strict=True)
     batch_size = min(BATCH_SIZE, max(len(paths), 1))
-    while group := list(itertools.islice(decoded, batch_size)):
+    while group := list(itertools.islice(files, batch_size)):
         yield from _segment(group, segmenter, batch_size)
-
-
-def _decode(source: Source, job: DecodeJob) -> tuple[str, Decoded]:
-    return os.fspath(source), stream.decode_source(source, job)
 
 
 def _segment(group: list[tuple[str, Decoded]], segmenter: Segmenter, batch_size: int) -> Iterator[SegmentedImage]:
@@ -101,11 +85,11 @@ def _segment(group: list[tuple[str, Decoded]], segmenter: Segmenter, batch_size:
     share = (time.perf_counter() - start) / max(len(thumbnails), 1)
     for path, decoded in group:
         start = time.perf_counter()
-        image = SegmentedImage(path=path, gray=None, lungs=None, lungs_seconds=0.0, **decoded.facts)
+        image = SegmentedImage(path=path, **decoded.facts)
         if decoded.arrays:
             gray = decoded.arrays[0]
             lungs = find_lungs(next(masks), *gray.shape)
-            image = image._replace(gray=gray, lungs=lungs, lungs_seconds=share + time.perf_counter() - start)
+            image = replace(image, gray=gray, lungs=lungs, lungs_seconds=share + time.perf_counter() - start)
         yield image
 
 
@@ -121,22 +105,22 @@ def read_lungs(
     """``images.stream.read_images`` for ``preprocess.lungs`` other than ``none``: the lungs as ``geometry.frame_lungs``
     shows them, resized."""
     # A box has at least a third of the image's sides or so: four times the size leaves more than is wanted.
-    side, invert = 4 * preprocess.image_size, preprocess.invert
-    images = segment_images(paths, segmenter, at_least=side, invert=invert, workers=workers, digest=digest, limits=limits)
+    job = DecodeJob(at_least=4 * preprocess.image_size, invert=preprocess.invert, digest=digest, limits=limits)
+    images = segment_images(paths, segmenter, job, workers=workers)
     jobs = (partial(_frame, image, preprocess) for image in images)
     return stream.map_in_order(jobs, workers=workers, ahead=BATCH_SIZE)
 
 
 def _frame(image: SegmentedImage, preprocess: Preprocess) -> LoadedImage:
-    common = ("path", "error", "warning", "sha256", "decode_seconds")
-    loaded = LoadedImage(image=None, **{name: getattr(image, name) for name in common})
+    loaded = LoadedImage(path=image.path, **image.facts)
     if image.gray is None or image.lungs is None or preprocess.lungs == "none":
         return loaded
     start = time.perf_counter()
     framed = frame_lungs(image.gray, image.lungs, preprocess.lungs)
     pixels = decode.resize(framed, preprocess.image_size)[..., None]
     flag = image.lungs.flag
-    return loaded._replace(
+    return replace(
+        loaded,
         image=pixels,
         lungs=WHOLE + flag if flag else preprocess.lungs,
         whole_because=flag,

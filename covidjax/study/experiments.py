@@ -46,24 +46,18 @@ class Reported:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _ExperimentFile:
-    """An experiment's TOML file, but for its settings."""
+class Experiment:
+    """One table of the study: the content of its TOML file."""
 
+    name: str
+    """The file's: ``table1`` …"""
+    settings: Config = field(default_factory=Config)
     title: str
     about: str
     films: ImageSelection = field(default_factory=ImageSelection)
     study: Reported = field(default_factory=Reported)
     times_of: tuple[str, ...] = ()
     """Of a table of times: the experiments that are timed. It has no images of its own."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Experiment(_ExperimentFile):
-    """One table of the study."""
-
-    name: str
-    """The file's: ``table1`` …"""
-    settings: Config
 
     @property
     def number(self) -> str:
@@ -107,11 +101,10 @@ def _read(path: Path, epochs: int | None, recipe: Path | None) -> Experiment:
     overrides = _flat(table.pop("settings", {}))
     if epochs is not None:
         overrides["train.epochs"] = epochs
-    settings = load_config(recipe, (), overrides)
-    file: _ExperimentFile = from_table(_ExperimentFile, table, where=str(path))
-    if bool(file.times_of) == bool(file.films.sources):
+    experiment: Experiment = from_table(Experiment, table | {"name": path.stem}, where=str(path))
+    if bool(experiment.times_of) == bool(experiment.films.sources):
         raise UsageError(f"{path}: an experiment has either films.sources or times_of; give it one of them.")
-    return Experiment(name=path.stem, settings=settings, **vars(file))
+    return dataclasses.replace(experiment, settings=load_config(recipe, (), overrides))
 
 
 def describe_recipe(recipe: Path) -> str:

@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from rich.console import Group
 
 from covidjax.data import readers
@@ -85,13 +85,9 @@ def write(out: Path, data: Path, results: Mapping[str, Any], *, images: bool = T
         sections = [*_samples(out, datasets), *sections, *_lungs(out, data, datasets)]
     else:
         facts["left out"] = "Figures 1 and 5, which show images of the collections"
-    environment = Environment(
-        loader=PackageLoader("covidjax.study"),
-        autoescape=lambda name: bool(name and name.endswith(".html")),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    loader = PackageLoader("covidjax.study")
+    environment = Environment(loader=loader, autoescape=select_autoescape(), undefined=StrictUndefined)
+    environment.trim_blocks = environment.lstrip_blocks = True
     environment.filters["embedded"] = lambda file: embedded(out / file)
     for name in ("report.md", "report.html"):
         (out / name).write_text(environment.get_template(name).render(about=about, facts=facts, sections=sections))

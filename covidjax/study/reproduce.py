@@ -21,7 +21,7 @@ from covidjax.data.dataset import MANIFEST, Dataset
 from covidjax.data.prepare import Options, prepare
 from covidjax.device import device_name
 from covidjax.errors import UsageError, UserError
-from covidjax.files import write_atomic
+from covidjax.files import explaining, write_atomic
 from covidjax.metrics import AnyMetrics, mean_and_sd, mean_history
 from covidjax.report import tables
 from covidjax.runs import folder
@@ -108,14 +108,12 @@ def reproduce(
 def _open_folder(out: Path, settings: dict[str, Any]) -> None:
     """Make the folder, or check that it was begun with the same settings."""
     file = out / SETTINGS
-    try:
+    with explaining(out):
         out.mkdir(parents=True, exist_ok=True)
         if not file.exists():
             if any(out.iterdir()):
                 raise UserError(f"{out} holds other files; name a new or an empty folder with --out.")
             _write(file, settings)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror}); name a folder that you may write to.") from error
     begun = json.loads(file.read_text())
     if begun != settings:
         words = ", ".join(f"{key} {value}" for key, value in begun.items() if value)
@@ -180,17 +178,17 @@ def _train(experiment: Experiment, protocol: str, dataset: Dataset, out: Path, c
         saved_settings = replace(saved.config, data=replace(saved.config.data, path=path))
         if saved_settings != settings or saved.dataset != dataset.fingerprint:
             raise UserError(f"{run} was trained by another version of this experiment; remove it, or name another --out.")
-    for file in (run / name for name in RUN_RESULTS):
-        if file.exists():
-            return json.loads(file.read_text())
-    title = f"{experiment.number}, {protocol} split"
-    console.say(f"{title}: {dataset.manifest['images']} images; run {run}")
-    try:
-        result = _train_run(settings, dataset, run, title, console, resume=begun)
-    except Interrupted:
-        raise UserError("Stopped, with everything saved; give the same command again to go on.") from None
-    _write(run / RUN_RESULTS[0], result)
-    return json.loads((run / RUN_RESULTS[0]).read_text())  # with lists and not tuples, as the next call reads it
+    files = [run / name for name in RUN_RESULTS]
+    if not any(file.exists() for file in files):
+        title = f"{experiment.number}, {protocol} split"
+        console.say(f"{title}: {dataset.manifest['images']} images; run {run}")
+        try:
+            result = _train_run(settings, dataset, run, title, console, resume=begun)
+        except Interrupted:
+            raise UserError("Stopped, with everything saved; give the same command again to go on.") from None
+        _write(files[0], result)
+    # Read also where it was just written: with lists and not tuples, as the next call reads it.
+    return json.loads(next(file for file in files if file.exists()).read_text())
 
 
 def _train_run(

@@ -61,8 +61,8 @@ def read(root: Path, layout: str = "auto", *, source: str | None = None, masks: 
     """
     if not root.is_dir():
         problem = "is a file" if root.exists() else "does not exist"
-        wanted = "cxr/ and masks/" if masks else "one subfolder of images for each class"
-        raise UsageError(f"{root} {problem}; name a folder that holds {wanted}.")
+        expected = "cxr/ and masks/" if masks else "one subfolder of images for each class"
+        raise UsageError(f"{root} {problem}; name a folder that holds {expected}.")
     known = sorted({*LAYOUTS, *MASKED})
     if layout not in ("auto", *known):
         raise UsageError(f"There is no layout {layout!r}; choose one of auto, {', '.join(known)}.")
@@ -75,7 +75,8 @@ def read(root: Path, layout: str = "auto", *, source: str | None = None, masks: 
         raise UserError(f"{root} has no lung masks; name a folder with cxr/ and masks/, or ieee8023 with lung_masks/.")
     if not masks and layout not in LAYOUTS:
         raise UserError(f"{root} holds lung masks and no classes; add --masks to prepare it for a segmenter.")
-    collection = (MASKED if masks else LAYOUTS)[layout](root, source or root.resolve().name)
+    collection = Collection(root, layout, source or root.resolve().name)
+    (MASKED if masks else LAYOUTS)[layout](collection)
     if collection.empty:
         raise UserError(f"{collection.empty[0]} holds no image; add images to this class folder, or remove it.")
     if not collection.examples and masks:

@@ -50,6 +50,6 @@ class Collection:
         """Every image below a folder, sorted; other files are counted into ``left_out``."""
         walked = walk(folder)
         self.left_out["not an image file, by its ending"] += walked.skipped
-        for path, reason in walked.unreadable:
-            self.left_out[f"in the folder {path}, which cannot be read: {reason}"] += 1
+        for error in walked.unreadable:
+            self.left_out[f"in the folder {error.filename}, which cannot be read: {error.strerror}"] += 1
         return walked.images

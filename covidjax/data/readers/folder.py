@@ -23,37 +23,32 @@ def class_folders(root: Path) -> dict[Path, str]:
     return {path: label for path, label in labels.items() if label}
 
 
-def read_folder(root: Path, source: str) -> Collection:
+def read_folder(collection: Collection) -> None:
     """One subfolder a class, any nesting below it; a subfolder that is no class is left out and counted.
 
     Names as NIH and Kermany give them tell the patient; any other file is a patient of its own.
     """
-    collection = Collection(root, "folder", source)
-    folders = class_folders(root)
-    for path in sorted(root.iterdir()):
+    folders = class_folders(collection.root)
+    for path in sorted(collection.root.iterdir()):
         if path.is_dir() and path not in folders:
             collection.left_out[f"folder {path.name!r} names no class"] += len(collection.list_images(path))
         elif path.is_file() and not path.name.startswith("."):
             collection.left_out["beside the class folders, so of no class"] += 1
     for folder, label in folders.items():
         _read_class(collection, folder, label)
-    return collection
 
 
-def read_ozturk(root: Path, source: str) -> Collection:
+def read_ozturk(collection: Collection) -> None:
     """Ozturk's set: NIH names carry the patient; COVID-19 names are those of ieee8023."""
-    collection = Collection(root, "ozturk", source)
     for folder, label in OZTURK.items():
         # In the other classes only NIH's names tell anything.
-        _read_class(collection, root / folder, label, str if label == "COVID-19" else None)
-    return collection
+        _read_class(collection, collection.root / folder, label, str if label == "COVID-19" else None)
 
 
-def read_radiography(root: Path, source: str) -> Collection:
+def read_radiography(collection: Collection) -> None:
     """The Radiography Database: its files are numbered, and ``origin.csv`` (``file``, ``origin_file``), where there is
     one, tells which published image each was; without it every file stands for itself."""
-    collection = Collection(root, "radiography", source)
-    table = root / "origin.csv"
+    table = collection.root / "origin.csv"
     rows = read_csv(table, "file", "origin_file") if table.is_file() else []
     if not rows:
         collection.notes.append(
@@ -62,8 +57,7 @@ def read_radiography(root: Path, source: str) -> Collection:
         )
     origins = {row["file"]: row["origin_file"] for row in rows}
     for folder, label in RADIOGRAPHY.items():
-        _read_class(collection, root / folder, label, origins.get)
-    return collection
+        _read_class(collection, collection.root / folder, label, origins.get)
 
 
 def _read_class(

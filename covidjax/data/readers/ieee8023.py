@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from covidjax.data.readers.base import Collection, Example
 from covidjax.data.readers.names import image_key
 from covidjax.files import read_csv
@@ -35,14 +33,13 @@ def class_of_finding(finding: str) -> str | None:
     return "Pneumonia" if parts[0] in PNEUMONIA else None
 
 
-def read_ieee8023(root: Path, source: str) -> Collection:
+def read_ieee8023(collection: Collection) -> None:
     """Images in ``images/`` by the rows of ``metadata.csv``.
 
     Raises:
       UserError: a metadata.csv without the columns that are read.
     """
-    collection = Collection(root, "ieee8023", source)
-    left_out = collection.left_out
+    root, left_out = collection.root, collection.left_out
     files = {path.name: path for path in collection.list_images(root / "images")}
     for row in read_csv(root / "metadata.csv", "patientid", "finding", "view", "modality", "filename"):
         path = files.pop(row["filename"], None)
@@ -58,6 +55,6 @@ def read_ieee8023(root: Path, source: str) -> Collection:
         else:
             patient = f"ieee8023:{row['patientid']}"
             key = image_key(path.name)
-            collection.examples.append(Example(path, label, patient, source, view=row["view"], image_key=key))
+            example = Example(path, label, patient, collection.source, view=row["view"], image_key=key)
+            collection.examples.append(example)
     left_out["in images/ but not in metadata.csv"] += len(files)
-    return collection
