@@ -22,7 +22,8 @@ from covidjax.metrics import headline_metrics
 from covidjax.models import Weights, create_model
 from covidjax.runs.load import load_run
 from covidjax.training.loop import train
-from covidjax.training.step import create_train_state, learning_rate, make_optimizer, make_train_step
+from covidjax.training.optimizer import learning_rate, make_optimizer
+from covidjax.training.step import create_train_state, make_train_step
 from covidjax.training.tasks import Classification
 
 

@@ -27,16 +27,9 @@ from covidjax.runs.folder import Run
 from covidjax.runs.load import load_run
 from covidjax.training import engine, loop
 from covidjax.training.loop import Interrupted
+from covidjax.training.optimizer import learning_rate
 from covidjax.training.predictions import predict
-from covidjax.training.step import (
-    StepInputs,
-    TrainState,
-    class_weights,
-    create_train_state,
-    learning_rate,
-    make_train_step,
-    to_checkpoint,
-)
+from covidjax.training.step import StepInputs, TrainState, class_weights, create_train_state, make_train_step, to_checkpoint
 from covidjax.training.tasks import Classification
 
 

@@ -20,7 +20,8 @@ from covidjax.inference.forward import make_predict
 from covidjax.models import create_model
 from covidjax.runs.load import load_run
 from covidjax.scoring.classifier import Classifier
-from covidjax.training.step import StepInputs, TrainState, create_train_state, make_optimizer, make_train_step
+from covidjax.training.optimizer import make_optimizer
+from covidjax.training.step import StepInputs, TrainState, create_train_state, make_train_step
 from covidjax.training.tasks import Classification
 
 ACCELERATED_STEPS = 32

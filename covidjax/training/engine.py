@@ -24,8 +24,9 @@ from covidjax.inference.forward import normalize
 from covidjax.models import Weights, create_model
 from covidjax.models.layers import MOMENTUM
 from covidjax.timing import Timing
+from covidjax.training.optimizer import make_optimizer
 from covidjax.training.predictions import Predictions, predict
-from covidjax.training.step import StepInputs, TrainState, create_train_state, make_optimizer, make_train_step
+from covidjax.training.step import StepInputs, TrainState, create_train_state, make_train_step
 from covidjax.training.tasks import make_task
 
 SCAN_STEPS = 512

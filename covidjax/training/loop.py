@@ -25,8 +25,9 @@ from covidjax.runs.folder import Run
 from covidjax.runs.recorder import Recorder
 from covidjax.timing import Stopwatch, Timing
 from covidjax.training.engine import Engine
+from covidjax.training.optimizer import learning_rate_table
 from covidjax.training.predictions import Predictions
-from covidjax.training.step import StepInputs, TrainState, from_checkpoint, make_step_inputs, to_checkpoint, zero_sums
+from covidjax.training.step import StepInputs, TrainState, class_weights, from_checkpoint, to_checkpoint, zero_sums
 
 PROGRESS_SECONDS = 0.2
 """Least time between two looks at the loss within an epoch."""
@@ -98,6 +99,8 @@ def make_plan(config: Config, dataset: Dataset) -> Plan:
     train_rows = np.concatenate([rows[fold] for fold in training])
     batch_size = min(config.train.batch_size, len(train_rows))
     steps = len(train_rows) // batch_size
+    rates = learning_rate_table(config.train, steps * config.train.epochs)
+    weights = class_weights(config.train, dataset.class_counts(training))
     return Plan(
         config=config,
         train_rows=train_rows,
@@ -105,7 +108,7 @@ def make_plan(config: Config, dataset: Dataset) -> Plan:
         trained_on=dataset.source([*training, *val]),
         batch_size=batch_size,
         steps=steps,
-        inputs=make_step_inputs(config.train, config.seed, dataset.class_counts(training), steps * config.train.epochs),
+        inputs=StepInputs(np.uint32(config.seed), rates, weights),
     )
 
 

@@ -1,4 +1,4 @@
-"""One step of training: the state, the learning rate, the update. All of it runs on the device.
+"""One step of training: the state and its update. All of it runs on the device.
 
 The recipe is near that of the paper's framework (fastai): Adam, one-cycle learning rate, cross-entropy. Every random draw
 follows from the seed and the step's number, and every sum from the state, so the same state goes on to the same bits.
@@ -57,15 +57,6 @@ class TrainState(NamedTuple):
     nothing."""
 
 
-def learning_rate(config: TrainConfig, steps: int) -> optax.Schedule:
-    """Step → learning rate: constant, or one cycle (Smith 2018) in the shape that fastai gives it: from a 25th of the peak
-    up to it in the first 30 % of the steps, then down to a 250,000th of it, both along a cosine. Adam's momentum, which
-    fastai moves the other way, stays as it is."""
-    if config.schedule == "constant":
-        return optax.constant_schedule(config.learning_rate)
-    return optax.cosine_onecycle_schedule(max(steps, 2), config.learning_rate, 0.3, 25.0, 1e4)
-
-
 def class_weights(config: TrainConfig, counts: np.ndarray) -> np.ndarray:
     """Weight of each class in the loss, float32 ``[classes]``."""
     if config.class_weights == "none":
@@ -85,13 +76,6 @@ class StepInputs(NamedTuple):
     """float32 ``[classes]``."""
 
 
-def make_step_inputs(config: TrainConfig, seed: int, class_counts: np.ndarray, steps: int) -> StepInputs:
-    """The inputs of so many steps of training, on so many images of each class."""
-    # A multiple of 1024 rates, so that runs of other lengths are the same program; those beyond the steps are not reached.
-    rates = jax.vmap(learning_rate(config, steps))(jnp.arange(-(-steps // 1024) * 1024))
-    return StepInputs(np.uint32(seed), np.asarray(rates, np.float32), class_weights(config, class_counts))
-
-
 class Losses(NamedTuple):
     """Of every example of a batch, float32 ``[B]``."""
 
@@ -105,11 +89,11 @@ class Losses(NamedTuple):
 PrepareInputs = Callable[[Array, Array, Any, str | None], tuple[Array, Any]]
 """A task's ``inputs``, see ``training.tasks``."""
 
+Optimizer = Callable[[optax.Schedule], optax.GradientTransformation]
+"""A learning-rate schedule → ``optimizer.make_optimizer`` of it."""
+
 LossFunction = Callable[[Array, Any, Array], Losses]
 """A task's ``losses``, see ``training.tasks``."""
-
-
-Optimizer = Callable[[optax.Schedule], optax.GradientTransformation]
 
 
 def make_train_step(
@@ -225,10 +209,3 @@ def from_checkpoint(weights: Weights, items: dict[str, Any]) -> TrainState:
         first_bad_step=items["bad_step"],
         raw_weights=items.get("newest", ()),
     )
-
-
-def make_optimizer(config: TrainConfig, rate: optax.Schedule) -> optax.GradientTransformation:
-    """Adam (Kingma and Ba 2015), or AdamW where there is weight decay (Loshchilov and Hutter 2019)."""
-    if config.weight_decay:
-        return optax.adamw(rate, weight_decay=config.weight_decay)
-    return optax.adam(rate)
