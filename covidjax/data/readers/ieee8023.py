@@ -1,4 +1,4 @@
-"""The COVID-19 image data collection (github ieee8023/covid-chestxray-dataset; Cohen et al. 2020), and its lung masks (V7 Labs)."""
+"""The COVID-19 image data collection (github ieee8023/covid-chestxray-dataset; Cohen et al. 2020), with V7 Labs' masks."""
 
 from __future__ import annotations
 
