@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from covidjax.data.readers import folder, ieee8023
 from covidjax.data.readers.base import Collection, Example
-from covidjax.data.readers.folder import OZTURK, RADIOGRAPHY, class_folders, read_folder, read_ozturk, read_radiography
-from covidjax.data.readers.ieee8023 import read_ieee8023
-from covidjax.data.readers.masks import read_ieee8023_masks, read_lungs
 from covidjax.errors import UsageError, UserError
 
 __all__ = ["LAYOUTS", "MASKED", "Collection", "Example", "detect", "read"]
 
-LAYOUTS = {"folder": read_folder, "ozturk": read_ozturk, "ieee8023": read_ieee8023, "radiography": read_radiography}
+LAYOUTS = {
+    "folder": folder.read_folder,
+    "ozturk": folder.read_ozturk,
+    "ieee8023": ieee8023.read_ieee8023,
+    "radiography": folder.read_radiography,
+}
 
-MASKED = {"lungs": read_lungs, "ieee8023": read_ieee8023_masks}
+MASKED = {"lungs": folder.read_lungs, "ieee8023": ieee8023.read_ieee8023_masks}
 """Layouts whose images have lung masks."""
 
 _REQUIRED = {
     "ieee8023": {"metadata.csv", "images"},
-    "ozturk": set(OZTURK),
-    "radiography": set(RADIOGRAPHY),
+    "ozturk": set(folder.OZTURK),
+    "radiography": set(folder.RADIOGRAPHY),
     "lungs": {"cxr", "masks"},
 }
 """Files and folders that tell a layout; the first that fits is taken."""
@@ -32,13 +35,12 @@ def detect(root: Path) -> str:
     Raises:
       UserError: nothing is there, or nothing that is known.
     """
-    entries = {path.name for path in root.iterdir() if not path.name.startswith(".")}
-    if not entries:
+    if all(path.name.startswith(".") for path in root.iterdir()):
         raise UserError(f"{root} is empty; name a folder that holds one subfolder of images for each class.")
-    for layout, required in _REQUIRED.items():
-        if required <= entries:
+    for layout in _REQUIRED:
+        if not _missing(root, layout):
             return layout
-    if class_folders(root):
+    if folder.class_folders(root):
         return "folder"
     raise UserError(
         f"{root} has no subfolder named after a class (COVID-19, No-Findings, Pneumonia) and is no known collection; "

@@ -53,3 +53,17 @@ class Collection:
         for error in walked.unreadable:
             self.left_out[f"in the folder {error.filename}, which cannot be read: {error.strerror}"] += 1
         return walked.images
+
+    def list_pairs(self, images: str, masks: str) -> list[tuple[Path, Path]]:
+        """Images and masks of two subfolders, of the same path but for the ending; what is alone is counted as left out."""
+        folder, mask_folder = self.root / images, self.root / masks
+        mask_of = {path.relative_to(mask_folder).with_suffix(""): path for path in self.list_images(mask_folder)}
+        pairs = []
+        for path in self.list_images(folder):
+            mask = mask_of.pop(path.relative_to(folder).with_suffix(""), None)
+            if mask is None:
+                self.left_out["without a lung mask"] += 1
+            else:
+                pairs.append((path, mask))
+        self.left_out["lung mask without an image"] += len(mask_of)
+        return pairs

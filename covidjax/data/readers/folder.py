@@ -1,4 +1,5 @@
-"""Layouts with one subfolder a class: any folder of one's own, Ozturk's set, the Kaggle COVID-19 Radiography Database."""
+"""Layouts of subfolders: one a class (any folder of one's own, Ozturk's set, the Kaggle COVID-19 Radiography Database), or
+one of images and one of their lung masks (Montgomery, Shenzhen)."""
 
 from __future__ import annotations
 
@@ -58,6 +59,17 @@ def read_radiography(collection: Collection) -> None:
     origins = {row["file"]: row["origin_file"] for row in rows}
     for folder, label in RADIOGRAPHY.items():
         _read_class(collection, collection.root / folder, label, origins.get)
+
+
+def read_lungs(collection: Collection) -> None:
+    """Images in ``cxr/``, each with a mask of the same stem in ``masks/`` (Jaeger et al. 2014: Montgomery and Shenzhen).
+
+    Their names, ``MCUCXR_<number>_…`` and ``CHNCXR_<number>_…``, tell the patient; any other image is of one of its own.
+    """
+    root, source = collection.root, collection.source
+    for path, mask in collection.list_pairs("cxr", "masks"):
+        patient = names.published_patient(path.name) or names.file_patient(source, path.relative_to(root / "cxr"))
+        collection.examples.append(Example(path, "fields", patient, source, mask=mask))
 
 
 def _read_class(

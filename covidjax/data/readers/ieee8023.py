@@ -1,9 +1,9 @@
-"""The COVID-19 image data collection (github ieee8023/covid-chestxray-dataset; Cohen et al. 2020)."""
+"""The COVID-19 image data collection (github ieee8023/covid-chestxray-dataset; Cohen et al. 2020), with V7 Labs' masks."""
 
 from __future__ import annotations
 
 from covidjax.data.readers.base import Collection, Example
-from covidjax.data.readers.names import image_key
+from covidjax.data.readers.names import image_key, patient_of
 from covidjax.files import read_csv
 
 VIEWS = ("PA", "AP", "AP Supine")
@@ -58,3 +58,19 @@ def read_ieee8023(collection: Collection) -> None:
             example = Example(path, label, patient, collection.source, view=row["view"], image_key=key)
             collection.examples.append(example)
     left_out["in images/ but not in metadata.csv"] += len(files)
+
+
+def read_ieee8023_masks(collection: Collection) -> None:
+    """Images in ``images/`` with a mask in ``lung_masks/`` (V7 Labs); ``metadata.csv`` tells the patient and the view.
+
+    Raises:
+      UserError: a metadata.csv without the columns that are read.
+    """
+    table = read_csv(collection.root / "metadata.csv", "patientid", "view", "filename")
+    rows = {row["filename"]: row for row in table}
+    for path, mask in collection.list_pairs("images", "lung_masks"):
+        row = rows.get(path.name)
+        patient = f"ieee8023:{row['patientid']}" if row else patient_of(path.name)
+        view, key = row["view"] if row else "", image_key(path.name)
+        example = Example(path, "lungs", patient, collection.source, view=view, image_key=key, mask=mask)
+        collection.examples.append(example)
