@@ -124,7 +124,7 @@ def _tables(manifest: dict[str, Any]) -> list[RenderableType]:
     rows = [(name, *(row.get(label, 0) for label in classes), sum(row.values())) for name, row in counts]
     add("Images", ("source or fold", *classes, "all"), rows, numbers=len(classes) + 1)
     reasons = [(source, *item) for source, left_out in manifest["left_out"].items() for item in left_out.items()]
-    add("Left out", ("source", "reason", "files"), reasons)
+    add("Skipped", ("source", "reason", "files"), reasons)
     unread = [(entry["path"], entry["reason"]) for entry in manifest["skipped"]]
     more = f"and {len(unread) - 20} more, in manifest.json" if len(unread) > 20 else ""
     add("Could not be read", ("file", "reason"), unread[:20], more, numbers=0)
