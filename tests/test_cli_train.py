@@ -46,10 +46,10 @@ def test_train_json(prepared: Path, tmp_path: Path):
 @pytest.mark.slow
 def test_sample_is_said_to_be_synthetic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from covidjax.data import sample
-    from covidjax.training import evaluate
 
+    draw = sample.sample_dataset
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(evaluate, "sample_dataset", lambda size, masks: sample.sample_dataset(32, 60, masks=masks))
+    monkeypatch.setattr(sample, "sample_dataset", lambda size, masks: draw(32, 60, masks=masks))
     result = run("train", "--epochs", 1, "--run", tmp_path / "run", *TINY)
     assert result.exit_code == 0, result.output
     first, *_ = result.stderr.splitlines()
