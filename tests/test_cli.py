@@ -71,7 +71,7 @@ def test_version():
 
 
 def test_doctor_finds_a_working_installation(monkeypatch: pytest.MonkeyPatch):
-    from covidjax_cli import doctor
+    from covidjax_cli import installation
 
     result = run("doctor", "--json")
     assert result.exit_code == 0, result.output
@@ -79,7 +79,7 @@ def test_doctor_finds_a_working_installation(monkeypatch: pytest.MonkeyPatch):
     assert {"python", "jax", "grain", "device", "cache"} <= {entry["what"] for entry in found}
     assert all(entry["state"] != "wrong" for entry in found)
     assert "what" in run("doctor").stdout
-    monkeypatch.setattr(doctor, "version_of", lambda package: None if package == "optax" else "1.0")
+    monkeypatch.setattr(installation, "version_of", lambda package: None if package == "optax" else "1.0")
     result = run("doctor")
     assert "pip install --force-reinstall covidjax" in result.stdout
     assert refused("doctor", code=1).startswith("1 of ")

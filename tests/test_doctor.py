@@ -2,8 +2,8 @@
 
 import jax
 import pytest
-from covidjax_cli import doctor
-from covidjax_cli.doctor import check_card, examine
+from covidjax_cli import installation
+from covidjax_cli.installation import check_card, examine
 
 V100, T4, H100 = ("Tesla V100-SXM2-16GB", 7.0), ("Tesla T4", 7.5), ("NVIDIA H100", 9.0)
 
@@ -63,18 +63,18 @@ def driver(tmp_path, monkeypatch):
 
 def test_cards_are_read_from_the_driver(driver):
     driver("Tesla V100-SXM2-16GB, 7.0\\nNVIDIA H100 80GB HBM3, 9.0\\n")
-    assert doctor._nvidia_cards() == [("Tesla V100-SXM2-16GB", 7.0), ("NVIDIA H100 80GB HBM3", 9.0)]
+    assert installation._nvidia_cards() == [("Tesla V100-SXM2-16GB", 7.0), ("NVIDIA H100 80GB HBM3", 9.0)]
 
 
 @pytest.mark.parametrize(("text", "status"), [("", 0), ("No devices were found\\n", 6), ("Tesla K80, [N/A]\\n", 0)])
 def test_driver_that_tells_nothing_gives_no_cards(driver, text, status):
     driver(text, status)
-    assert doctor._nvidia_cards() == []
+    assert installation._nvidia_cards() == []
 
 
 def test_no_driver_gives_no_cards(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert doctor._nvidia_cards() == []
+    assert installation._nvidia_cards() == []
 
 
 @pytest.fixture
@@ -100,29 +100,29 @@ def test_nothing_is_wrong_here(own_cache):
 
 
 def test_missing_packages_are_wrong_but_pyarrow_is_only_noted(monkeypatch):
-    monkeypatch.setattr(doctor, "version_of", lambda package: None if package in ("grain", "pyarrow") else "1.0")
-    found = {finding.what: finding for finding in doctor._packages() if finding.state != "ok"}
+    monkeypatch.setattr(installation, "version_of", lambda package: None if package in ("grain", "pyarrow") else "1.0")
+    found = {finding.what: finding for finding in installation._packages() if finding.state != "ok"}
     assert set(found) == {"grain", "pyarrow"}
     assert (found["grain"].state, found["grain"].detail) == ("wrong", "not installed")
     assert (found["pyarrow"].state, found["pyarrow"].remedy) == ("note", "pip install 'covidjax[parquet]'")
 
 
 def test_jax_and_jaxlib_of_different_versions_are_wrong(monkeypatch):
-    monkeypatch.setattr(doctor, "version_of", lambda package: "0.9.0" if package == "jaxlib" else "0.10.2")
-    (finding,) = (finding for finding in doctor._packages() if finding.state == "wrong")
+    monkeypatch.setattr(installation, "version_of", lambda package: "0.9.0" if package == "jaxlib" else "0.10.2")
+    (finding,) = (finding for finding in installation._packages() if finding.state == "wrong")
     assert finding.detail == "jax 0.10.2 with jaxlib 0.9.0"
     assert finding.remedy == "pip install jaxlib==0.10.2"
 
 
 def test_version_of_no_package_is_none():
-    assert doctor.version_of("no-such-package-at-all") is None
+    assert installation.version_of("no-such-package-at-all") is None
 
 
 def test_card_that_jax_does_not_find_is_reported(driver, own_cache, monkeypatch):
     driver("Tesla V100-SXM2-16GB, 7.0\\n")
-    monkeypatch.setattr(doctor, "version_of", lambda package: None)
+    monkeypatch.setattr(installation, "version_of", lambda package: None)
     monkeypatch.setattr(jax, "devices", lambda: [jax.local_devices(backend="cpu")[0]])
-    found = doctor._devices()
+    found = installation._devices()
     assert [(finding.state, finding.what) for finding in found] == [("ok", "device"), ("wrong", "Tesla V100-SXM2-16GB")]
 
 
@@ -131,13 +131,13 @@ def test_jax_that_fails_is_a_finding_not_a_crash(own_cache, monkeypatch):
         raise RuntimeError("no\nbackend")
 
     monkeypatch.setattr(jax, "devices", fail)
-    (finding,) = doctor._devices()
+    (finding,) = installation._devices()
     assert (finding.state, finding.detail) == ("wrong", "jax finds none: no backend")
 
 
 def test_cache_that_cannot_be_written_is_wrong(monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    (finding,) = doctor._places()
+    (finding,) = installation._places()
     assert (finding.state, finding.what) == ("wrong", "cache")
     assert finding.remedy.startswith("export XDG_CACHE_HOME=")

@@ -1,0 +1,157 @@
+"""What is installed, which devices there are, what is wrong, and the command that mends it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import platformdirs
+
+from covidjax.errors import one_line
+
+_EXTRAS = {
+    "pyarrow": ("no Parquet output", "parquet"),
+    "openvino": ("scoring on CPUs is slower without it", "openvino"),
+    "onnxruntime": ("scoring on CPUs is slower without it or openvino", "onnxruntime"),
+    "jax2onnx": ("openvino and onnxruntime are not used without it", "openvino"),
+}
+
+_VOLTA_CUDNN = "9.10.2.21"
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at."""
+
+    state: Literal["ok", "note", "wrong"]
+    what: str
+    detail: str
+    remedy: str = ""
+    """The command that mends it; empty where nothing is wrong."""
+
+
+def version_of(package: str) -> str | None:
+    """Installed version, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def examine() -> list[Finding]:
+    """Look at everything; never raises for what it finds."""
+    return [*_packages(), *_devices(), *_places()]
+
+
+def _required() -> list[str]:
+    """The packages that covidjax cannot do without."""
+    try:
+        requirements = importlib.metadata.requires("covidjax") or []
+    except importlib.metadata.PackageNotFoundError:  # it runs from its source
+        requirements = []
+    # What stands behind a semicolon makes it optional.
+    return ["jaxlib", *(re.split(r"[^\w-]", text)[0] for text in requirements if ";" not in text)]
+
+
+def _packages() -> list[Finding]:
+    findings = [Finding("ok", "python", f"{sys.version.split()[0]}, covidjax {version_of('covidjax')}")]
+    for package in (*_required(), *_EXTRAS):
+        version = version_of(package)
+        if version:
+            findings.append(Finding("ok", package, version))
+        elif package in _EXTRAS:
+            meaning, extra = _EXTRAS[package]
+            findings.append(Finding("note", package, f"not installed: {meaning}", f"pip install 'covidjax[{extra}]'"))
+        else:
+            findings.append(Finding("wrong", package, "not installed", "pip install --force-reinstall covidjax"))
+    jax, jaxlib = version_of("jax"), version_of("jaxlib")
+    if jax and jaxlib and jax != jaxlib:
+        findings.append(Finding("wrong", "jax", f"jax {jax} with jaxlib {jaxlib}", f"pip install jaxlib=={jax}"))
+    return findings
+
+
+def _devices() -> list[Finding]:
+    cards = _nvidia_cards()
+    try:
+        import jax
+
+        from covidjax import device
+
+        device.start()
+        devices = jax.devices()
+    except Exception as error:  # a broken installation can fail in any way, and telling how is this module's work
+        detail = f"jax finds none: {one_line(error)}"
+        return [Finding("wrong", "devices", detail, "pip install --force-reinstall jax jaxlib")]
+    findings = []
+    for installed in devices:
+        if installed.platform == "cpu":
+            findings.append(Finding("ok", "device", f"CPU, {len(os.sched_getaffinity(0))} cores, float32"))
+            continue
+        capability = getattr(installed, "compute_capability", "?")
+        dtype, scaled = device.precision("auto", installed)
+        name = getattr(dtype, "__name__", str(dtype)) + " with loss scaling" * scaled
+        findings.append(Finding("ok", "device", f"{installed.device_kind}, compute capability {capability}, {name}"))
+    has_gpu = any(installed.platform == "gpu" for installed in devices)
+    for name, capability in cards:
+        findings += check_card(name, capability, has_gpu, version_of("nvidia-cudnn-cu12"), version_of("jax-cuda13-plugin"))
+    if not cards and not has_gpu:
+        findings.append(Finding("note", "GPU", "none on this machine; everything works on the CPU, only slower"))
+    return findings
+
+
+def check_card(name: str, capability: float, usable: bool, cudnn: str | None, cuda13: str | None) -> list[Finding]:
+    """What stands between a card and jax.
+
+    Args:
+      name: of the card.
+      capability: its compute capability, such as 7.0 for a V100.
+      usable: whether jax finds a GPU.
+      cudnn: version of nvidia-cudnn-cu12, or None.
+      cuda13: version of jax-cuda13-plugin, or None.
+    """
+    volta = capability < 7.5
+    if volta and cuda13:
+        detail = f"CUDA 13 needs compute capability 7.5; this card has {capability}"
+        remedy = "pip uninstall jax-cuda13-plugin jax-cuda13-pjrt && pip install 'covidjax[v100]'"
+    elif volta and cudnn and tuple(map(int, cudnn.split(".")[:2])) >= (9, 11):
+        detail = f"cuDNN {cudnn} needs compute capability 7.5; this card has {capability}"
+        remedy = f"pip install nvidia-cudnn-cu12=={_VOLTA_CUDNN}"
+    elif not usable:
+        detail = "there, but jax was installed without CUDA"
+        remedy = f"pip install 'covidjax[{'v100' if volta else 'cuda12'}]'"
+    else:
+        return []
+    return [Finding("wrong", name, detail, remedy)]
+
+
+def _nvidia_cards() -> list[tuple[str, float]]:
+    """(name, compute capability) of every card the driver knows, whether or not jax can use it."""
+    if not shutil.which("nvidia-smi"):
+        return []
+    query = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
+    try:
+        lines = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()
+        return [(name.strip(), float(capability)) for name, capability in (line.rsplit(",", 1) for line in lines)]
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return []
+
+
+def _places() -> list[Finding]:
+    cache = Path(platformdirs.user_cache_dir("covidjax"))
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
+            pass
+    except OSError as error:
+        remedy = "export XDG_CACHE_HOME=/a/folder/you/may/write/to"
+        return [Finding("wrong", "cache", f"{cache} cannot be written ({error.strerror})", remedy)]
+    free = shutil.disk_usage(cache).free / 2**30
+    if free < 1:
+        return [Finding("wrong", "cache", f"{cache}: only {free:.1f} GiB free", f"rm -r {cache}")]
+    return [Finding("ok", "cache", f"{cache}, {free:.0f} GiB free")]
