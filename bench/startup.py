@@ -74,7 +74,10 @@ def measure(options: Options) -> Result:
                         seconds.setdefault(f"{what}, {when}", []).append(value)
             say(f"  turn {turn + 1} of {rounds}")
     rows = [Row(name, Spread.of(values), samples=values) for name, values in seconds.items()]
-    figures = {"score_again_seconds": Spread.of(seconds[f"{SCORE}, again"]).median, "help_seconds": rows[0].value.median}  # type: ignore[union-attr]
+    figures = {
+        "score_again_seconds": Spread.of(seconds[f"{SCORE}, again"]).median,
+        "help_seconds": Spread.of(seconds[HELP]).median,
+    }
     return Result([Table("Start-up", "seconds", rows)], figures)
 
 
