@@ -1,7 +1,7 @@
 """What the benchmarks measure on: films of hospital size, datasets, a trained run; made once, in the user's cache.
 
-Films are drawn by ``covidjax.phantom`` at 512 pixels, enlarged, and given noise until they are as many bytes a pixel as
-published ones: NIH ChestX-ray8's 1024² PNGs have 0.32 to 0.44, large JPEGs of ieee8023 0.09 to 0.18.
+Films are drawn by ``covidjax.data.synthetic`` at 512 pixels, enlarged, and given noise until they have as many bytes a
+pixel as published ones: NIH ChestX-ray8 1024² PNGs have 0.32 to 0.44, large JPEGs of ieee8023 0.09 to 0.18.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 It checks the GPU's logits, gradients and losses of some steps against the CPU's, in float32 and in the automatic precision;
 measures forward pass and training step in turns with PyTorch; trains 100 epochs on 1,044 images at 224 × 224 with the real
-``covidjax.train``, evaluation and checkpoints included, beside what PyTorch takes for as many steps; and works out which
+``covidjax.training``, evaluation and checkpoints included, beside what PyTorch takes for as many steps; and works out which
 share of the card's bandwidth and arithmetic the step takes. With --small it does all that on tiny inputs, on a CPU too.
 """
 

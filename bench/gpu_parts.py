@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bench.peers.ours import UNCHANGED, constant_given, read_batch
+from bench.peers.ours import UNCHANGED, constant_inputs, read_batch
 from covidjax import device
 from covidjax.config import Config, DataConfig, TrainConfig
 from covidjax.data.dataset import Dataset
@@ -48,7 +48,7 @@ def results(batch: str, run: str, where: str, precision: Any) -> dict[str, Any]:
     gradients = jax.jit(jax.grad(loss))(loaded.weights.params)
     optimizer = functools.partial(make_optimizer, settings)
     step = jax.jit(make_train_step(network, task.inputs, task.losses, optimizer, loss_scaling=scaled))
-    inputs = constant_given(settings.learning_rate, logits.shape[-1])
+    inputs = constant_inputs(settings.learning_rate, logits.shape[-1])
     state = create_train_state(loaded.weights, optimizer(learning_rate(settings, 1)), loss_scaling=scaled)
     losses, before = [], 0.0
     for _ in range(5):
@@ -121,7 +121,7 @@ def limits(batch: str, run: str, copied: int, side: int) -> dict[str, Any]:
     optimizer = functools.partial(make_optimizer, settings)
     step = make_train_step(network, task.inputs, task.losses, optimizer, loss_scaling=scaled)
     state = create_train_state(loaded.weights, optimizer(learning_rate(settings, 100)), loss_scaling=scaled)
-    lowered = jax.jit(step, donate_argnums=0).lower(state, constant_given(1e-3, 3), images, labels)
+    lowered = jax.jit(step, donate_argnums=0).lower(state, constant_inputs(1e-3, 3), images, labels)
     cost: Any = lowered.compile().cost_analysis()
     return {
         "bandwidth": bandwidth,

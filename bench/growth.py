@@ -39,9 +39,9 @@ def peak_memory(words: Sequence[str]) -> float:
             total = 0  # one ended while it was looked at: what it was cannot be known any more
         most = max(most, total)
         time.sleep(0.05)
-    _, said = process.communicate()
+    _, errors = process.communicate()
     if process.returncode:
-        raise RuntimeError(f"{' '.join(words[3:])} failed: {said[-500:]}")
+        raise RuntimeError(f"{' '.join(words[3:])} failed: {errors[-500:]}")
     return most / 2**20
 
 
@@ -53,9 +53,9 @@ def measure(options: Options) -> Result:
     counts = (48, 96) if options.quick else (1250, 2500, 5000)
     rows, per_image = [], {}
     for images in counts:
-        found = trained(data.dataset(images, size), 1 if options.quick else 4)
-        trained_on = found["history"][0]["step"] * 32
-        seconds = [trained_on / epoch["images_per_second"] for epoch in found["history"]]
+        metrics = trained(data.dataset(images, size), 1 if options.quick else 4)
+        trained_on = metrics["history"][0]["step"] * 32
+        seconds = [trained_on / epoch["images_per_second"] for epoch in metrics["history"]]
         note = f"{1e6 * min(seconds) / trained_on:,.0f} µs an image"
         rows.append(Row(f"{trained_on} images", Spread.of(seconds), note, seconds))
         per_image[images] = min(seconds) / trained_on
@@ -66,8 +66,8 @@ def measure(options: Options) -> Result:
     rows, losses = [], []
     for devices in (1, 2):
         settings = ("train.schedule=constant", "train.learning_rate=1e-6")  # so small that rounding is not amplified
-        found = trained(data.dataset(counts[0], size), 1, *settings, JAX_NUM_CPU_DEVICES=str(devices))
-        losses.append(found["history"][0]["train"]["loss"])
+        metrics = trained(data.dataset(counts[0], size), 1, *settings, JAX_NUM_CPU_DEVICES=str(devices))
+        losses.append(metrics["history"][0]["train"]["loss"])
         rows.append(
             Row(f"{devices} device{'s' * (devices > 1)}", Spread.of([losses[-1]]), f"{losses[-1]:.6f}", [losses[-1]])
         )

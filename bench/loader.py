@@ -69,8 +69,8 @@ def measure(options: Options) -> Result:
     speeds: dict[str, list[float]] = {IN_MEMORY: [], STREAMED: []}
     for _ in range(turns_each):
         for name, cache in ((IN_MEMORY, "device"), (STREAMED, "stream")):
-            found = trained(source, epochs, f"train.cache={cache}")
-            speeds[name] += [epoch["images_per_second"] for epoch in found["history"]]
+            metrics = trained(source, epochs, f"train.cache={cache}")
+            speeds[name] += [epoch["images_per_second"] for epoch in metrics["history"]]
             say(f"  {name}: {speeds[name][-1]:,.0f} images/s")
     rows = [Row(name, Spread.of(values), samples=values) for name, values in speeds.items()]
     note = f"`covidjax train` on {films} films, each epoch one sample."

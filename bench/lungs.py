@@ -59,12 +59,12 @@ def measure(options: Options) -> Result:
     figures = against(tables[0], OURS, THEIRS, "lungs_vs_lungs_finder")
     for name, title in ((OURS, "lungs"), (THEIRS, "lungs_finder")):
         if name in answers:
-            found = quality(np.asarray(answers[name]).reshape(-1, 4), drawn)
-            figures |= {f"{title}_{what}": value for what, value in found._asdict().items()}
-            lines = [Row(what, Spread.of([value]), samples=[value]) for what, value in found._asdict().items()]
+            box_quality = quality(np.asarray(answers[name]).reshape(-1, 4), drawn)
+            figures |= {f"{title}_{what}": value for what, value in box_quality._asdict().items()}
+            lines = [Row(what, Spread.of([value]), samples=[value]) for what, value in box_quality._asdict().items()]
             tables.append(Table(f"Boxes of {name} against the radiologists'", "share", lines))
-    table, found = masks(options)
-    return Result([*tables, table], figures | found)
+    table, mask_figures = masks(options)
+    return Result([*tables, table], figures | mask_figures)
 
 
 def masks(options: Options) -> tuple[Table, dict[str, float]]:
@@ -93,10 +93,10 @@ def masks(options: Options) -> tuple[Table, dict[str, float]]:
             continue
         masks = [example.mask for example in examples]
         loaded = stream.read_images([example.path for example in examples], preprocess, masks=masks)
-        found = [film for film in loaded if film.image is not None]
-        images, true = (np.stack(list(each)) for each in zip(*((film.image, film.mask) for film in found), strict=True))
-        kinds = np.full(len(found), MASK_KINDS.index(kind), np.int32)
-        dice = np.asarray(jax.device_get(eval_step(weights, Batch(images, kinds, len(found), true))))[:, 1].tolist()
+        decoded = [film for film in loaded if film.image is not None]
+        images, true = (np.stack(list(each)) for each in zip(*((film.image, film.mask) for film in decoded), strict=True))
+        kinds = np.full(len(decoded), MASK_KINDS.index(kind), np.int32)
+        dice = np.asarray(jax.device_get(eval_step(weights, Batch(images, kinds, len(decoded), true))))[:, 1].tolist()
         rows.append(Row(f"{kind} of {name}", Spread.of(dice), f"{len(dice)} films", samples=dice))
         figures[f"lungs_dice_{kind}"] = float(np.mean(dice))
     return Table("Masks of held-out films", "Dice", rows), figures
@@ -116,8 +116,8 @@ def held_out(examples: Sequence[Example]) -> list[Example]:
 
     trained_on = keys_of(BUNDLED)
     names = patients_of(examples, identical_files(examples))
-    seen = {name for example, name in zip(examples, names, strict=True) if trained_on & {example.patient, name}}
-    return [example for example, name in zip(examples, names, strict=True) if name not in seen]
+    trained_names = {name for example, name in zip(examples, names, strict=True) if trained_on & {example.patient, name}}
+    return [example for example, name in zip(examples, names, strict=True) if name not in trained_names]
 
 
 def films() -> tuple[list[Path], list[np.ndarray]]:
@@ -130,12 +130,12 @@ def films() -> tuple[list[Path], list[np.ndarray]]:
     if not (root / "lung_boxes.json").is_file():
         return [], []
     with (root / "metadata.csv").open(newline="") as file:
-        whose = {row["filename"]: f"ieee8023:{row['patientid']}" for row in csv.DictReader(file)}
+        patients = {row["filename"]: f"ieee8023:{row['patientid']}" for row in csv.DictReader(file)}
     boxes = json.loads((root / "lung_boxes.json").read_text())
     boxed = [
-        Example(root / "images" / name, "boxed", whose[name], "boxes", image_key=image_key(name))
+        Example(root / "images" / name, "boxed", patients[name], "boxes", image_key=image_key(name))
         for name in sorted(boxes)
-        if name in whose and (root / "images" / name).is_file()
+        if name in patients and (root / "images" / name).is_file()
     ]
     masked = readers.read(root, masks=True).examples
     paths = [example.path for example in held_out([*masked, *boxed]) if example.label == "boxed"]
@@ -145,7 +145,7 @@ def films() -> tuple[list[Path], list[np.ndarray]]:
     return paths, drawn
 
 
-def quality(found: np.ndarray, drawn: list[np.ndarray]) -> Quality:
+def quality(boxes: np.ndarray, drawn: list[np.ndarray]) -> Quality:
     """Of boxes ``[films, 4]``, negative where there is none, against the two drawn on each film.
 
     >>> drawn = [np.asarray([[0, 0, 4, 10], [6, 0, 10, 10]])] * 2
@@ -153,7 +153,7 @@ def quality(found: np.ndarray, drawn: list[np.ndarray]) -> Quality:
     Quality(iou=0.5, clipped=1.0, missing=0.5)
     """
     overlaps, lost = [], []
-    for box, pair in zip(found, drawn, strict=True):
+    for box, pair in zip(boxes, drawn, strict=True):
         if (box < 0).any():
             continue
         whole = np.concatenate([pair[:, :2].min(0), pair[:, 2:].max(0)])

@@ -1,4 +1,4 @@
-"""Fits the weights of ``covidjax.polarity`` to all films below folders and prints how such weights do on other patients.
+"""Fits the weights of ``covidjax.images.polarity`` to all films below folders; prints how they do on other patients.
 
 ``python -m bench.polarity FOLDER...``
 """

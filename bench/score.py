@@ -45,9 +45,9 @@ class Command:
         if done.returncode:
             self.missing = (done.stderr.strip().splitlines() or ["no word of why"])[-1]
             return
-        found = json.loads(done.stdout[done.stdout.index("{") :])
-        inside = found.get("loop") or {stage["stage"]: stage["seconds"] for stage in found["timing"]}["wall"]
-        scored = found.get("images", found.get("ok"))
+        summary = json.loads(done.stdout[done.stdout.index("{") :])
+        inside = summary.get("loop") or {stage["stage"]: stage["seconds"] for stage in summary["timing"]}["wall"]
+        scored = summary.get("images", summary.get("ok"))
         if scored != images:
             self.missing = f"handled {scored} of {images} films"
         else:
@@ -60,15 +60,15 @@ def contenders(folder: Path, run: Path, weights: Path, size: int, out: Path) -> 
     ours = [*COVIDJAX, "score", str(folder), "--checkpoint", str(run), "--output", str(out / "ours.csv"), "--json"]
     loop = [sys.executable, "-m", "bench.peers.score_loop", str(folder), str(out / "loop.csv"), str(weights), str(size)]
     decode = [sys.executable, "-m", "bench.peers.decode", str(folder)]
-    found = [Command(OURS, ours)]
+    commands = [Command(OURS, ours)]
     offered = subprocess.run([*COVIDJAX, "score", "--help"], capture_output=True, text=True, env=environment()).stdout
     if "--runtime" in offered:
-        found.append(Command(f"{OURS} --runtime jax", [*ours, "--runtime", "jax"]))
-    found += [Command(LOOP, loop), Command(f"{DECODE}, loader", [*decode, "loader", str(size)])]
-    found += [Command(f"{DECODE}, processes", [*decode, "processes", str(size)])]
+        commands.append(Command(f"{OURS} --runtime jax", [*ours, "--runtime", "jax"]))
+    commands += [Command(LOOP, loop), Command(f"{DECODE}, loader", [*decode, "loader", str(size)])]
+    commands += [Command(f"{DECODE}, processes", [*decode, "processes", str(size)])]
     if folder.name.startswith("films-jpeg"):
-        found.append(Command(DRAFT, [*loop, "draft"]))
-    return found
+        commands.append(Command(DRAFT, [*loop, "draft"]))
+    return commands
 
 
 def measure(options: Options) -> Result:

@@ -39,16 +39,16 @@ def until(words: Sequence[str], lines: Sequence[str], cache: Path) -> list[float
     process = subprocess.Popen([*COVIDJAX, *words], stdout=nowhere, stderr=pipe, text=True, env=settings)
     assert process.stderr
     seconds: dict[str, float] = {}
-    said = []
+    errors = []
     with process.stderr:
         for text in process.stderr:
-            said.append(text)
+            errors.append(text)
             for line in lines:
                 if line in text:
                     seconds.setdefault(line, time.perf_counter() - start)
     process.wait()
     if process.returncode or len(seconds) < len(lines):
-        raise RuntimeError(f"covidjax {' '.join(words)} failed: {''.join(said)[-500:]}")
+        raise RuntimeError(f"covidjax {' '.join(words)} failed: {''.join(errors)[-500:]}")
     return [seconds[line] for line in lines] or [time.perf_counter() - start]
 
 

@@ -47,7 +47,7 @@ def show_checks(checks: Sequence[Check]) -> None:
     from rich.table import Table
 
     table = Table(title="What is asked for", title_justify="left")
-    for name in ("", "asked", "found", "ok"):
+    for name in ("", "target", "measured", "ok"):
         table.add_column(name)
     for line in checks:
         value = "not measured" if line.value is None else number(line.value)

@@ -130,7 +130,7 @@ def mean_and_sd(results: Sequence[AnyMetrics]) -> dict[str, MeanAndSd]:
 
 
 def mean_history(histories: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """Means over the networks of a run of every epoch's loss and score.
+    """Means over the networks of a run of every epoch's loss and metric.
 
     Args:
       histories: the lines of each network's ``metrics.jsonl``, equally many.

@@ -47,16 +47,16 @@ class Ours:
         from covidjax.lungs import geometry
         from covidjax.lungs import stream as lung_stream
 
-        found = []
+        boxes = []
         for start in range(0, len(self._films), lung_stream.BATCH_SIZE):
             films = self._films[start : start + lung_stream.BATCH_SIZE]
             batch = np.zeros((lung_stream.BATCH_SIZE, self._segmenter.size, self._segmenter.size, 1), np.uint8)
             for image, film in zip(batch, films, strict=False):
                 image[..., 0] = decode.resize(film, self._segmenter.size)
             for mask, film in zip(np.asarray(self._segmenter(batch)), films, strict=False):
-                seen = geometry.find_lungs(mask, *film.shape)
-                found.append((-1, -1, -1, -1) if seen.flag else seen.box)
-        return found
+                lungs = geometry.find_lungs(mask, *film.shape)
+                boxes.append((-1, -1, -1, -1) if lungs.flag else lungs.box)
+        return boxes
 
 
 class LungsFinder:

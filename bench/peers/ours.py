@@ -79,9 +79,9 @@ class Train:
         task = Classification(config)
         step = make_train_step(network, task.inputs, task.losses, optimizer, loss_scaling=scaled, axis=axis)
         state = create_train_state(loaded.weights, optimizer(optax.constant_schedule(0.0)), loss_scaling=scaled)
-        given = constant_given(1e-3, len(loaded.run.preprocess.classes))
-        self._state, given = device.replicate((state, given), mesh)
-        self._call, steps = compiled(step, given, images, labels, where.platform)
+        inputs = constant_inputs(1e-3, len(loaded.run.preprocess.classes))
+        self._state, inputs = device.replicate((state, inputs), mesh)
+        self._call, steps = compiled(step, inputs, images, labels, where.platform)
         self._first = max(1, first // steps)
         self.images = steps * len(images)
         self.note = f"{np.dtype(dtype).name}, augmented" if augmented else np.dtype(dtype).name
@@ -97,13 +97,13 @@ class Train:
         return [float(self._state.sums.loss) / int(self._state.sums.images)]
 
 
-def constant_given(rate: float, classes: int) -> StepInputs:
+def constant_inputs(rate: float, classes: int) -> StepInputs:
     """What a step is given: seed 0, a constant learning rate, equal weights of the classes."""
     return StepInputs(np.uint32(0), np.full(1024, rate, np.float32), np.ones(classes, np.float32))
 
 
-def compiled(step: Any, given: StepInputs, images: np.ndarray, labels: np.ndarray, platform: str) -> tuple[Any, int]:
-    """The way from a step to the program that ``covidjax.train`` runs, and how many steps one call of it takes.
+def compiled(step: Any, inputs: StepInputs, images: np.ndarray, labels: np.ndarray, platform: str) -> tuple[Any, int]:
+    """The way from a step to the program that ``covidjax.training`` runs, and how many steps one call of it takes.
 
     The one place to follow a change there.
     """
@@ -111,15 +111,15 @@ def compiled(step: Any, given: StepInputs, images: np.ndarray, labels: np.ndarra
         share, mesh = P(device.AXIS), device.mesh(len(images))
         images_there, labels_there = jax.device_put((images, labels), NamedSharding(mesh, share))
         jitted = jax.jit(device.shard(step, mesh, P(), P(), share, share, result=P()), donate_argnums=0)
-        return lambda state: jitted(state, given, images_there, labels_there), 1
+        return lambda state: jitted(state, inputs, images_there, labels_there), 1
     kept_images, kept_labels = jax.device_put((images, labels))
     rows = np.tile(np.arange(len(images), dtype=np.int32), (ACCELERATED_STEPS, 1))
 
-    def scan(state: TrainState, given: StepInputs, images: jax.Array, labels: jax.Array, rows: jax.Array) -> TrainState:
-        return jax.lax.scan(lambda s, row: (step(s, given, images[row], labels[row]), None), state, rows)[0]
+    def scan(state: TrainState, inputs: StepInputs, images: jax.Array, labels: jax.Array, rows: jax.Array) -> TrainState:
+        return jax.lax.scan(lambda s, row: (step(s, inputs, images[row], labels[row]), None), state, rows)[0]
 
     jitted = jax.jit(scan, donate_argnums=0)
-    return lambda state: jitted(state, given, kept_images, kept_labels, rows), ACCELERATED_STEPS
+    return lambda state: jitted(state, inputs, kept_images, kept_labels, rows), ACCELERATED_STEPS
 
 
 class Forward:

@@ -62,8 +62,8 @@ class _Network:
     def compile(self, function: Any) -> Any:
         return torch.compile(function, mode=self.compiled) if self.compiled else function
 
-    def seen(self) -> torch.Tensor:
-        """The batch, normalised as ``covidjax.augment.normalise`` does, which is part of what is timed on every side."""
+    def inputs(self) -> torch.Tensor:
+        """The batch, as ``covidjax.inference.forward.normalize`` makes it: timed on every side."""
         return ((self.pixels.float() / 255 - 0.5) / 0.25).contiguous(memory_format=self.layout)
 
     def wait(self) -> None:
@@ -84,7 +84,7 @@ class Train(_Network):
 
     def _loss_of(self) -> torch.Tensor:
         with self.autocast():
-            logits = self.model(self.seen())
+            logits = self.model(self.inputs())
         return torch.nn.functional.cross_entropy(logits.float(), self.labels)
 
     def _step(self) -> torch.Tensor:
@@ -115,7 +115,7 @@ class Forward(_Network):
 
     def _logits_of(self) -> torch.Tensor:
         with self.autocast():
-            return self.model(self.seen())
+            return self.model(self.inputs())
 
     @torch.inference_mode()
     def run(self, calls: int) -> None:

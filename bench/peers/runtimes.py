@@ -32,8 +32,8 @@ class OnnxRuntime:
 
     def answer(self) -> list[float]:
         """Probabilities."""
-        found: Any = self._session.run(None, {"pixels": self._pixels})[0]
-        return found.ravel().tolist()
+        outputs: Any = self._session.run(None, {"pixels": self._pixels})[0]
+        return outputs.ravel().tolist()
 
 
 class OpenVino:

@@ -158,16 +158,16 @@ def bar(column: str) -> Progress:
 @contextlib.contextmanager
 def stopping() -> Iterator[Callable[[], bool]]:
     """A function that says whether Ctrl-C or SIGTERM came; a second Ctrl-C breaks off at once."""
-    asked = threading.Event()
+    stop_requested = threading.Event()
 
     def ask(number: int, frame: object) -> None:
-        if asked.is_set() and number == signal.SIGINT:
+        if stop_requested.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
-        asked.set()
+        stop_requested.set()
 
     handlers = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked.is_set
+        yield stop_requested.is_set
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

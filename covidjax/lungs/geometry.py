@@ -89,7 +89,7 @@ def _flag(mask: np.ndarray, share: float, unsure: float) -> str:
         return "lungs too small"
     if share > LARGEST:
         return "lungs too large"
-    if _second(mask) < SECOND:
+    if not _has_two_lungs(mask):
         return "one lung"
     if unsure > UNSURE:
         return "outline unsure"
@@ -98,15 +98,15 @@ def _flag(mask: np.ndarray, share: float, unsure: float) -> str:
     return ""
 
 
-def _second(mask: np.ndarray) -> float:
-    """Area of the second largest piece as a share of the largest's. Lungs that touch are told apart by what is left of them
-    when their edge is taken away, up to a thirty-second of the side."""
+def _has_two_lungs(mask: np.ndarray) -> bool:
+    """Whether the second largest piece has at least ``SECOND`` of the largest's area. Lungs that touch are separated by
+    eroding the mask, by up to a thirty-second of its side."""
     for _ in range(max(len(mask) // 32, 1) + 1):
         areas = np.sort(_pieces(mask)[1])[::-1]
         if len(areas) > 1 and areas[1] >= SECOND * areas[0]:
-            return float(areas[1] / areas[0])
+            return True
         mask = np.asarray(_ndimage().binary_erosion(mask))
-    return 0.0
+    return False
 
 
 def _box(mask: np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:
@@ -170,10 +170,10 @@ def frame_lungs(gray: np.ndarray, lungs: Lungs, framing: Framing) -> np.ndarray:
     left, top, right, bottom = lungs.box
     side = round(max(bottom - top, right - left) * (1 + 2 * CONTEXT))
     height, width = gray.shape
-    return pad_to_square(gray[_stretch(top, bottom, side, height), _stretch(left, right, side, width)])
+    return pad_to_square(gray[_window(top, bottom, side, height), _window(left, right, side, width)])
 
 
-def _stretch(first: int, last: int, side: int, length: int) -> slice:
-    """Of a length, the part of a given size around another, or all of it."""
+def _window(first: int, last: int, side: int, length: int) -> slice:
+    """The slice of an axis of ``length`` pixels, ``side`` long and centred on ``first:last``, moved inside the axis."""
     start = min(max((first + last - side) // 2, 0), max(length - side, 0))
     return slice(start, min(start + side, length))

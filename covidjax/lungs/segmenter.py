@@ -34,10 +34,10 @@ class LoadedSegmenter:
     def __init__(self, path: Path, device: str, runtime: str):
         run, digests = load.read_run(path), load.digests(path)
         loader = partial(load.load_run, path)
-        computes = open_runtime(runtime, device, run.config, run.preprocess, digests=digests, load=loader)
-        self._compute = MicroBatcher(computes)
+        opened = open_runtime(runtime, device, run.config, run.preprocess, digests=digests, load=loader)
+        self._compute = MicroBatcher(opened)
         self.size, self.digest = run.preprocess.image_size, digests[0]
-        self.title = f"{path.stem} at {self.size}² on {computes.title}"
+        self.title = f"{path.stem} at {self.size}² on {opened.title}"
 
     def __call__(self, images: np.ndarray) -> Any:
         """uint8 ``[B, N, N, 1]`` → float32 ``[B, N, N]``, the probability that a pixel belongs to the lungs; may still be

@@ -29,7 +29,7 @@ class Tile(NamedTuple):
 
 
 def curves(path: Path, history: Sequence[Mapping[str, Any]], title: str = "") -> None:
-    """Draw the loss and the score of every epoch, one above the other.
+    """Draw the loss and the metric (accuracy or Dice) of every epoch, one above the other.
 
     Args:
       path: the file to write.

@@ -18,7 +18,7 @@ class Recorder:
 
     Args:
       run: its folder, with its settings in it.
-      whole: the run that it is one of several networks of; None for a single run.
+      parent: the run that it is one of several networks of; None for a single run.
       keep_best: whether there is a validation fold, which chooses a best checkpoint.
       checkpoint_seconds: least time between two checkpoints.
       timing: told how long training waited for checkpoints.
@@ -27,10 +27,12 @@ class Recorder:
       UserError: another process trains it, or there is no such run.
     """
 
-    def __init__(self, run: Path, whole: Path | None = None, *, keep_best: bool, checkpoint_seconds: float, timing: Timing):
+    def __init__(
+        self, run: Path, parent: Path | None = None, *, keep_best: bool, checkpoint_seconds: float, timing: Timing
+    ):
         folder.read_run(run)  # says so where there is none
-        self.run, self.whole = run, whole or run
-        self.network = f" of {run.name}" if whole else ""
+        self.run, self.parent = run, parent or run
+        self.of_network = f" of {run.name}" if parent else ""
         """For messages, such as `` of fold1``."""
         self.best: list[float] | None = None
         """Selection key of the best checkpoint so far."""

@@ -53,14 +53,14 @@ def find(run: Path | None, settings: Config, flags: Collection[str], *, changed:
             raise UsageError(f"{run} holds no run to resume; check its name, or give the settings of a new one.")
         LOG.warning("%s holds no run yet: it starts at the first step.", run)
         return run, settings, False
-    begun = folder.read_run(run).config
+    saved = folder.read_run(run).config
     if "data.path" in flags:  # a dataset that was moved: its content is checked against the run
-        begun = replace(begun, data=replace(begun.data, path=settings.data.path))
+        saved = replace(saved, data=replace(saved.data, path=settings.data.path))
     elif not flags:
-        settings = replace(settings, data=replace(settings.data, path=begun.data.path))
-    if changed and set(flags) != {"data.path"} and settings != begun:
+        settings = replace(settings, data=replace(settings.data, path=saved.data.path))
+    if changed and set(flags) != {"data.path"} and settings != saved:
         raise UsageError(f"{run} was begun with other settings; resume it without giving any, or start a new run.")
-    return run, begun, True
+    return run, saved, True
 
 
 def check_dataset(run: Path, settings: Config, fingerprint: str) -> None:

@@ -64,11 +64,9 @@ class Classifier:
         if trained.config.model.is_segmenter:
             raise UserError(f"{path} finds lungs, not classes; use it with `covidjax segment --checkpoint {path}`.")
         loader = partial(load.load_run, path)
-        computes = open_runtime(
-            runtime, device, trained.config, trained.preprocess, digests=load.digests(path), load=loader
-        )
+        opened = open_runtime(runtime, device, trained.config, trained.preprocess, digests=load.digests(path), load=loader)
         segmenter = None if trained.preprocess.lungs == "none" else open_segmenter(device, runtime)
-        return cls(trained, computes, load.describe(path), segmenter)
+        return cls(trained, opened, load.describe(path), segmenter)
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """uint8 ``[B, S, S, 1]``, preprocessed → float32 ``[B, classes]``, each row adding up to 1."""

@@ -56,13 +56,13 @@ def open_table(
             os.scandir(path.parent).close()  # the lock would make a folder that is missing
             busy = f"{path} is being written by another command; wait for it, or name another file."
             stack.enter_context(lock(path.with_name(f".{path.name}.lock"), busy))
-        begun = _read_facts(job_file)
+        recorded = _read_facts(job_file)
         exists = writer_class.exists(path)
-        if exists and facts and begun:
-            _check_job(path if path.exists() else writer_class.lines_file(path), begun, facts, resume)
+        if exists and facts and recorded:
+            _check_job(path if path.exists() else writer_class.lines_file(path), recorded, facts, resume)
         with explaining(path, REMEDY):
             writer = writer_class(path, columns, resume=resume and exists)
-        writer.finished = resume and exists and not begun
+        writer.finished = resume and exists and not recorded
         resumable = bool(facts) and not writer.finished
         try:
             with explaining(path, REMEDY):
@@ -83,12 +83,12 @@ def _read_facts(job_file: Path) -> dict[str, Any]:
     return {}
 
 
-def _check_job(path: Path, begun: dict[str, Any], facts: dict[str, Any], resume: bool) -> None:
+def _check_job(path: Path, recorded: dict[str, Any], facts: dict[str, Any], resume: bool) -> None:
     """Raises UserError where an interrupted job's rows would be lost, or go on with other facts."""
     if not resume:
         raise UserError(f"{path} holds the rows of a job that was interrupted; go on with --resume, or remove it.")
-    if begun != facts:
-        names = ", ".join(name for name, value in facts.items() if begun.get(name) != value) or "version"
+    if recorded != facts:
+        names = ", ".join(name for name, value in facts.items() if recorded.get(name) != value) or "version"
         raise UserError(f"{path} was begun with another {names}; resume with the same, or name another --output.")
 
 

@@ -1,4 +1,4 @@
-"""Random changes to a batch of training images, and the normalisation and views of every image, on the device."""
+"""Random changes to a batch of training images, on the device."""
 
 from __future__ import annotations
 

@@ -146,10 +146,10 @@ def train(
     return result
 
 
-def open_recorder(plan: Plan, run: Path, timing: Timing, whole: Path | None = None) -> Recorder:
-    """What writes down the training of a network into its folder; ``whole`` is the run that it is one of several of."""
+def open_recorder(plan: Plan, run: Path, timing: Timing, parent: Path | None = None) -> Recorder:
+    """What writes down the training of a network into its folder; ``parent`` is the run that it is one of several of."""
     seconds = plan.config.train.checkpoint_seconds
-    return Recorder(run, whole, keep_best="val" in plan.held_out, checkpoint_seconds=seconds, timing=timing)
+    return Recorder(run, parent, keep_best="val" in plan.held_out, checkpoint_seconds=seconds, timing=timing)
 
 
 def fit(plan: Plan, engine: Engine, recorder: Recorder, progress: Progress, stop: Callable[[], bool]) -> Result:
@@ -180,19 +180,19 @@ def fit(plan: Plan, engine: Engine, recorder: Recorder, progress: Progress, stop
             stopwatch.add(count * plan.batch_size)
             # Asking for the loss waits for the device, so that is done now and then only.
             if time.perf_counter() - shown_at >= PROGRESS_SECONDS:
-                progress.step(epoch + 1, step - epoch * steps, *_means(plan, state, recorder.network), stopwatch.speed)
+                progress.step(epoch + 1, step - epoch * steps, *_means(plan, state, recorder.of_network), stopwatch.speed)
                 shown_at = time.perf_counter()
             stopping = stop()
             if (stopping or recorder.is_due()) and step % steps:
                 recorder.save(step, state.weights, to_checkpoint(state), epoch)
                 if stopping:
                     raise _interrupted(step, recorder)
-        loss, metric = _means(plan, state, recorder.network)
+        loss, metric = _means(plan, state, recorder.of_network)
         stopwatch.done()
 
         record = {"epoch": epoch + 1, "step": step, "learning_rate": float(plan.inputs.learning_rates[step - 1])}
         record["train"] = {"loss": loss, engine.task.metric: metric}
-        record |= _evaluate_epoch(plan, engine, state.weights, step, recorder.network)
+        record |= _evaluate_epoch(plan, engine, state.weights, step, recorder.of_network)
         progress.epoch(recorder.log(record, stopwatch.speed))
 
         state = state._replace(sums=zero_sums())
@@ -274,8 +274,8 @@ def _test(plan: Plan, engine: Engine, recorder: Recorder) -> Result:
 
 
 def _interrupted(step: int, recorder: Recorder) -> Interrupted:
-    remedy = f"go on with `covidjax train --resume --run {recorder.whole}`"
-    return Interrupted(f"Stopped, with everything saved at step {step}{recorder.network}; {remedy}.")
+    remedy = f"go on with `covidjax train --resume --run {recorder.parent}`"
+    return Interrupted(f"Stopped, with everything saved at step {step}{recorder.of_network}; {remedy}.")
 
 
 def _diverged(plan: Plan, step: int, network: str) -> UserError:
