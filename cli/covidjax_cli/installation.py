@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import platformdirs
@@ -143,7 +142,7 @@ def _nvidia_cards() -> list[tuple[str, float]]:
 
 
 def _places() -> list[Finding]:
-    cache = Path(platformdirs.user_cache_dir("covidjax"))
+    cache = platformdirs.user_cache_path("covidjax")
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=cache):

@@ -52,7 +52,7 @@ def sample_dataset(
       UserError: the cache folder cannot be written.
     """
     name = f"{images}x{size}-seed{seed}{'-masks' * masks}-v{SAMPLE_VERSION}"
-    out = Path(platformdirs.user_cache_dir("covidjax"), "sample", name)
+    out = platformdirs.user_cache_path("covidjax") / "sample" / name
     if out.exists():
         try:
             return Dataset(out)

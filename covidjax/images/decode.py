@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 
 from covidjax.errors import ImageError, one_line
 from covidjax.images import dicom, polarity
-from covidjax.images.formats import FORMATS, Limits, too_long
+from covidjax.images.formats import FORMATS, Limits, too_long, too_many_pixels
 
 SMALLEST = 32
 """Least height and width in pixels in which a chest can be told at all."""
@@ -108,7 +108,7 @@ def _read(source: FileOrBytes, at_least: int | None, size: int | None, invert: I
             remarks.append("a negative, turned into a positive")
         return DecodedImage(np.asarray(gray), "; ".join(filter(None, remarks)))
     except Image.DecompressionBombError:
-        raise ImageError(f"more than {limits.megapixels:g} megapixels, which no X-ray has") from None
+        raise too_many_pixels(limits.pixels) from None
     except Image.UnidentifiedImageError:
         raise ImageError("not an image in a known format (DICOM, PNG, JPEG, JPEG 2000, BMP, TIFF, WebP, GIF)") from None
     except (ImageError, MemoryError):

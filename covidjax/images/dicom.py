@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from covidjax.errors import ImageError
-from covidjax.images.formats import Limits
+from covidjax.images.formats import Limits, too_many_pixels
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -95,7 +95,7 @@ def decode(dataset: Dataset, most_pixels: int) -> np.ndarray:
     if not rows or not columns:
         raise ImageError("damaged DICOM: no size in the header")
     if rows * columns > most_pixels:
-        raise ImageError(f"more than {most_pixels / 1e6:g} megapixels, which no X-ray has")
+        raise too_many_pixels(most_pixels)
     try:
         return _shown(dataset)
     except (ImageError, MemoryError):

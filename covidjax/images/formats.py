@@ -62,6 +62,11 @@ def may_be_image(name: PurePath, head: Callable[[], bytes]) -> bool:
         return False
 
 
+def too_many_pixels(pixels: int) -> ImageError:
+    """The error of an image that has more pixels than it may, which are so many."""
+    return ImageError(f"more than {pixels / 1e6:g} megapixels, which no X-ray has")
+
+
 def too_long(limits: Limits) -> ImageError:
     """The error of a file that has more bytes than it may."""
     return ImageError(f"longer than {limits.megabytes:g} MB, which no X-ray is")

@@ -189,7 +189,7 @@ def restore(run: Path, kind: str, weights: Any, training: Any = None) -> Saved:
     expected = {"weights": weights} | ({"training": training} if training is not None else {})
     unreadable: list[int] = []
     for step in reversed(steps(run, kind)):
-        if step > newest or not _intact(folder / str(step)):
+        if step > newest or (step < newest and not _intact(folder / str(step))):  # the newest was just verified
             continue
         try:
             items = _restore_step(run, folder, step, expected)

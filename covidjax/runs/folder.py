@@ -123,6 +123,11 @@ def member_folders(run: Path) -> list[Path]:
     return [by_number[numbers] for numbers in sorted(by_number)]
 
 
+def network_folders(run: Path) -> list[Path]:
+    """The folder of every network of a run: those of its members, or its own for a single run."""
+    return member_folders(run) or [run]
+
+
 def lock(run: Path) -> contextlib.AbstractContextManager[None]:
     """Hold a run's folder for this process alone until the block ends.
 

@@ -45,19 +45,19 @@ def newest_run(root: Path = Path("runs"), *, usable: bool = True, classifier: bo
         with contextlib.suppress(UserError):  # its settings are damaged, which is told when it is used
             if classifier and folder.read_run(run).config.model.is_segmenter:
                 return False
-        return not usable or all(checkpoint.steps(member, "last") for member in _member_folders(run))
+        return not usable or all(checkpoint.steps(member, "last") for member in _network_folders(run))
 
     def written(run: Path) -> float:
-        checkpoints = [member / "checkpoints" / "last" for member in _member_folders(run)]
+        checkpoints = [member / "checkpoints" / "last" for member in _network_folders(run)]
         return max(path.stat().st_mtime for path in (run / folder.CONFIG, *checkpoints) if path.exists())
 
     runs = [path.parent for path in root.glob(f"*/{folder.CONFIG}")]
     return max(filter(is_wanted, runs), key=written, default=None)
 
 
-def _member_folders(run: Path) -> list[Path]:
+def _network_folders(run: Path) -> list[Path]:
     with contextlib.suppress(UserError):
-        return folder.member_folders(run) or [run]
+        return folder.network_folders(run)
     return [run]
 
 
@@ -91,7 +91,7 @@ def digests(path: Path) -> list[str]:
     """Digests by which the networks are known again."""
     if is_file(path):
         return [weights_file.read(path).digest]
-    folders = folder.member_folders(path) or [path]
+    folders = folder.network_folders(path)
     return [checkpoint.verify(member, checkpoint.selected_kind(member))[1] for member in folders]
 
 
@@ -99,7 +99,7 @@ def trained_on(path: Path) -> set[str]:
     """Keys that the training images can be known by, see ``runs.folder.write_trained_on``."""
     if is_file(path):
         return weights_file.read(path).trained_on
-    return set().union(*map(folder.read_trained_on, folder.member_folders(path) or [path]))
+    return set().union(*map(folder.read_trained_on, folder.network_folders(path)))
 
 
 def load_run(path: Path, device_name: str = "auto") -> LoadedRun:
@@ -122,6 +122,6 @@ def load_run(path: Path, device_name: str = "auto") -> LoadedRun:
     expected: Any = network.abstract()
     if is_file(path):
         return LoadedRun(run, weights_file.networks(path, weights_file.read(path), expected), network)
-    folders = folder.member_folders(path) or [path]
+    folders = folder.network_folders(path)
     saved = [checkpoint.restore(member, checkpoint.selected_kind(member), expected) for member in folders]
     return LoadedRun(run, [item.weights for item in saved], network)

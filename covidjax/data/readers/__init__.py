@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from covidjax.data.readers import folder, ieee8023
-from covidjax.data.readers.base import Collection, Example
+from covidjax.data.readers.base import Collection
 from covidjax.errors import UsageError, UserError
 
-__all__ = ["LAYOUTS", "MASKED", "Collection", "Example", "detect", "read"]
+__all__ = ["LAYOUTS", "MASKED", "detect", "read"]
 
 LAYOUTS = {
     "folder": folder.read_folder,
