@@ -197,12 +197,13 @@ def fit(plan: Plan, engine: Engine, recorder: Recorder, progress: Progress, stop
 
         state = state._replace(sums=zero_sums())
         key = engine.task.selection_key(record["val"]) if "val" in record else None
-        if key and recorder.is_better(key):
-            recorder.save_best(step, _final(plan, engine, state.weights), to_checkpoint(state), epoch + 1, key)
+        better = key is not None and recorder.is_better(key)
         finished, stopping = epoch + 1 == epochs, stop()
+        final = _final(plan, engine, state.weights) if better or finished else state.weights
+        if key is not None and better:
+            recorder.save_best(step, final, to_checkpoint(state), epoch + 1, key)
         if finished or stopping or recorder.is_due():
-            weights = _final(plan, engine, state.weights) if finished else state.weights
-            recorder.save(step, weights, to_checkpoint(state), epoch + 1)
+            recorder.save(step, final if finished else state.weights, to_checkpoint(state), epoch + 1)
         if stopping and not finished:
             raise _interrupted(step, recorder)
     return _test(plan, engine, recorder)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jax import Array
 
+from covidjax import device
 from covidjax.data import loader
 from covidjax.models.network import Weights
 
@@ -33,6 +34,7 @@ def predict(
     """Outputs, float32 ``[N, K]``, and labels int32 ``[N]`` of every real example; padding is dropped."""
     pending, labels = [], []
     for batch in batches:
+        weights = device.replicate(weights, device.mesh(len(batch.images)))  # copied once: batches are of one size
         pending.append((eval_step(weights, batch), batch.count))
         labels.append(batch.labels[: batch.count])
     return np.concatenate([np.asarray(outputs)[:count] for outputs, count in pending]), np.concatenate(labels)
