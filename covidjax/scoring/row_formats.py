@@ -6,6 +6,7 @@ read, and appended to. Parquet, whose files are whole only when they are closed,
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import csv
 import io
@@ -36,7 +37,7 @@ def _other_columns(path: Path) -> UserError:
     return UserError(f"{path} has other columns than the rows of this job; name another --output.")
 
 
-class TableWriter:
+class TableWriter(abc.ABC):
     """Appends rows to a table; those that were written are kept even when the work breaks off.
 
     Args:
@@ -125,12 +126,13 @@ class TableWriter:
     def _header(self) -> bytes:
         return b""
 
+    @abc.abstractmethod
     def _read_rows(self, file: BinaryIO) -> Iterator[Mapping[str, Any]]:
         """The cells of every whole row, up to the first line that is none; ``file`` is then read up to that row's end."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _line(self, cells: dict[str, Any]) -> bytes:
-        raise NotImplementedError
+        """A row as it is written."""
 
 
 class CsvWriter(TableWriter):

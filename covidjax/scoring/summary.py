@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import functools
 import os
 import time
@@ -29,7 +30,7 @@ SHOWN_ROWS = 50
 
 
 @dataclass
-class Summary:
+class Summary(abc.ABC):
     """Counts of the rows of a command."""
 
     ok: int = 0
@@ -64,9 +65,9 @@ class Summary:
         counts = {"files": self.files, "ok": self.ok, "errors": self.errors, "warnings": self.warnings}
         return {**counts, "timing": [stage._asdict() for stage in self.timing.stages()]}
 
+    @abc.abstractmethod
     def tables(self) -> list[RenderableType]:
         """Tables for the terminal."""
-        raise NotImplementedError
 
     def sentences(self) -> list[str]:
         """Closing sentences for the reader."""

@@ -91,7 +91,7 @@ class Engine:
     def describe(self) -> str:
         """Device and precision, in words."""
         kind, platform = self._device.device_kind, self._device.platform
-        name = f"CPU, {os.cpu_count()} cores" if platform == "cpu" else f"{kind} ({platform})"
+        name = f"CPU, {len(os.sched_getaffinity(0))} cores" if platform == "cpu" else f"{kind} ({platform})"
         return f"{name}, {np.dtype(self._dtype).name}"
 
     def init_state(self, seed: int) -> TrainState:

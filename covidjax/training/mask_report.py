@@ -35,7 +35,7 @@ def write(folder: Path, run: Path, dataset: Dataset, fold: int, scores: np.ndarr
     """
     source = dataset.source([fold])
     ranking = np.argsort(scores[:, 1], kind="stable")
-    batch = next(loader.train_batches(source, ranking[None]))
+    batch = next(loader.eval_batches(source, len(ranking), ranking))
     kinds = dataset.preprocess.classes
     with (folder / "masks.csv").open("w", newline="") as file:
         table = csv.writer(file)
