@@ -315,6 +315,22 @@ def test_recalibrated_statistics_are_of_images_without_augmentation(dataset: Dat
     np.testing.assert_allclose(result.predictions.outputs, tested, rtol=1e-4, atol=1e-5)
 
 
+def test_best_checkpoint_is_recalibrated_and_the_last_is_what_training_goes_on_from(dataset: Dataset, tmp_path: Path):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    settings = ("data.val_fold=1", "train.recalibrate_batch_norm=true")
+    _, progress = run_training(dataset, whole, *settings)
+    with pytest.raises(Interrupted):
+        run_training(dataset, stopped, *settings, stop_after=progress.epoch_steps)
+    best, last = saved(stopped, "best"), saved(stopped)
+    assert best.step == last.step == progress.epoch_steps
+    jax.tree.map(np.testing.assert_array_equal, best.weights.params, last.weights.params)
+    means = [each.weights.batch_stats["stem1"]["norm"]["mean"] for each in (best, last)]
+    assert np.abs(means[0] - means[1]).max() > 1e-3
+    run_training(dataset, stopped, *settings, resume=True)
+    assert_same_bits(saved(whole), saved(stopped))
+    assert_same_bits(saved(whole, "best"), saved(stopped, "best"))
+
+
 @pytest.mark.slow
 def test_moving_average_is_resumed_tested_and_used(dataset: Dataset, tmp_path: Path):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
