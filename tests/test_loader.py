@@ -68,7 +68,7 @@ def test_films_come_in_order_with_errors_in_their_place(films, tmp_path, workers
         "",
         "no such file",
         "",
-        "not an image in a known format (DICOM, PNG, JPEG, JPEG 2000, BMP, TIFF, WebP, GIF)",
+        "not an image in a known format (DICOM, PNG, JPEG, JPEG-LS, JPEG 2000, BMP, TIFF, WebP, GIF, PNM)",
         "",
         "this is a folder, not an image",
         "",

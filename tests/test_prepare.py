@@ -206,7 +206,7 @@ def test_unreadable_films_are_listed_with_their_reason_and_stop_nothing(write_fi
         {
             "path": str(root / "Pneumonia" / "text.png"),
             "source": "films",
-            "reason": "not an image in a known format (DICOM, PNG, JPEG, JPEG 2000, BMP, TIFF, WebP, GIF)",
+            "reason": "not an image in a known format (DICOM, PNG, JPEG, JPEG-LS, JPEG 2000, BMP, TIFF, WebP, GIF, PNM)",
         },
     ]
 

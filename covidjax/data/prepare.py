@@ -208,8 +208,8 @@ def _write(
     lists = defaultdict(list)
     for done, (example, fold, image) in enumerate(zip(examples, fold_of, images, strict=True), 1):
         file = {"path": str(example.path), "source": example.source}
-        if image.image is None:
-            lists["skipped"].append({**file, "reason": image.error})
+        if image.image is None or image.refused:
+            lists["skipped"].append({**file, "reason": image.error or image.refused})
         else:
             writer.add(fold, example, image.image, image.sha256, image.mask)
         if image.warning:

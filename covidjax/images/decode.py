@@ -6,7 +6,6 @@ Whatever the file's colour mode, what comes back is one gray channel, 8 bits, up
 
 from __future__ import annotations
 
-import io
 import os
 import stat
 import warnings
@@ -16,11 +15,15 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from covidjax.errors import ImageError, one_line
-from covidjax.images import dicom, polarity
-from covidjax.images.formats import FORMATS, Limits, too_long, too_many_pixels
+from covidjax.images import dicom, dicom_pixels, polarity, rasters, values
+from covidjax.images.formats import HEAD, KNOWN, Limits, is_dicom, too_long, too_many_pixels
+from covidjax.images.values import NO_INFO, ImageInfo, Samples
 
 SMALLEST = 32
 """Least height and width in pixels in which a chest can be told at all."""
+
+LEAST_CONTRAST = 4.0
+"""Least standard deviation, in gray levels, of an X-ray reduced to 16 × 16 pixels, which averages noise away."""
 
 # What Pillow warns of, large sizes and broken EXIF, is no news to the reader of a table. Set once and not around each
 # image: the warnings module is not made for several threads.
@@ -40,9 +43,15 @@ class DecodedImage(NamedTuple):
     """An image as it was read."""
 
     pixels: np.ndarray
-    """Gray uint8 ``[height, width]``, upright, bone brighter than air."""
+    """Gray uint8 ``[height, width]``, upright, of square pixels, bone brighter than air."""
     warning: str
     """What speaks against relying on it: it is no plain X-ray of a chest, or it was a negative; mostly empty."""
+    refused: str = ""
+    """Why it is no X-ray, whatever a classifier would say of it; mostly empty."""
+    format: str = ""
+    """Of the file: PNG, DICOM, …"""
+    info: ImageInfo = NO_INFO
+    """Size and bits in the file."""
 
 
 def read(
@@ -58,9 +67,8 @@ def read(
       limits: most pixels and bytes; how long it takes is bounded in ``images.workers`` only.
 
     Returns:
-      uint8 ``[height, width]``, larger is brighter in the file. 16-bit pixels are stretched linearly from their own
-      least to their own greatest value; transparent pixels become black; EXIF orientation is applied. DICOM files are
-      shown as ``images.dicom.decode`` says.
+      uint8 ``[height, width]``, as ``images.values`` makes it of the stored values: upright, of square pixels, larger is
+      brighter.
 
     Raises:
       ImageError: missing, empty, truncated, not an image, below 32 pixels a side or above the limits.
@@ -81,9 +89,9 @@ def read_reduced(
 ) -> DecodedImage:
     """``read`` and warnings; where an image is still more than twice as large as ``at_least``, blocks of its pixels are
     averaged, so that its shorter side has at least so many pixels, if it had them in the file."""
-    pixels, warning = _read(source, at_least, None, invert, limits)
-    factor = min(pixels.shape) // at_least if at_least else 1
-    return DecodedImage(np.asarray(Image.fromarray(pixels).reduce(factor)) if factor > 1 else pixels, warning)
+    image = _read(source, at_least, None, invert, limits)
+    factor = min(image.pixels.shape) // at_least if at_least else 1
+    return image._replace(pixels=np.asarray(Image.fromarray(image.pixels).reduce(factor))) if factor > 1 else image
 
 
 def _read(source: FileOrBytes, at_least: int | None, size: int | None, invert: Invert, limits: Limits) -> DecodedImage:
@@ -91,31 +99,39 @@ def _read(source: FileOrBytes, at_least: int | None, size: int | None, invert: I
     if not data:
         raise ImageError("the file is empty (0 bytes)")
     try:
-        remarks = []
-        if dicom.is_dicom(data):
-            dataset = dicom.read(data)
-            image = Image.fromarray(dicom.decode(dataset, limits.pixels))
-            remarks.append(dicom.warning_of(dataset))
-        else:
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            if image.width * image.height > limits.pixels:
-                raise Image.DecompressionBombError
-        whole = _gray(image, at_least)
+        samples, remarks = _samples(data, limits.pixels, at_least)
+        width, height, _ = samples.info
+        if min(height, width) < SMALLEST:
+            raise ImageError(f"{width}×{height} pixels; an X-ray has at least {SMALLEST}×{SMALLEST}")
+        shown = values.to_gray(samples)
+        remarks += samples.warnings
+        whole = Image.fromarray(shown.pixels)
         gray = _resized(whole, size)
-        if invert == "auto" and polarity.is_negative(gray):
+        flat = shown.flat or polarity.contrast(gray) < LEAST_CONTRAST
+        if invert == "auto" and not flat and polarity.is_negative(gray):
             # Before resizing, which rounds up: an image and its negative are to give the same pixels.
             gray = _resized(ImageOps.invert(whole), size)
             remarks.append("a negative, turned into a positive")
-        return DecodedImage(np.asarray(gray), "; ".join(filter(None, remarks)))
+        refused = "next to no contrast" if flat else ""
+        warning = "; ".join(filter(None, remarks))
+        return DecodedImage(np.asarray(gray), warning, refused, samples.format, samples.info)
     except Image.DecompressionBombError:
         raise too_many_pixels(limits.pixels) from None
     except Image.UnidentifiedImageError:
-        raise ImageError("not an image in a known format (DICOM, PNG, JPEG, JPEG 2000, BMP, TIFF, WebP, GIF)") from None
+        raise ImageError(f"not an image in a known format ({KNOWN})") from None
     except (ImageError, MemoryError):
         raise
     # A damaged file can raise nearly anything from a decoder; whatever it is, it is this file's own fault.
     except Exception as error:
         raise ImageError(f"damaged: {one_line(error)}") from error
+
+
+def _samples(data: bytes, most_pixels: int, at_least: int | None) -> tuple[Samples, list[str]]:
+    """Stored values of a file, and what its header says against taking it for an X-ray of a chest."""
+    if not is_dicom(data[:HEAD]):
+        return rasters.read(data, most_pixels, at_least), []
+    dataset = dicom.read(data)
+    return dicom_pixels.samples(dataset, most_pixels, at_least), [dicom.warning_of(dataset)]
 
 
 def read_bytes(path: str | os.PathLike[str], limits: Limits = Limits()) -> bytes:
@@ -140,32 +156,6 @@ def read_bytes(path: str | os.PathLike[str], limits: Limits = Limits()) -> bytes
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error  # ValueError: a NUL in the name
         raise ImageError(f"cannot be opened: {reason}") from error
-
-
-def _gray(image: Image.Image, at_least: int | None) -> Image.Image:
-    """Mode ``L``, upright; the image itself where it is so already, since copies of large images cost milliseconds."""
-    if min(image.size) < SMALLEST:
-        raise ImageError(f"{image.width}×{image.height} pixels; an X-ray has at least {SMALLEST}×{SMALLEST}")
-    if image.format == "JPEG" and at_least and image.mode in ("L", "RGB"):
-        image.draft("L", (at_least, at_least))
-    ImageOps.exif_transpose(image, in_place=True)
-    if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_stretch(np.asarray(image)))
-    if "A" in image.mode or "transparency" in image.info:
-        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-        image = Image.alpha_composite(black, image.convert("RGBA"))
-    if image.mode != "L":
-        return image.convert("L")
-    image.load()
-    return image
-
-
-def _stretch(pixels: np.ndarray) -> np.ndarray:
-    low, high = float(pixels.min()), float(pixels.max())
-    if not np.isfinite([low, high]).all():
-        raise ImageError("has pixels that are no numbers")
-    scale = 255 / (high - low) if high > low else 0.0
-    return np.rint((pixels.astype(np.float32) - low) * scale).astype(np.uint8)
 
 
 def resize(gray: np.ndarray, size: int) -> np.ndarray:

@@ -25,10 +25,19 @@ WEIGHTS = Path(__file__).parents[1] / "weights" / "polarity.safetensors"
 
 def features(gray: Image.Image) -> np.ndarray:
     """An image in mode ``L`` → float32 ``[SIDE · SIDE / 2]``, mean 0 and deviation 1; zeros for an image of one value."""
-    small = np.asarray(gray.resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=1.0), np.float32)
+    small = _small(gray)
     halves = (small + small[:, ::-1])[:, : SIDE // 2].ravel()
     halves -= halves.mean()
     return halves / max(halves.std(), 1e-3)
+
+
+def _small(gray: Image.Image) -> np.ndarray:
+    return np.asarray(gray.resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=1.0), np.float32)
+
+
+def contrast(gray: Image.Image) -> float:
+    """Standard deviation, in gray levels, of an image in mode ``L`` at ``SIDE`` × ``SIDE`` pixels."""
+    return float(np.std(_small(gray)))
 
 
 def score(gray: Image.Image) -> float:

@@ -76,6 +76,15 @@ class FileFacts:
     """Why it could not be read; empty for an image that was read."""
     warning: str = ""
     """See ``decode.DecodedImage``."""
+    refused: str = ""
+    """Why an image that was read is no X-ray, see ``decode.DecodedImage``."""
+    format: str = ""
+    """Of the file: PNG, DICOM, …"""
+    width: int = 0
+    """In the file, in pixels."""
+    height: int = 0
+    bits: int = 0
+    """Of a value in the file; 0 for floats."""
     sha256: str = ""
     """Of the file's bytes, hexadecimal; empty where there were none, or it was not asked for."""
     decode_seconds: float = 0.0
@@ -251,27 +260,30 @@ def serve(descriptor: int) -> None:
 def decode_here(source: str | bytes, job: DecodeJob) -> Decoded:
     """``decode`` in this process."""
     start = time.perf_counter()
-    arrays, error, warning, sha256 = [], "", "", ""
+    arrays, error, sha256, image = [], "", "", None
     options: Any = {"invert": job.invert, "limits": job.limits}
     try:
         data = source if isinstance(source, bytes) else decoder.read_bytes(source, job.limits)
         if job.digest:
             sha256 = hashlib.sha256(data).hexdigest()
         if job.size and not job.mask:
-            gray, warning = decoder.read_resized(data, job.size, **options)
-            arrays = [gray]
+            image = decoder.read_resized(data, job.size, **options)
+            arrays = [image.pixels]
         else:
-            gray, warning = decoder.read_reduced(data, job.at_least, **options)
+            image = decoder.read_reduced(data, job.at_least, **options)
+            gray = image.pixels
             arrays = [decoder.resize(gray, job.size) if job.size else gray]
             if job.thumbnail:
                 arrays.append(decoder.resize(gray, job.thumbnail))
             if job.mask and job.size:
                 arrays.append(decoder.read_mask(job.mask, job.size, gray.shape, limits=job.limits))
     except (ImageError, MemoryError) as fault:
-        arrays, warning = [], ""
+        arrays, image = [], None
         error = str(fault) if isinstance(fault, ImageError) else "not enough memory to decode it"
+    facts = {} if image is None else {"warning": image.warning, "refused": image.refused, "format": image.format}
+    info = {} if image is None else image.info._asdict()
     seconds = time.perf_counter() - start
-    return Decoded(arrays=arrays, error=error, warning=warning, sha256=sha256, decode_seconds=seconds)
+    return Decoded(arrays=arrays, error=error, sha256=sha256, decode_seconds=seconds, **facts, **info)
 
 
 def _bound_memory(limits: Limits) -> None:

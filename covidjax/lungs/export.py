@@ -37,7 +37,7 @@ class SegmentationRow(NamedTuple):
     area: float | None = None
     """The mask's share of the image."""
     quality: str = ""
-    """``good``, or why the mask is implausible."""
+    """``good``, or why the mask is implausible, or the image no X-ray."""
     error: str = ""
     """Why the file could not be read; empty where it was."""
     warning: str = ""
@@ -99,7 +99,7 @@ def _write_png(image: lung_stream.SegmentedImage, name: str, out: Path, output_t
         file=name,
         box=image.lungs.box,
         area=image.lungs.share,
-        quality=image.lungs.flag or GOOD,
+        quality=image.refused or image.lungs.flag or GOOD,
         lungs_seconds=image.lungs_seconds,
         write_seconds=time.perf_counter() - start,
     )

@@ -142,11 +142,14 @@ class Classifier:
                 continue
             probabilities = dict(zip(self.classes, next(outputs), strict=True))
             row = Row(path=image.path, status="ok", warning=image.warning, lungs=image.lungs)
-            if all(map(math.isfinite, probabilities.values())):
+            if not all(map(math.isfinite, probabilities.values())):
+                yield row._replace(status="error", error="the model gave no number: its weights are not finite")
+            elif image.refused:
+                warning = "; ".join(filter(None, (image.refused, image.warning)))
+                yield row._replace(status="refused", warning=warning, probabilities=probabilities)
+            else:
                 best = max(probabilities, key=probabilities.__getitem__)
                 yield row._replace(prediction=best, confidence=probabilities[best], probabilities=probabilities)
-            else:
-                yield row._replace(status="error", error="the model gave no number: its weights are not finite")
 
 
 def _grouped(images: Iterator[LoadedImage], size: int) -> Iterator[list[LoadedImage]]:

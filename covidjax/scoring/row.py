@@ -12,17 +12,17 @@ class Row(NamedTuple):
 
     path: str
     status: str
-    """``ok`` or ``error``."""
+    """``ok``; ``refused``: it was read, but is no X-ray; or ``error``."""
     prediction: str = ""
-    """Class name; empty on an error."""
+    """Class name; empty unless the status is ``ok``."""
     confidence: float | None = None
     """Probability of the prediction."""
     probabilities: Mapping[str, float] = MappingProxyType({})
-    """By class name; empty on an error."""
+    """By class name; empty on an error, and what the model said of what is refused."""
     error: str = ""
     """The reason; empty where there is none."""
     warning: str = ""
-    """Why the row may be unreliable: the image is no frontal chest X-ray, or was a negative."""
+    """Why the image is refused, or why the row may be unreliable: it is no frontal chest X-ray, or was a negative."""
     lungs: str = ""
     """``crop`` or ``mask`` where that was done, as in training, or why the image was kept whole; empty for a model that was
     trained on whole images."""

@@ -150,7 +150,7 @@ class CsvWriter(TableWriter):
                 raise _other_columns(self.path)
             for row in reader:
                 cells = dict(zip(self.columns, row, strict=False))
-                if len(row) != len(self.columns) or cells["status"] not in ("ok", "error"):
+                if len(row) != len(self.columns) or cells["status"] not in ("ok", "refused", "error"):
                     return
                 yield cells
 

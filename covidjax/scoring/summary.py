@@ -35,8 +35,10 @@ class Summary(abc.ABC):
 
     ok: int = 0
     """Files that were read."""
+    refused: int = 0
+    """Files that were read and are no X-ray."""
     errors: int = 0
-    """Files that were not."""
+    """Files that were not read."""
     warnings: int = 0
     """Rows with a warning."""
     timing: Timing = field(default_factory=Timing)
@@ -48,12 +50,13 @@ class Summary(abc.ABC):
     @property
     def files(self) -> int:
         """Files that have a row."""
-        return self.ok + self.errors
+        return self.ok + self.refused + self.errors
 
     def add(self, row: Any) -> None:
         """Count a row, which has a ``status`` and a ``warning``."""
         self.ok += row.status == "ok"
-        self.errors += row.status != "ok"
+        self.refused += row.status == "refused"
+        self.errors += row.status == "error"
         self.warnings += bool(row.warning)
 
     def stop(self) -> None:
@@ -62,7 +65,7 @@ class Summary(abc.ABC):
 
     def as_dict(self) -> dict[str, Any]:
         """The counts and the timing, for JSON."""
-        counts = {"files": self.files, "ok": self.ok, "errors": self.errors, "warnings": self.warnings}
+        counts = {name: getattr(self, name) for name in ("files", "ok", "refused", "errors", "warnings")}
         return {**counts, "timing": [stage._asdict() for stage in self.timing.stages()]}
 
     @abc.abstractmethod
@@ -75,7 +78,7 @@ class Summary(abc.ABC):
 
     def check(self, strict: bool) -> None:
         """Raises UserError where no file could be read or, if ``strict``, where any could not."""
-        if not self.ok:
+        if self.errors == self.files:
             raise UserError(f"No image could be read; see {self.error_rows}.")
         if strict and self.errors:
             counts = f"{self.errors} of {self.files} files could not be read"
@@ -126,12 +129,12 @@ class ScoreSummary(Summary):
             self.labels.append((label, row.prediction))
         if show and len(self.rows) < self.max_rows:
             self.rows.append(row)
-        elif show and row.status != "ok" and len(self.other_errors) < SHOWN_ROWS:
+        elif show and row.status == "error" and len(self.other_errors) < SHOWN_ROWS:
             self.other_errors.append(row)
 
     @functools.cached_property
     def metrics(self) -> Metrics | None:
-        """Of the readable files whose true class is one of the model's; None where there are none."""
+        """Of the scored files whose true class is one of the model's; None where there are none."""
         if not self.labels:
             return None
         from covidjax.metrics import classification_metrics
@@ -175,13 +178,14 @@ class ScoreSummary(Summary):
         known, sentences = len(self.labels), []
         if self.labels_given or 0 < known < self.ok:
             unused = self.labelled - known
-            why = f", {unused} of them unreadable or of a class that the model has not" if unused else ""
+            why = f", {unused} of them unreadable, refused or of a class that the model has not" if unused else ""
             truth = f"The truth is known of {self.labelled} of {self.files} images{why}"
             sentences.append(f"{truth}; the metrics are on {known}.")
         where = f" Wrote {self.output}." if self.output else ""
         if not self.output and len(self.rows) < self.files:
             where = " --output FILE.csv keeps the rows."
-        sentences.append(f"{self.ok} of {self.files} images scored, {self.errors} could not be read.{where}")
+        refused = f", {self.refused} refused since they are no X-rays" if self.refused else ""
+        sentences.append(f"{self.ok} of {self.files} images scored{refused}, {self.errors} could not be read.{where}")
         sentences += super().sentences()
         if self.whole:
             whole = f"On {self.whole} of them no plausible lungs were found"

@@ -129,7 +129,8 @@ def test_mutated_files_give_a_row_each_and_memory_stays_flat(trained: Path, tmp_
     rows = score(mutate(tmp_path / "films", FILES))
     assert [Path(row["path"]).name for row in rows] == sorted(path.name for path in (tmp_path / "films").iterdir())
     for row in rows:
-        assert (row["status"] == "ok") == (row["error"] == "") == (row["prediction"] != ""), row
+        assert (row["status"] == "error") == (row["error"] != "") == (row["p_COVID-19"] == ""), row
+        assert (row["status"] == "ok") == (row["prediction"] != ""), row
     assert 0.1 < sum(row["status"] == "ok" for row in rows) / FILES < 0.9  # both ways were tried
     grown = {pid: size - before[pid] for pid, size in memory().items() if pid in before}
     assert all(size < 150 * 2**20 for size in grown.values()), grown

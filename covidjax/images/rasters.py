@@ -1,0 +1,206 @@
+"""Files that are no DICOM to stored values: PNG, JPEG, JPEG 2000, TIFF and what Pillow reads."""
+
+from __future__ import annotations
+
+import functools
+import io
+import logging
+import struct
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from covidjax.errors import ImageError
+from covidjax.images import codecs
+from covidjax.images.formats import FORMATS, kind_of, too_many_pixels
+from covidjax.images.values import ImageInfo, Samples
+
+_ORIENTATION = 0x0112
+"""EXIF's tag, and TIFF's."""
+
+_PALETTE = 3
+"""A PNG's kind of colour."""
+
+_EXIF_WITHIN = 2**17
+"""Bytes at the beginning of a JPEG in which its EXIF lies, if it has one: one segment has at most half as many."""
+
+
+def read(data: bytes, most_pixels: int, at_least: int | None = None) -> Samples:
+    """Stored values of a file, told by its first bytes.
+
+    Args:
+      data: its bytes.
+      most_pixels: images of more are refused before they are decoded.
+      at_least: a side in pixels that suffices, see ``decode.read``.
+
+    Raises:
+      ImageError: damaged, no image, or more pixels than that.
+      Exception: whatever a decoder raises of a damaged file.
+    """
+    kind = kind_of(data)
+    if kind == "PNG":
+        return _png(data, most_pixels)
+    if kind in ("JPEG", "JPEG 2000"):
+        return _codestream(data, kind, most_pixels, at_least)
+    if kind == "TIFF":
+        return _tiff(data, most_pixels)
+    return _by_pillow(data, most_pixels)
+
+
+def _codestream(data: bytes, kind: str, most_pixels: int, at_least: int | None) -> Samples:
+    header = codecs.header(data)
+    if header.height * header.width > most_pixels:
+        raise too_many_pixels(most_pixels)
+    info = ImageInfo(header.width, header.height, header.bits)
+    try:
+        image = codecs.decode(data, header, at_least)
+    except (RuntimeError, ValueError):
+        if kind == "JPEG":  # which its decoder knows in all its kinds
+            raise
+        return _by_next_decoder(data, most_pixels)
+    orientation = _exif_orientation(data) if kind == "JPEG" and b"Exif\0" in data[:_EXIF_WITHIN] else 1
+    return Samples(image.values, header.bits, header.kind, info, orientation=orientation, warnings=image.warnings)
+
+
+def _png(data: bytes, most_pixels: int) -> Samples:
+    if len(data) < 33:
+        raise ImageError(codecs.TRUNCATED)
+    width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
+    if width * height > most_pixels:
+        raise too_many_pixels(most_pixels)
+    warnings = codecs.check_png(data)
+    values = _imagecodecs().png_decode(data)  # palettes and fewer than 8 bits as 8 bits
+    orientation = _exif_orientation(data) if b"eXIf" in data else 1
+    bits = 16 if depth == 16 else 8
+    info = ImageInfo(width, height, bits if colour == _PALETTE else depth)
+    return Samples(values, bits, "PNG", info, orientation=orientation, warnings=warnings)
+
+
+def _exif_orientation(data: bytes) -> int:
+    """1 where there is none that can be read: it is no reason not to read the image."""
+    try:
+        return int(Image.open(io.BytesIO(data), formats=FORMATS).getexif().get(_ORIENTATION, 1))
+    except Exception:
+        return 1
+
+
+def _by_pillow(data: bytes, most_pixels: int, kind: str = "") -> Samples:
+    """BMP, GIF, WebP, PNM, and any TIFF that tifffile declines."""
+    image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+    name = {"PPM": "PNM", "WEBP": "WebP"}.get(image.format or "", image.format or kind)
+    if image.width * image.height > most_pixels:
+        raise too_many_pixels(most_pixels)
+    warnings = [_of_pages(image, "frames", "first")] if getattr(image, "is_animated", False) else []
+    if name == "WebP":
+        codecs.check_webp(data)
+    orientation = int(image.getexif().get(_ORIENTATION, 1))
+    if image.mode in ("1", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV") or "transparency" in image.info:
+        image = image.convert("RGBA" if image.mode == "PA" or "transparency" in image.info else "RGB")
+    values = np.asarray(image)
+    bits = 8 if values.dtype == np.uint8 else 0 if values.dtype.kind == "f" else 16
+    if name in ("BMP", "PNM") and values.size < len(data) * 2:
+        stored = values[::-1] if name == "BMP" else values
+        warnings.append(codecs.zeros_warning(stored, len(data) - stored.nbytes))
+    return Samples(values, bits, name, orientation=orientation, warnings=[*filter(None, warnings)])
+
+
+def _of_pages(image: Any, pages: str, which: str) -> str:
+    return f"{image.n_frames} {pages}, of which the {which} is read"
+
+
+def _tiff(data: bytes, most_pixels: int) -> Samples:
+    try:
+        return _by_tifffile(data, most_pixels)
+    except ImageError:
+        raise
+    # It raises nearly anything of a kind of TIFF that it does not take: libtiff may.
+    except Exception as error:
+        try:
+            return _by_next_decoder(data, most_pixels)
+        except Image.UnidentifiedImageError:
+            raise error from None
+
+
+def _by_next_decoder(data: bytes, most_pixels: int) -> Samples:
+    """Where the first decoder of a format declines a file."""
+    samples = _by_pillow(data, most_pixels)
+    samples.warnings.append("decoded by its second decoder, since the first declined it")
+    return samples
+
+
+def _by_tifffile(data: bytes, most_pixels: int) -> Samples:
+    with _tifffile().TiffFile(io.BytesIO(data)) as file:
+        pages = [page for page in file.pages if not page.is_reduced and not page.is_mask] or list(file.pages)
+        page = max(pages, key=lambda page: page.imagelength * page.imagewidth)
+        if page.imagelength * page.imagewidth > most_pixels:
+            raise too_many_pixels(most_pixels)
+        _check_segments(page, data)
+        values = page.asarray()
+        warnings = [] if len(pages) == 1 else [f"{len(pages)} pages, of which the largest is read"]
+        planar = page.planarconfig == 2 and page.samplesperpixel > 1
+        if planar and values.ndim == 3:
+            values = np.moveaxis(values, 0, -1)
+        if values.ndim not in (2, 3) or values.dtype.kind not in "biuf":
+            raise ImageError(f"a TIFF of {values.ndim} dimensions of kind {values.dtype}, which no X-ray has")
+        if values.dtype.kind == "b":
+            values = values.astype(np.uint8)
+        tags = page.tags
+        orientation = tags[_ORIENTATION].value if _ORIENTATION in tags else 1
+        bits = 0 if values.dtype.kind == "f" else page.bitspersample
+        if isinstance(bits, tuple):
+            bits = max(bits)
+        samples = Samples(values, bits, "TIFF", orientation=int(orientation), warnings=warnings)
+        _photometric(samples, page)
+        if page.compression == 1:
+            warnings.append(codecs.zeros_warning(values, page.dataoffsets[0]))
+    samples.warnings = [*filter(None, warnings)]
+    return samples
+
+
+def _check_segments(page: Any, data: bytes) -> None:
+    """tifffile shows a part that is missing as if it were black."""
+    for offset, length in zip(page.dataoffsets, page.databytecounts, strict=True):
+        if not length or offset + length > len(data):
+            raise ImageError("damaged: a part of its pixels is missing")
+        if page.compression != 1:
+            jpeg = page.compression in (6, 7)
+            codecs.check_compressed(memoryview(data)[offset : offset + length], b"\xff\xd9" if jpeg else b"")
+
+
+def _photometric(samples: Samples, page: Any) -> None:
+    """What the values mean (TIFF 6.0, PhotometricInterpretation)."""
+    kind, values = int(page.photometric), samples.values
+    if kind == 0:
+        samples.inverse = True
+    elif kind == 3:
+        colours = np.asarray(page.colormap)  # [3, 2^bits], of 16 bits
+        depth = 255 if colours.max() < 256 else 65535  # as some write them, and libtiff takes them
+        samples.values = np.rint(np.moveaxis(colours[:, values], 0, -1) * (255 / depth)).astype(np.uint8)
+        samples.bits = 8
+    elif kind == 6 and page.compression not in (6, 7):
+        samples.values = values[..., 0]  # luma
+    elif kind not in (1, 2, 6):
+        raise ValueError(f"photometric interpretation {kind}")
+    # Beyond gray or colours there is alpha first, and then anything.
+    if samples.values.ndim == 3:
+        colours = 3 if kind in (2, 3, 6) else 1
+        alpha = bool(page.extrasamples) and int(page.extrasamples[0]) in (1, 2)
+        samples.values = samples.values[..., : colours + alpha]
+        if samples.values.shape[-1] == 1:
+            samples.values = samples.values[..., 0]
+
+
+@functools.cache
+def _imagecodecs() -> Any:
+    import imagecodecs
+
+    return imagecodecs
+
+
+@functools.cache
+def _tifffile() -> Any:
+    import tifffile
+
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
+    return tifffile
