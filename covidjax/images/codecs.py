@@ -36,7 +36,7 @@ _END_OF_IMAGE = b"\xff\xd9"
 
 _JPEG_LS = 0xF7
 _SIZE_MARKERS = frozenset((*range(0xC0, 0xD0), _JPEG_LS)) - {0xC4, 0xC8, 0xCC}
-_WITHOUT_LENGTH = frozenset((0x01, *range(0xD0, 0xD9)))
+_WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xD9), 0xFF))
 
 
 class Header(NamedTuple):
@@ -69,24 +69,24 @@ def header(data: bytes) -> Header:
     """
     try:
         return _jpeg_header(data) if data[:2] == b"\xff\xd8" else _jpeg2000_header(data)
-    except (struct.error, IndexError):
+    except (struct.error, IndexError, ValueError):
         raise ImageError(TRUNCATED) from None
 
 
 def _jpeg_header(data: bytes) -> Header:
     place = 2
     while True:
-        if data[place] != 0xFF:
-            raise ImageError("damaged: it has no marker where one must be")
+        # As libjpeg does: whatever lies before a marker is skipped, of which it warns.
+        place = data.index(b"\xff", place)
         marker = data[place + 1]
         if marker in _SIZE_MARKERS:
             bits, height, width, channels = struct.unpack_from(">BHHB", data, place + 4)
             kind = "JPEG-LS" if marker == _JPEG_LS else "JPEG"
             baseline = bits == 8 and kind == "JPEG" and marker % 4 != 3
             return Header(height, width, channels, bits, kind, baseline)
-        # A marker may be filled up with bytes of 255.
-        place += 1 if marker == 0xFF else 2
-        if marker not in _WITHOUT_LENGTH and marker != 0xFF:
+        # A marker may be filled up with bytes of 255; one of zeros is none.
+        place += 1 if marker in (0x00, 0xFF) else 2
+        if marker not in _WITHOUT_LENGTH:
             place += struct.unpack_from(">H", data, place)[0]
 
 
@@ -142,7 +142,9 @@ def _baseline_jpeg(data: bytes, header: Header, at_least: int | None) -> Image:
             raise ImageError(TRUNCATED) from error
         # Bytes between two parts that belong to neither: whatever wrote them, the parts themselves are whole.
         if "extraneous bytes" not in str(error):
-            raise ImageError(f"damaged: {one_line(error)}") from error
+            if "Corrupt JPEG data" in str(error):
+                raise ImageError(f"damaged: {one_line(error)}") from error
+            raise
         gray = decode_jpeg(data, "GRAY", strict=False, **size)
         warnings.append(f"damaged in places: {one_line(error)}")
     return Image(gray[..., 0], warnings)

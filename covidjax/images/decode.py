@@ -104,14 +104,15 @@ def _read(source: FileOrBytes, at_least: int | None, size: int | None, invert: I
         if min(height, width) < SMALLEST:
             raise ImageError(f"{width}×{height} pixels; an X-ray has at least {SMALLEST}×{SMALLEST}")
         shown = values.to_gray(samples)
-        remarks += samples.warnings
         whole = Image.fromarray(shown.pixels)
         gray = _resized(whole, size)
         flat = shown.flat or polarity.contrast(gray) < LEAST_CONTRAST
-        if invert == "auto" and not flat and polarity.is_negative(gray):
+        # Of what its header calls no chest, nobody knows how it looks.
+        if invert == "auto" and not flat and not any(remarks) and polarity.is_negative(gray):
             # Before resizing, which rounds up: an image and its negative are to give the same pixels.
             gray = _resized(ImageOps.invert(whole), size)
             remarks.append("a negative, turned into a positive")
+        remarks += samples.warnings
         refused = "next to no contrast" if flat else ""
         warning = "; ".join(filter(None, remarks))
         return DecodedImage(np.asarray(gray), warning, refused, samples.format, samples.info)

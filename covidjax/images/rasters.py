@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from covidjax.errors import ImageError
+from covidjax.errors import ImageError, one_line
 from covidjax.images import codecs
 from covidjax.images.formats import FORMATS, kind_of, too_many_pixels
 from covidjax.images.values import ImageInfo, Samples
@@ -39,13 +39,35 @@ def read(data: bytes, most_pixels: int, at_least: int | None = None) -> Samples:
       Exception: whatever a decoder raises of a damaged file.
     """
     kind = kind_of(data)
-    if kind == "PNG":
-        return _png(data, most_pixels)
-    if kind in ("JPEG", "JPEG 2000"):
-        return _codestream(data, kind, most_pixels, at_least)
-    if kind == "TIFF":
-        return _tiff(data, most_pixels)
+    try:
+        if kind == "PNG":
+            return _png(data, most_pixels)
+        if kind in ("JPEG", "JPEG 2000"):
+            return _codestream(data, kind, most_pixels, at_least)
+        if kind == "TIFF":
+            return _tiff(data, most_pixels)
+    except (ImageError, MemoryError):
+        raise
+    # Decoders raise nearly anything of a file that they decline, which is not always the file's fault.
+    except Exception as error:
+        return _by_next_decoder(data, most_pixels, error)
     return _by_pillow(data, most_pixels)
+
+
+def _by_next_decoder(data: bytes, most_pixels: int, error: Exception) -> Samples:
+    """What Pillow makes of a file that the first decoder of its format declined.
+
+    Raises:
+      Exception: ``error``, if it declines it too.
+    """
+    try:
+        samples = _by_pillow(data, most_pixels)
+    except ImageError:
+        raise
+    except Exception:
+        raise error from None
+    samples.warnings.append(f"decoded by its second decoder, since the first declined it ({one_line(error)})")
+    return samples
 
 
 def _codestream(data: bytes, kind: str, most_pixels: int, at_least: int | None) -> Samples:
@@ -53,13 +75,8 @@ def _codestream(data: bytes, kind: str, most_pixels: int, at_least: int | None) 
     if header.height * header.width > most_pixels:
         raise too_many_pixels(most_pixels)
     info = ImageInfo(header.width, header.height, header.bits)
-    try:
-        image = codecs.decode(data, header, at_least)
-    except (RuntimeError, ValueError):
-        if kind == "JPEG":  # which its decoder knows in all its kinds
-            raise
-        return _by_next_decoder(data, most_pixels)
-    orientation = _exif_orientation(data) if kind == "JPEG" and b"Exif\0" in data[:_EXIF_WITHIN] else 1
+    image = codecs.decode(data, header, at_least)
+    orientation = _orientation(data[:_EXIF_WITHIN], b"Exif\0", b"tiff:Orientation") if kind == "JPEG" else 1
     return Samples(image.values, header.bits, header.kind, info, orientation=orientation, warnings=image.warnings)
 
 
@@ -71,14 +88,16 @@ def _png(data: bytes, most_pixels: int) -> Samples:
         raise too_many_pixels(most_pixels)
     warnings = codecs.check_png(data)
     values = _imagecodecs().png_decode(data)  # palettes and fewer than 8 bits as 8 bits
-    orientation = _exif_orientation(data) if b"eXIf" in data else 1
+    orientation = _orientation(data, b"eXIf", b"Raw profile", b"tiff:Orientation")
     bits = 16 if depth == 16 else 8
     info = ImageInfo(width, height, bits if colour == _PALETTE else depth)
     return Samples(values, bits, "PNG", info, orientation=orientation, warnings=warnings)
 
 
-def _exif_orientation(data: bytes) -> int:
-    """1 where there is none that can be read: it is no reason not to read the image."""
+def _orientation(data: bytes, *signs: bytes) -> int:
+    """EXIF's orientation where there is any of the signs of one; 1 where it cannot be read: the image can."""
+    if not any(sign in data for sign in signs):
+        return 1
     try:
         return int(Image.open(io.BytesIO(data), formats=FORMATS).getexif().get(_ORIENTATION, 1))
     except Exception:
@@ -110,26 +129,6 @@ def _of_pages(image: Any, pages: str, which: str) -> str:
 
 
 def _tiff(data: bytes, most_pixels: int) -> Samples:
-    try:
-        return _by_tifffile(data, most_pixels)
-    except ImageError:
-        raise
-    # It raises nearly anything of a kind of TIFF that it does not take: libtiff may.
-    except Exception as error:
-        try:
-            return _by_next_decoder(data, most_pixels)
-        except Image.UnidentifiedImageError:
-            raise error from None
-
-
-def _by_next_decoder(data: bytes, most_pixels: int) -> Samples:
-    """Where the first decoder of a format declines a file."""
-    samples = _by_pillow(data, most_pixels)
-    samples.warnings.append("decoded by its second decoder, since the first declined it")
-    return samples
-
-
-def _by_tifffile(data: bytes, most_pixels: int) -> Samples:
     with _tifffile().TiffFile(io.BytesIO(data)) as file:
         pages = [page for page in file.pages if not page.is_reduced and not page.is_mask] or list(file.pages)
         page = max(pages, key=lambda page: page.imagelength * page.imagewidth)
@@ -159,10 +158,15 @@ def _by_tifffile(data: bytes, most_pixels: int) -> Samples:
 
 
 def _check_segments(page: Any, data: bytes) -> None:
-    """tifffile shows a part that is missing as if it were black."""
+    """tifffile shows a part that is missing as if it were black.
+
+    Raises:
+      ValueError: there is one.
+      ImageError: damaged.
+    """
     for offset, length in zip(page.dataoffsets, page.databytecounts, strict=True):
         if not length or offset + length > len(data):
-            raise ImageError("damaged: a part of its pixels is missing")
+            raise ValueError("a part of its pixels is missing")
         if page.compression != 1:
             jpeg = page.compression in (6, 7)
             codecs.check_compressed(memoryview(data)[offset : offset + length], b"\xff\xd9" if jpeg else b"")
@@ -176,8 +180,9 @@ def _photometric(samples: Samples, page: Any) -> None:
     elif kind == 3:
         colours = np.asarray(page.colormap)  # [3, 2^bits], of 16 bits
         depth = 255 if colours.max() < 256 else 65535  # as some write them, and libtiff takes them
-        samples.values = np.rint(np.moveaxis(colours[:, values], 0, -1) * (255 / depth)).astype(np.uint8)
-        samples.bits = 8
+        index, more = (values, ()) if values.ndim == 2 else (values[..., 0], (values[..., 1:],))
+        rgb = np.rint(np.moveaxis(colours[:, index], 0, -1) * (255 / depth)).astype(np.uint8)
+        samples.values, samples.bits = np.concatenate((rgb, *more), -1), 8
     elif kind == 6 and page.compression not in (6, 7):
         samples.values = values[..., 0]  # luma
     elif kind not in (1, 2, 6):
