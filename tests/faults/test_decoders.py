@@ -22,7 +22,7 @@ from PIL import Image
 from pydicom import uid
 from pydicom.encaps import encapsulate
 from test_cli_score import rows_of
-from test_dicom import make, written
+from test_dicom import compress, make, written
 
 from covidjax.config import Preprocess
 from covidjax.data import synthetic
@@ -44,7 +44,7 @@ def encoded(film: np.ndarray, kind: str, **options: Any) -> bytes:
 
 def compressed(syntax: str) -> bytes:
     dataset = make(GRAY)
-    dataset.compress(syntax)
+    compress(dataset, syntax, GRAY)
     return written(dataset)
 
 
