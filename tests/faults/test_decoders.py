@@ -14,9 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import psutil
 import pytest
+import tifffile
 from commands import run
 from PIL import Image
 from pydicom import uid
@@ -55,6 +57,12 @@ def wrapped(syntax: str, kind: str, **options: Any) -> bytes:
     return written(dataset)
 
 
+def tiff(film: np.ndarray, **options: Any) -> bytes:
+    file = io.BytesIO()
+    tifffile.imwrite(file, film, metadata=None, **options)
+    return file.getvalue()
+
+
 DEEP = GRAY.astype(np.uint16) * 257
 FORMATS: dict[str, Callable[[], bytes]] = {
     "gray.png": lambda: encoded(GRAY, "PNG"),
@@ -76,6 +84,13 @@ FORMATS: dict[str, Callable[[], bytes]] = {
     "rle.dcm": lambda: compressed(uid.RLELossless),
     "jpegls.dcm": lambda: compressed(uid.JPEGLSLossless),
     "jpeg2000.dcm": lambda: compressed(uid.JPEG2000Lossless),
+    "film.pgm": lambda: encoded(GRAY, "PPM"),
+    "tiled.tif": lambda: tiff(DEEP, tile=(32, 32), compression="zlib", photometric="miniswhite"),
+    "planes.tif": lambda: tiff(np.stack([GRAY] * 3), photometric="rgb", planarconfig="separate"),
+    "deep.jp2": lambda: bytes(imagecodecs.jpeg2k_encode(DEEP, level=0)),
+    "deep.jpg": lambda: bytes(imagecodecs.jpeg8_encode(DEEP >> 4, 95, bitspersample=12)),
+    "lossless.jpg": lambda: bytes(imagecodecs.jpeg8_encode(GRAY, lossless=True)),
+    "film.jls": lambda: bytes(imagecodecs.jpegls_encode(GRAY)),
     "jpeg.dcm": lambda: wrapped(uid.JPEGBaseline8Bit, "JPEG"),
 }
 
