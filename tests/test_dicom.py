@@ -305,3 +305,22 @@ def test_folder_gives_dicom_files_of_any_name_but_not_their_index(tmp_path):
     found = walk(tmp_path)
     assert [path.name for path in found.images] == ["1.2.840.1", "IM0001", "film.dcm"]
     assert found.skipped == 2
+
+
+def test_compression_that_nobody_knows_is_said():
+    dataset = make(PixelData=encapsulate([b"some other codestream"]))
+    dataset.file_meta.TransferSyntaxUID = uid.JPEG2000Lossless
+    dataset["PixelData"].is_undefined_length = True
+    data = written(dataset)
+    with pytest.raises(ImageError, match="transfer syntax JPEG 2000 Image Compression"):
+        images.read(data)
+    unknown = b"1.2.840.10008.1.2.4.99"
+    with pytest.raises(ImageError, match=r"damaged DICOM: its (compression|pixels)"):
+        images.read(data.replace(uid.JPEG2000Lossless.encode(), unknown))
+
+
+def test_codestream_is_told_by_its_own_beginning():
+    dataset = make()
+    compress(dataset, uid.JPEGLSLossless, FILM)
+    dataset.file_meta.TransferSyntaxUID = uid.JPEGBaseline8Bit  # as some gateways relabel files
+    np.testing.assert_array_equal(decode(dataset), FILM)

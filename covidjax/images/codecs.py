@@ -66,7 +66,10 @@ def header(data: bytes) -> Header:
 
     Raises:
       ImageError: it is damaged.
+      NotImplementedError: it is none of these.
     """
+    if not data.startswith((b"\xff\xd8", J2K, JP2)):
+        raise NotImplementedError("neither JPEG nor JPEG 2000")
     try:
         return _jpeg_header(data) if data[:2] == b"\xff\xd8" else _jpeg2000_header(data)
     except (struct.error, IndexError, ValueError):

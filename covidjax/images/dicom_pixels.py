@@ -127,7 +127,11 @@ class _Reader:
                 order = "<" if self._little_endian else ">"
                 values = np.frombuffer(dataset[name].value, f"{order}{kind}")
                 return values.reshape(dataset.Rows, dataset.Columns).astype(np.float64), 0
-        if self._syntax.is_encapsulated and self._syntax != _RLE:
+        # Of a transfer syntax that nobody knows, whether its pixels have a length of their own.
+        compressed = (
+            self._syntax.is_encapsulated if self._syntax.is_transfer_syntax else dataset["PixelData"].is_undefined_length
+        )
+        if compressed and self._syntax != _RLE:
             return self._compressed(at_least)
         return self._words()
 
