@@ -99,8 +99,8 @@ class _Reader:
             found.modality = self._optional("RescaleSlope or RescaleIntercept", self._rescaling)
             table = self._optional("ModalityLUTSequence", lambda: self._table("ModalityLUTSequence", None))
             found.modality = table or found.modality
-            found.interest = self._optional("VOILUTSequence", lambda: self._table("VOILUTSequence", found))
-            found.interest = found.interest or self._optional("WindowCenter or WindowWidth", self._window)
+            found.voi = self._optional("VOILUTSequence", lambda: self._table("VOILUTSequence", found))
+            found.voi = found.voi or self._optional("WindowCenter or WindowWidth", self._window)
             found.padding = self._optional("PixelPaddingValue", lambda: self._padding(bits))
             found.inverse = self._is_inverse()
         found.aspect = self._optional("PixelAspectRatio or PixelSpacing", self._aspect) or 1.0

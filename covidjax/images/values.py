@@ -98,7 +98,7 @@ class Samples:
     info: ImageInfo = NO_INFO
     """Told by ``values`` and ``bits`` unless given."""
     modality: Linear | Table | None = None
-    interest: Window | Table | None = None
+    voi: Window | Table | None = None
     display: bool = False
     """Whether values of more than 8 bits too are meant to be shown over the whole range of their bits."""
     inverse: bool = False
@@ -144,7 +144,7 @@ def to_gray(samples: Samples) -> Gray:
     """
     check_finite(samples.values)
     values = brightness(samples.values, samples.bits)
-    plain = not (samples.modality or samples.interest or samples.inverse or samples.padding)
+    plain = not (samples.modality or samples.voi or samples.inverse or samples.padding)
     flat = False
     if plain and samples.bits == 8 and values.dtype == np.uint8:
         pixels = values
@@ -212,7 +212,7 @@ def _steps(values: np.ndarray, stored: np.ndarray, samples: Samples) -> tuple[np
     # Levels are those of stored values, of which a slope says how far apart they are.
     apart = abs(samples.modality.slope) if isinstance(samples.modality, Linear) else 1.0
     flat = bool(np.ptp(core) < FEWEST_LEVELS * apart) if stored.dtype.kind in "iu" else bool(np.ptp(core) == 0)
-    shown = _of_interest(samples, modality(values), core, flat)
+    shown = _apply_voi(samples, modality(values), core, flat)
     if shown is None:
         least, most = _shown_range(samples, real, core)
         shown = (modality(values) - least) / (most - least if most > least else 1)
@@ -225,15 +225,15 @@ def _steps(values: np.ndarray, stored: np.ndarray, samples: Samples) -> tuple[np
     return pixels, flat
 
 
-def _of_interest(samples: Samples, values: np.ndarray, core: np.ndarray, flat: bool) -> np.ndarray | None:
+def _apply_voi(samples: Samples, values: np.ndarray, core: np.ndarray, flat: bool) -> np.ndarray | None:
     """Values after the modality's step → 0 to 1 by the window or table; None where there is none, or it shows no difference
     between the least and the greatest of the middle values, ``core``, or any between."""
-    interest = samples.interest
-    if interest is None:
+    voi = samples.voi
+    if voi is None:
         return None
 
     def look(array: np.ndarray) -> np.ndarray:
-        return interest(array) / (2**interest.bits - 1) if isinstance(interest, Table) else interest(array)
+        return voi(array) / (2**voi.bits - 1) if isinstance(voi, Table) else voi(array)
 
     visible = np.clip(look(np.linspace(core[0], core[1], 64)), 0, 1)
     if np.ptp(visible) * 255 < FEWEST_LEVELS and not flat:
