@@ -33,7 +33,7 @@ FileOrBytes = str | os.PathLike[str] | bytes
 """A path, or a file's bytes."""
 
 Invert = Literal["auto", "never"]
-"""Whether negatives are turned into positives; ``auto`` does where ``images.polarity`` is sure."""
+"""Whether negatives are turned into positives; ``auto`` does where ``images.polarity`` is sure, and warns where not."""
 
 
 class DecodedImage(NamedTuple):
@@ -42,7 +42,7 @@ class DecodedImage(NamedTuple):
     pixels: np.ndarray
     """Gray uint8 ``[height, width]``, upright, bone brighter than air."""
     warning: str
-    """What speaks against relying on it: it is no plain X-ray of a chest, or it was a negative; mostly empty."""
+    """What speaks against relying on it: it is no plain X-ray of a chest, or it was or may be a negative; mostly empty."""
 
 
 def read(
@@ -101,12 +101,13 @@ def _read(source: FileOrBytes, at_least: int | None, size: int | None, invert: I
             if image.width * image.height > limits.pixels:
                 raise Image.DecompressionBombError
         whole = _gray(image, at_least)
-        gray = _resized(whole, size)
-        if invert == "auto" and polarity.is_negative(gray):
+        if invert == "auto":
             # Before resizing, which rounds up: an image and its negative are to give the same pixels.
-            gray = _resized(ImageOps.invert(whole), size)
-            remarks.append("a negative, turned into a positive")
-        return DecodedImage(np.asarray(gray), "; ".join(filter(None, remarks)))
+            kind = polarity.judge(whole)
+            if kind == "negative":
+                whole = polarity.to_positive(whole)
+            remarks.append(polarity.REMARKS[kind])
+        return DecodedImage(np.asarray(_resized(whole, size)), "; ".join(filter(None, remarks)))
     except Image.DecompressionBombError:
         raise too_many_pixels(limits.pixels) from None
     except Image.UnidentifiedImageError:
