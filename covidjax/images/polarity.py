@@ -106,8 +106,15 @@ def content_box(gray: Image.Image) -> tuple[int, int, int, int]:
 
 def score(gray: Image.Image) -> float:
     """About the logarithm of the odds that an image in mode ``L`` is a positive; around 0 for what is no chest X-ray."""
-    hidden, output = _weights()
-    return float((np.tanh(features(gray) @ hidden) @ output).sum())
+    return score_of(features(gray), *_weights())
+
+
+def score_of(views: np.ndarray, hidden: np.ndarray, output: np.ndarray) -> float:
+    """Of the views ``[V, F]`` of one image, by weights ``[F, H]`` and ``[H]``. At most two of three are of a chest."""
+    if not len(views):
+        return 0.0
+    scores = np.tanh(views @ hidden) @ output
+    return float(scores.mean() * min(len(views), 2))
 
 
 def features(gray: Image.Image) -> np.ndarray:
