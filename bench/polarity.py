@@ -61,7 +61,9 @@ def read_films(folders: Sequence[Path]) -> Films:
     inputs = variants(images, VARIANTS)
     plain = inputs[:, 0, 0]
     alike = np.triu(plain @ plain.T > ALIKE * inputs.shape[-1], 1)
-    patients = components_of([[patient_of(path.name)] for path, _ in paths], np.argwhere(alike).tolist())
+    patients = components_of(
+        [[patient_of(path.name)] for path, _ in paths], [(int(one), int(other)) for one, other in np.argwhere(alike)]
+    )
     return Films(images, np.array([source for _, source in paths]), np.array(patients), inputs)
 
 
@@ -74,7 +76,7 @@ def augment(film: Image.Image, rng: np.random.Generator) -> Image.Image:
     """A part of an X-ray, turned, of another contrast, collimated and with rests of a margin, each with some chance."""
 
     def any_gray() -> int:
-        return int(rng.choice([0, 255, rng.integers(256)]))
+        return (0, 255, int(rng.integers(256)))[rng.integers(3)]
 
     if rng.random() < 0.05:
         film = film.transpose(Image.Transpose.ROTATE_90 if rng.random() < 0.5 else Image.Transpose.FLIP_TOP_BOTTOM)
@@ -199,10 +201,10 @@ def try_held_out(films: Films, others: Films, phantoms: np.ndarray, clouds: np.n
 
     def on_pages(rows: np.ndarray, layout: Layout, weights: Sequence[Weights]) -> np.ndarray:
         rng, scores = np.random.default_rng(1), []
-        for row in rows:
-            film = films.images[row]
-            scores.append(score(weights[folds[row]], layout(film, rng)))
-            scores.append(-score(weights[folds[row]], layout(ImageOps.invert(film), rng)))
+        for row in rows.tolist():
+            film, fitted = films.images[row], weights[int(folds[row])]
+            scores.append(score(fitted, layout(film, rng)))
+            scores.append(-score(fitted, layout(ImageOps.invert(film), rng)))
         return np.array(scores)
 
     print(f"{'held-out patients':30} {'images':>6}  {'wrong, no warning':22} {'warned':>8}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -54,14 +54,12 @@ _KEPT_DARK = 0.1
 
 
 class _Content(NamedTuple):
-    """The X-ray within its page, in cells."""
+    """The X-ray within its page."""
 
-    left: int
-    upper: int
-    right: int
-    lower: int
+    box: tuple[int, int, int, int]
+    """Left, upper, right and lower edge in cells."""
     page: np.ndarray
-    """bool ``[_GRID, _GRID]``."""
+    """bool ``[_GRID, _GRID]``: what is no X-ray, also within the box."""
 
 
 def judge(gray: Image.Image) -> Polarity:
@@ -89,19 +87,11 @@ def to_positive(gray: Image.Image) -> Image.Image:
 
 def content_box(gray: Image.Image) -> tuple[int, int, int, int]:
     """Left, upper, right and lower edge in pixels of the X-ray in an image in mode ``L``, without its page and margins."""
-    content = _content(_cells(gray))
+    (left, upper, right, lower), _ = _content(_cells(gray))
     pixels = np.asarray(gray)
-    (left, right), (upper, lower) = (
-        (first * size // _GRID, -(-last * size // _GRID))
-        for first, last, size in ((*content[0:3:2], gray.width), (*content[1:4:2], gray.height))
-    )
-    rows, columns = pixels[:, left:right], pixels[upper:lower].T
-    return (
-        _edge(columns, left) if content.left else 0,
-        _edge(rows, upper) if content.upper else 0,
-        _edge(columns, right) if content.right < _GRID else gray.width,
-        _edge(rows, lower) if content.lower < _GRID else gray.height,
-    )
+    rows = pixels[:, left * gray.width // _GRID : -(-right * gray.width // _GRID)]
+    columns = pixels[upper * gray.height // _GRID : -(-lower * gray.height // _GRID)].T
+    return _edge(columns, left), _edge(rows, upper), _edge(columns, right), _edge(rows, lower)
 
 
 def score(gray: Image.Image) -> float:
@@ -124,7 +114,7 @@ def features(gray: Image.Image) -> np.ndarray:
     right edge, one of which makes it whole. What is too small to be judged has none.
     """
     cells = _cells(gray)
-    left, upper, right, lower, page = _content(cells)
+    (left, upper, right, lower), page = _content(cells)
     cells, page = cells[upper:lower, left:right], page[upper:lower, left:right]
     if min(cells.shape) < _SMALLEST or page.all():
         return np.zeros((0, SIDE * SIDE), np.float32)
@@ -149,10 +139,10 @@ def _cells(gray: Image.Image) -> np.ndarray:
     Samples and not averages of all pixels: exactly those of the negative with the other sign, and as fast for any size.
     """
     side = _GRID * _SAMPLES
-    samples = np.asarray(gray.resize((side, side), Image.Resampling.NEAREST)).astype(np.uint16)
-    rows = sum(samples[first::_SAMPLES] for first in range(_SAMPLES))
-    sums = sum(rows[:, first::_SAMPLES] for first in range(_SAMPLES))
-    return sums.astype(np.float32) / _SAMPLES**2 - np.float32(127.5)
+    samples = np.asarray(gray.resize((side, side), Image.Resampling.NEAREST))
+    rows = samples.reshape(_GRID, _SAMPLES, side).sum(axis=1, dtype=np.uint16)
+    sums = rows.reshape(_GRID, _GRID, _SAMPLES) @ np.ones(_SAMPLES, np.float32)
+    return sums / _SAMPLES**2 - np.float32(127.5)
 
 
 def _content(cells: np.ndarray) -> _Content:
@@ -166,7 +156,7 @@ def _content(cells: np.ndarray) -> _Content:
         upper, lower = upper + int(rows[0]), upper + int(rows[-1]) + 1
         if min(right - left, lower - upper) < _SMALLEST:
             break
-    return _Content(left, upper, right, lower, page)
+    return _Content((left, upper, right, lower), page)
 
 
 def _page(cells: np.ndarray) -> np.ndarray | None:
@@ -176,20 +166,18 @@ def _page(cells: np.ndarray) -> np.ndarray | None:
     too thin to be one, and icons are much smaller. Something half as large as the largest can be a part of the X-ray
     that the page's gray cuts in two.
     """
-    from scipy import ndimage
-
     tolerance = np.clip(cells.std() / 4, *_TOLERANCE)
     for line in (cells[:, 0], cells[0], cells[:, -1], cells[-1]):
         ordered = np.sort(line)
         median = (ordered[(line.size - 1) // 2] + ordered[line.size // 2]) / 2
         if (np.abs(line - median) <= tolerance).mean() < _UNIFORM:
             continue
-        parts, count = ndimage.label(np.abs(cells - median) <= tolerance)
+        parts, count = _parts(np.abs(cells - median) <= tolerance)
         outer = np.zeros(count + 1, bool)
         outer[np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]])] = True
         outer[0] = False
         page = outer[parts]
-        parts, count = ndimage.label(_eroded(~page))
+        parts, count = _parts(_eroded(~page))
         if not count:
             continue
         areas = np.bincount(parts.ravel())
@@ -211,10 +199,20 @@ def _eroded(mask: np.ndarray) -> np.ndarray:
     return both
 
 
-def _edge(lines: np.ndarray, near: int) -> int:
-    """The row at which the lines ``[rows, columns]`` change most, within a cell of ``near``."""
-    cell = -(-len(lines) // _GRID)
-    first, last = max(near - cell - 1, 0), min(near + cell + 1, len(lines))
+def _parts(mask: np.ndarray) -> tuple[np.ndarray, int]:
+    """The connected parts of a mask numbered from 1, 0 elsewhere; and how many there are."""
+    import scipy.ndimage  # here: it takes a tenth of a second to import, and only images with margins need it
+
+    parts: Any = scipy.ndimage.label(mask)
+    return parts[0], parts[1]
+
+
+def _edge(lines: np.ndarray, cell: int) -> int:
+    """Of lines of pixels, the one before which they change most, within a cell of the beginning of that cell."""
+    count = len(lines)
+    if cell in (0, _GRID):
+        return count if cell else 0
+    first, last = max((cell - 1) * count // _GRID - 1, 0), min(-(-(cell + 1) * count // _GRID) + 1, count)
     steps = np.abs(np.diff(lines[first:last].astype(np.int16), axis=0)).mean(axis=1)
     return first + 1 + int(steps.argmax())
 
