@@ -215,7 +215,7 @@ def test_the_bundled_segmenter(tmp_path):
     shutil.copy(Path(pydicom.__file__).parent / "data" / "test_files" / "CT_small.dcm", root)
     result = run("segment", root, "--out", tmp_path / "out", "--runtime", "jax")
     assert result.exit_code == 0, result.output
-    assert "1 of them with a warning" in result.stderr
+    assert "3 of them with a warning" in result.stderr
     rows = {Path(path).name: row for path, row in rows_in(tmp_path / "out").items()}
     for index, film in enumerate(drawn):
         assert rows[f"{index}.png"]["quality"] == "good"
@@ -224,6 +224,9 @@ def test_the_bundled_segmenter(tmp_path):
     for name in ("noise.png", "turned.png", "flower.jpg"):
         assert rows[name]["quality"] != "good"
     assert "CT" in rows["CT_small.dcm"]["warning"]
+    unsure = [name for name, row in rows.items() if "unsure" in row["warning"]]
+    assert "noise.png" in unsure
+    assert not {f"{index}.png" for index in range(4)} & set(unsure)
 
 
 def test_what_comes_with_the_bundled_weights():

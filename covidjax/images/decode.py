@@ -12,7 +12,7 @@ import warnings
 from typing import Literal, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from covidjax.errors import ImageError, one_line
 from covidjax.images import dicom, dicom_pixels, polarity, rasters, values
@@ -36,7 +36,7 @@ FileOrBytes = str | os.PathLike[str] | bytes
 """A path, or a file's bytes."""
 
 Invert = Literal["auto", "never"]
-"""Whether negatives are turned into positives; ``auto`` does where ``images.polarity`` is sure."""
+"""Whether negatives are turned into positives; ``auto`` does where ``images.polarity`` is sure, and warns where not."""
 
 
 class DecodedImage(NamedTuple):
@@ -45,7 +45,7 @@ class DecodedImage(NamedTuple):
     pixels: np.ndarray
     """Gray uint8 ``[height, width]``, upright, of square pixels, bone brighter than air."""
     warning: str
-    """What speaks against relying on it: it is no plain X-ray of a chest, or it was a negative; mostly empty."""
+    """What speaks against relying on it: it is no plain X-ray of a chest, or it was or may be a negative; mostly empty."""
     refused: str = ""
     """Why it is no X-ray, whatever a classifier would say of it; mostly empty."""
     format: str = ""
@@ -105,17 +105,18 @@ def _read(source: FileOrBytes, at_least: int | None, size: int | None, invert: I
             raise ImageError(f"{width}×{height} pixels; an X-ray has at least {SMALLEST}×{SMALLEST}")
         shown = values.to_gray(samples)
         whole = Image.fromarray(shown.pixels)
-        gray = _resized(whole, size)
-        flat = shown.flat or polarity.contrast(gray) < LEAST_CONTRAST
+        flat = shown.flat or polarity.contrast(whole) < LEAST_CONTRAST
         # Of what its header calls no chest, nobody knows how it looks.
-        if invert == "auto" and not flat and not any(remarks) and polarity.is_negative(gray):
+        if invert == "auto" and not flat and not any(remarks):
             # Before resizing, which rounds up: an image and its negative are to give the same pixels.
-            gray = _resized(ImageOps.invert(whole), size)
-            remarks.append("a negative, turned into a positive")
+            kind = polarity.judge(whole)
+            if kind == "negative":
+                whole = polarity.to_positive(whole)
+            remarks.append(polarity.REMARKS[kind])
         remarks += samples.warnings
         refused = "next to no contrast" if flat else ""
         warning = "; ".join(filter(None, remarks))
-        return DecodedImage(np.asarray(gray), warning, refused, samples.format, samples.info)
+        return DecodedImage(np.asarray(_resized(whole, size)), warning, refused, samples.format, samples.info)
     except Image.DecompressionBombError:
         raise too_many_pixels(limits.pixels) from None
     except Image.UnidentifiedImageError:

@@ -41,7 +41,7 @@ class SegmentationRow(NamedTuple):
     error: str = ""
     """Why the file could not be read; empty where it was."""
     warning: str = ""
-    """Why the image is no frontal chest X-ray, or that it was a negative."""
+    """Why the image is no frontal chest X-ray, or that it was or may be a negative."""
     decode_seconds: float = 0.0
     lungs_seconds: float = 0.0
     write_seconds: float = 0.0

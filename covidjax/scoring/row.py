@@ -22,7 +22,7 @@ class Row(NamedTuple):
     error: str = ""
     """The reason; empty where there is none."""
     warning: str = ""
-    """Why the image is refused, or why the row may be unreliable: it is no frontal chest X-ray, or was a negative."""
+    """Why the image is refused, or the row may be unreliable: it is no frontal chest X-ray, or was or may be a negative."""
     lungs: str = ""
     """``crop`` or ``mask`` where that was done, as in training, or why the image was kept whole; empty for a model that was
     trained on whole images."""
