@@ -112,6 +112,7 @@ def make_plan(config: Config, dataset: Dataset) -> Plan:
     )
 
 
+@device.own_flags()
 def train(
     config: Config,
     dataset: Dataset,
