@@ -80,7 +80,7 @@ def start(device: str = "auto") -> Device:
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    if "JAX_NUM_CPU_DEVICES" not in os.environ:
+    if os.environ.get("JAX_NUM_CPU_DEVICES", "0") == "0":  # with none jax does not start
         with contextlib.suppress(RuntimeError):  # raised where jax has been used already, which then has what it has
             jax.config.update("jax_num_cpu_devices", environment.cores())
     if environment.cores() < len(os.sched_getaffinity(0)):
@@ -100,8 +100,8 @@ def _first_device() -> Device:
         name = next((name for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME") if os.environ.get(name)), None)
         if name is None:
             raise
-        reason = f": {one_line(error)}" if str(error) else ""
-        problem = f"{name}={os.environ[name]} names a device that jax does not find here{reason.removesuffix('.')}"
+        reason = f" ({one_line(error).partition(' (set JAX_')[0].rstrip('.')})" if str(error) else ""
+        problem = f"{name}={os.environ[name]} names a device that jax does not find here{reason}"
         raise UserError(f"{problem}; set {name}=cpu, or unset it.") from error
 
 

@@ -1,5 +1,5 @@
-"""What this process may use of its machine: cores and memory, by its affinity and by the limits of its control groups, which
-is how containers and schedulers give a part of a machine away."""
+"""What this process may use of its machine: cores and memory, by its affinity and by the limits of its control groups,
+which is how containers and schedulers give a part of a machine away."""
 
 from __future__ import annotations
 
@@ -73,4 +73,5 @@ def _groups(controller: str, proc: Path) -> Iterator[tuple[Path, int]]:
         root, point = Path(mount[3]), Path(mount[4])
         # In a container the group may be named from outside of what is mounted there.
         folder = point / Path(group).relative_to(root) if Path(group).is_relative_to(root) else point
-        yield from ((each, 2 if kind == "cgroup2" else 1) for each in (folder, *folder.parents) if each.is_relative_to(point))
+        version = 2 if kind == "cgroup2" else 1
+        yield from ((each, version) for each in (folder, *folder.parents) if each.is_relative_to(point))

@@ -13,7 +13,6 @@ from typing import IO
 
 from covidjax.errors import UserError
 
-
 LONGEST_NAME = 255
 """Bytes of a file's name that file systems take."""
 

@@ -1,5 +1,5 @@
-"""The process of a command, made ready before anything else: its standard streams, its text encoding and its variables of the
-environment. Nothing of this happens to a program that imports covidjax."""
+"""The process of a command, made ready before anything else: its standard streams, its text encoding and its variables of
+the environment. Nothing of this happens to a program that imports covidjax."""
 
 from __future__ import annotations
 

@@ -160,7 +160,6 @@ class _Decoder:
 
     def __init__(self) -> None:
         self._ready = False
-        utf8 = f"utf8={sys.flags.utf8_mode}"
         # The child finds the same modules, wherever this process has them from.
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(filter(None, map(os.path.abspath, sys.path))),
@@ -176,8 +175,9 @@ class _Decoder:
                 # -P: no module is taken from the folder that the command was given in.
                 # -X utf8: names of files are read as this process reads them.
                 # In a group of its own: Ctrl-C is for the command, which asks its decoders no more.
+                code = f"from covidjax.images.workers import serve; serve({theirs.fileno()})"
                 self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-X", utf8, "-c", f"from covidjax.images.workers import serve; serve({theirs.fileno()})"],
+                    [sys.executable, "-P", "-X", f"utf8={sys.flags.utf8_mode}", "-c", code],
                     pass_fds=(theirs.fileno(),),
                     env=environment,
                     stdin=subprocess.DEVNULL,

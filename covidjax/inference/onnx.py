@@ -97,9 +97,10 @@ def convert(networks: Sequence[Any], model: ModelConfig, preprocess: Preprocess)
         logits = [forward(weights, images) for weights in networks]
         return probabilities(ensemble_mean(logits) if len(logits) > 1 else logits[0], model)
 
+    side = preprocess.image_size
     try:
         with device.own_flags():
-            return _to_onnx(predict, jax.ShapeDtypeStruct(("B", preprocess.image_size, preprocess.image_size, 1), jnp.uint8))
+            return _to_onnx(predict, jax.ShapeDtypeStruct(("B", side, side, 1), jnp.uint8))
     # The converter answers what it does not know with errors of many kinds.
     except Exception as error:
         raise UserError(f"The network cannot be converted ({one_line(error)}); choose --runtime jax.") from error

@@ -166,7 +166,7 @@ def _whole(folder: Path) -> dict[str, str] | None:
     """As ``_intact``. Raises OSError where they cannot be read."""
     digests, seal = _digests(folder), folder / _SEAL
     try:
-        return digests if digests and (not seal.exists() or json.loads(seal.read_text(encoding="utf-8")) == digests) else None
+        return digests if digests and (not seal.exists() or json.loads(seal.read_bytes()) == digests) else None
     except (ValueError, RecursionError):
         return None
 

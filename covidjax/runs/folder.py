@@ -92,7 +92,8 @@ def create_run(run: Path, settings: Run) -> None:
     with files.explaining(run):
         run.mkdir(parents=True, exist_ok=True)
         inside = {path.name for path in run.iterdir()} - {LOCK}
-        inside = {name for name in inside if not name.startswith(files.hidden_name(CONFIG, ".partial"))}  # of a process that was killed
+        killed = files.hidden_name(CONFIG, ".partial")  # what a process that was killed left
+        inside = {name for name in inside if not name.startswith(killed)}
     if CONFIG in inside:
         raise UserError(f"{run} holds a run already; go on with --resume, or name another folder with --run.")
     if inside:

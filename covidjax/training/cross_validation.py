@@ -87,6 +87,7 @@ def train_networks(
     """
     began = time.perf_counter()
     timing = Timing()
+    device.start()
     plans = {name: make_plan(network, dataset) for name, network in network_configs(config, dataset.folds).items()}
     about = functools.partial(Run, preprocess=dataset.preprocess, dataset=dataset.fingerprint, segmenter=dataset.segmenter)
     if not resume:
