@@ -38,7 +38,8 @@ class LazyGroup(click.Group):
         return getattr(importlib.import_module(f"covidjax_cli.{cmd_name}"), cmd_name)
 
     def main(self, args: Any = None, *rest: Any, **options: Any) -> Any:
-        if args is None:  # the process is the command's, and no program's that calls it
+        own_process = args is None  # rather than that of a program which calls this
+        if own_process:
             process.prepare()
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show ✓ shows ? and goes on
@@ -49,6 +50,10 @@ class LazyGroup(click.Group):
         except UserError as error:  # what a command fails with ends in invoke
             process.say(f"Error: {error}")
             sys.exit(1)
+        except SystemExit as end:
+            if own_process and end.code:
+                process.leave(int(end.code))
+            raise
 
     def invoke(self, ctx: click.Context) -> object:
         log = logging.getLogger("covidjax")

@@ -6,9 +6,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import locale
+import logging
 import os
 import re
 import sys
+import threading
 from collections.abc import Iterator
 
 import click
@@ -35,8 +37,11 @@ def prepare() -> None:
     """Make this process, which belongs to a command, ready."""
     _open_closed_streams()
     _use_utf8()
+    # What fails in a background task fails the command too, and is told there in one sentence, not in a traceback beside it.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     for name in [name for name in os.environ if name.startswith("JAX_") and not JAX_KEPT.fullmatch(name)]:
         set_aside[name] = os.environ.pop(name)
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before ONNX Runtime is imported, which would report to its maker otherwise
 
 
 def _open_closed_streams() -> None:
@@ -60,6 +65,18 @@ def _use_utf8() -> None:
         return
     os.environ.setdefault("PYTHONIOENCODING", sys.stdout.encoding or "utf-8")  # the terminal's
     os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
+def leave(code: int) -> None:
+    """End the process now where a thread would keep it from ending: after a checkpoint that could not be written, orbax's
+    threads wait ten minutes for what never comes."""
+    if any(thread is not threading.main_thread() and not thread.daemon for thread in threading.enumerate()):
+        for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+            try:
+                stream.flush()
+            except OSError:
+                _discard(number)
+        os._exit(code)
 
 
 def refused_variable(error: ValueError) -> str | None:
