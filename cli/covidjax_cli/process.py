@@ -37,7 +37,7 @@ def prepare() -> None:
     """Make this process, which belongs to a command, ready."""
     _open_closed_streams()
     _use_utf8()
-    # What fails in a background task fails the command too, and is told there in one sentence, not in a traceback beside it.
+    # What fails in a background task fails the command too, and is told there in one sentence.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     for name in [name for name in os.environ if name.startswith("JAX_") and not JAX_KEPT.fullmatch(name)]:
         set_aside[name] = os.environ.pop(name)
