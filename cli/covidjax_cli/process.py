@@ -3,6 +3,7 @@ the environment. Nothing of this happens to a program that imports covidjax."""
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import locale
@@ -61,15 +62,15 @@ def _open_closed_streams() -> None:
 def _use_utf8() -> None:
     """Start again in Python's UTF-8 mode where the locale has another encoding: names of files and what stands in files are
     UTF-8 whatever a terminal shows."""
-    if sys.flags.utf8_mode or locale.getpreferredencoding(False).lower().replace("-", "") == "utf8":
+    if codecs.lookup(locale.getpreferredencoding(False)).name == "utf-8":  # as it is in UTF-8 mode
         return
     os.environ.setdefault("PYTHONIOENCODING", sys.stdout.encoding or "utf-8")  # the terminal's
     os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def leave(code: int) -> None:
-    """End the process now where a thread would keep it from ending: after a checkpoint that could not be written, orbax's
-    threads wait ten minutes for what never comes."""
+    """End the process now where a thread would keep it from ending: after a checkpoint that could not be written, threads
+    of the storage library wait ten minutes for what never comes."""
     if any(thread is not threading.main_thread() and not thread.daemon for thread in threading.enumerate()):
         for number, stream in ((1, sys.stdout), (2, sys.stderr)):
             try:

@@ -137,15 +137,20 @@ class Jax:
             return self._probabilities(self._predict(self._weights, images))
 
 
+def import_openvino() -> Any:
+    """The package, which tells its maker over the network when it is imported, unless this package of it is not there."""
+    sys.modules.setdefault("openvino_telemetry", None)  # pyright: ignore[reportArgumentType]
+    import openvino
+
+    return openvino
+
+
 class OpenVino:
     """A converted network in float32. In bfloat16, which OpenVINO would choose of itself where the CPU has it, the
     probabilities of a trained DarkCovidNet differ by up to 0.01, ten times what is allowed."""
 
     def __init__(self, model: bytes):
-        # Importing openvino tells its maker over the network, unless this package of it is not to be had.
-        sys.modules.setdefault("openvino_telemetry", None)  # pyright: ignore[reportArgumentType]
-        import openvino
-
+        openvino = import_openvino()
         self.title = f"{TITLES['openvino']} {openvino.__version__.split('-')[0]}"
         self._core = openvino.Core()
         self._model = self._core.read_model(io.BytesIO(model))
