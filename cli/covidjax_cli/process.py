@@ -22,7 +22,7 @@ STREAMS = ("stdin", "stdout", "stderr")
 
 JAX_KEPT = re.compile(
     r"JAX_(PLATFORMS|PLATFORM_NAME|NUM_CPU_DEVICES|\w+_VISIBLE_DEVICES|PJRT_\w+|CPU_\w+|(ENABLE_)?COMPILATION_CACHE\w*"
-    r"|PERSISTENT_CACHE_\w+|LOG_\w+|LOGGING_LEVEL|TRACEBACK_\w+)"
+    r"|PERSISTENT_CACHE_\w+|SKIP_CUDA_\w+|LOG_\w+|LOGGING_LEVEL|TRACEBACK_\w+)"
 )
 """Variables that say where jax computes, what it keeps, and what it tells. All others change what is computed or how
 strictly programs are checked, and a command's results follow from its own options and settings alone."""
