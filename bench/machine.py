@@ -15,6 +15,8 @@ from typing import Any
 import click
 import platformdirs
 
+from covidjax.environment import cores as usable_cores
+
 ROOT = Path(__file__).parents[1]
 COVIDJAX = (sys.executable, "-c", "from covidjax_cli.main import main; main()")
 """The command as it is started from a shell, also where it is not installed."""
@@ -58,7 +60,7 @@ def say(text: str) -> None:
 
 def cores() -> int:
     """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    return usable_cores()
 
 
 def machine() -> dict[str, Any]:

@@ -11,15 +11,13 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image
 
 import covidjax
 from covidjax.data import synthetic
 from covidjax.labels import CLASSES
 from covidjax.lungs import geometry, segmenter
+from covidjax.report.drawing import Axes, Figure, FigureCanvasAgg
 from covidjax.scoring.row import Row
 
 INDEX, SEED = 2, 1

@@ -11,7 +11,7 @@ import re
 import time
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,13 +22,32 @@ import platformdirs
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
-from covidjax.errors import UserError
+from covidjax import environment
+from covidjax.errors import UserError, one_line
 
 AXIS = "data"
 """The mesh axis over which batches are split."""
 
 LEAST_SHARE = 4
 """Fewest images of a batch that are worth a device of their own."""
+
+_FLAGS = {
+    "enable_x64": False,
+    "numpy_dtype_promotion": "standard",
+    "numpy_rank_promotion": "allow",
+    "disable_jit": False,
+    "debug_nans": False,
+    "debug_infs": False,
+    "check_tracer_leaks": False,
+    "debug_key_reuse": False,
+    "legacy_prng_key": "allow",
+    "default_prng_impl": "threefry2x32",
+    "threefry_partitionable": True,
+    "transfer_guard": "allow",
+    "no_tracing": False,
+    "no_execution": False,
+}
+"""Flags of jax by which a user's own program is computed or checked otherwise, as covidjax needs them."""
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
@@ -50,7 +69,7 @@ def start(device: str = "auto") -> Device:
       device: ``auto`` (a GPU if jax finds one), ``cpu`` or ``gpu``.
 
     Raises:
-      UserError: ``gpu`` where there is none.
+      UserError: ``gpu`` where there is none, or a variable of the environment that names a device which is not there.
     """
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)  # its hints about TPUs and GPUs that are not there
     if device == "cpu":
@@ -61,14 +80,39 @@ def start(device: str = "auto") -> Device:
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    if "JAX_NUM_CPU_DEVICES" not in os.environ:
+    if os.environ.get("JAX_NUM_CPU_DEVICES", "0") == "0":  # with none jax does not start
         with contextlib.suppress(RuntimeError):  # raised where jax has been used already, which then has what it has
-            jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+            jax.config.update("jax_num_cpu_devices", environment.cores())
+    if environment.cores() < len(os.sched_getaffinity(0)):
+        os.environ.setdefault("PJRT_NPROC", str(environment.cores()))  # threads of XLA, which knows no quota
     _keep_memory()
-    first = jax.devices()[0]
+    first = _first_device()
     if device == "gpu" and first.platform != "gpu":
         raise UserError("There is no GPU that jax can use; run `covidjax doctor` to see why, or choose --device cpu.")
     return first
+
+
+def _first_device() -> Device:
+    try:
+        return jax.devices()[0]
+    # jax answers a device that is not there with errors of several kinds, one of them an assertion without words.
+    except (RuntimeError, AssertionError) as error:
+        name = next((name for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME") if os.environ.get(name)), None)
+        if name is None:
+            raise
+        reason = f" ({one_line(error).partition(' (set JAX_')[0].rstrip('.')})" if str(error) else ""
+        problem = f"{name}={os.environ[name]} names a device that jax does not find here{reason}"
+        raise UserError(f"{problem}; set {name}=cpu, or unset it.") from error
+
+
+@contextlib.contextmanager
+def own_flags() -> Iterator[None]:
+    """Computes as covidjax means it, whatever flags of jax the program that calls it has set for itself, such as 64 bits;
+    those of the caller hold again after the block, or after the function that this decorates."""
+    with contextlib.ExitStack() as stack:
+        for name, value in _FLAGS.items():
+            stack.enter_context(getattr(jax, name)(value))
+        yield
 
 
 def _drop_cut_off(cache: Path) -> None:
@@ -149,7 +193,7 @@ def fits_in_memory(size: int, device: Device) -> bool:
     """Whether ``size`` bytes of images may lie in the device's memory all the time: up to a quarter of it."""
     limit = (device.memory_stats() or {}).get("bytes_limit")
     if limit is None:  # a CPU: the images share the machine's memory with everything else
-        limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+        limit = environment.free_memory()
     return size <= limit // 4
 
 
@@ -160,6 +204,6 @@ def device_name() -> str:
         return where.device_kind
     model = platform.machine()
     with contextlib.suppress(OSError):
-        if name := re.search(r"^model name\s*: (.+)", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+        if name := re.search(r"^model name\s*: (.+)", Path("/proc/cpuinfo").read_text(errors="replace"), re.MULTILINE):
             model = name[1]
-    return f"{len(os.sched_getaffinity(0))} cores of {model}"
+    return f"{environment.cores()} cores of {model}"

@@ -4,12 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
 from covidjax.errors import UserError
+
+LONGEST_NAME = 255
+"""Bytes of a file's name that file systems take."""
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""A disk, a quota or a file that is full."""
+
+MORE_SPACE = "free some space, and give the command again"
+"""What mends these."""
+
+
+def hidden_name(name: str, suffix: str) -> str:
+    """The name of a hidden file that belongs to the file of this name and lies beside it: ``.NAME`` and the suffix. Where
+    that would be too long for file systems, a digest stands for ``NAME``."""
+    hidden = f".{name}{suffix}"
+    if len(os.fsencode(hidden)) <= LONGEST_NAME:
+        return hidden
+    return f".{hashlib.sha256(os.fsencode(name)).hexdigest()[:32]}{suffix}"
+
+
+def hidden_beside(path: Path, suffix: str) -> Path:
+    """The hidden file that belongs to ``path``, see ``hidden_name``."""
+    return path.with_name(hidden_name(path.name, suffix))
 
 
 def write_atomic(path: Path, content: str | bytes | Callable[[IO[bytes]], object], *, sync: bool = True) -> None:
@@ -24,7 +49,7 @@ def write_atomic(path: Path, content: str | bytes | Callable[[IO[bytes]], object
       OSError: it cannot be written.
     """
     # The process's number: two processes that write one file do not write into each other's.
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial = hidden_beside(path, f".partial-{os.getpid()}")
     try:
         with partial.open("wb") as file:
             if callable(content):
@@ -46,8 +71,16 @@ def fsync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def explaining(path: Path, remedy: str = "name a folder that you may write to", verb: str = "written") -> Iterator[None]:
+def explaining(
+    path: Path, remedy: str = "name a folder that you may write to", verb: str = "written", *, space: str = MORE_SPACE
+) -> Iterator[None]:
     """Turn an OSError of the block into a sentence for the user.
+
+    Args:
+      path: what cannot be written.
+      remedy: what to do about it.
+      verb: what cannot be done with it.
+      space: what to do where no space is left instead.
 
     Raises:
       UserError: ``path`` cannot be written, with the system's reason and the remedy.
@@ -55,6 +88,8 @@ def explaining(path: Path, remedy: str = "name a folder that you may write to", 
     try:
         yield
     except OSError as error:
+        if error.errno in NO_SPACE:
+            remedy = space
         raise UserError(f"{path} cannot be {verb} ({error.strerror or error}); {remedy}.") from error
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from bench.machine import cores
+from covidjax.inference.onnx import import_onnxruntime
+from covidjax.inference.runtimes import import_openvino
 
 
 def _pixels(batch: str) -> np.ndarray:
@@ -18,8 +20,7 @@ class OnnxRuntime:
     """One session, one thread a core."""
 
     def __init__(self, batch: str, model: str):
-        import onnxruntime
-
+        onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = cores()
         self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -47,9 +48,7 @@ class OpenVino:
     """
 
     def __init__(self, batch: str, model: str, precision: str, hint: str):
-        import openvino
-
-        core = openvino.Core()
+        core = import_openvino().Core()
         settings = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": hint, "INFERENCE_NUM_THREADS": cores()}
         compiled = core.compile_model(model, "CPU", settings)
         count = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")

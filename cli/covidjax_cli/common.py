@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from covidjax.errors import UsageError, UserError, printable
+from covidjax.errors import UsageError, UserError
 from covidjax.images.formats import Limits
+from covidjax_cli.process import printing, say
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -104,11 +105,6 @@ def existing_paths(paths: Sequence[Path]) -> list[Path]:
     return listed
 
 
-def say(text: str) -> None:
-    """A line for the reader, on stderr: stdout is for results."""
-    click.echo(printable(text), err=True)
-
-
 def say_skipped(files: int) -> None:
     """Say how many files were skipped, if any."""
     if files:
@@ -122,13 +118,17 @@ def show(parts: Iterable[RenderableType]) -> None:
     from covidjax.report.tables import WIDE
 
     console = Console(width=None if sys.stdout.isatty() else WIDE, highlight=False)
-    for part in parts:
-        console.print(part)
+    with printing():
+        with console.capture() as text:  # by itself it would end the command where nobody reads any more
+            for part in parts:
+                console.print(part)
+        click.echo(text.get(), nl=False)
 
 
 def show_json(value: Any) -> None:
     """One JSON object on stdout."""
-    click.echo(json.dumps(value, indent=2))
+    with printing():
+        click.echo(json.dumps(value, indent=2))
 
 
 def show_summary(summary: Any, *, as_json: bool, strict: bool) -> None:

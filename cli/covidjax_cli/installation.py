@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import importlib.metadata
+import locale
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import platformdirs
 
-from covidjax.errors import one_line
+from covidjax import environment
+from covidjax.errors import UserError, one_line
+from covidjax_cli import process
 
 _EXTRAS = {
     "pyarrow": ("no Parquet output", "parquet"),
@@ -23,6 +27,9 @@ _EXTRAS = {
 }
 
 _VOLTA_CUDNN = "9.10.2.21"
+
+LEAST_MEMORY = 2 * 2**30
+"""Bytes with which training works by the default settings, whose peak is 1.4 GiB."""
 
 
 class Finding(NamedTuple):
@@ -45,7 +52,7 @@ def version_of(package: str) -> str | None:
 
 def examine() -> list[Finding]:
     """Look at everything; never raises for what it finds."""
-    return [*_packages(), *_devices(), *_places()]
+    return [*_packages(), *_devices(), *machine(), *_variables(), *_text(), *_places()]
 
 
 def _required() -> list[str]:
@@ -84,13 +91,18 @@ def _devices() -> list[Finding]:
 
         device.start()
         devices = jax.devices()
+    except UserError as error:  # a variable of the environment
+        detail, _, remedy = str(error).rpartition("; ")
+        return [Finding("wrong", "devices", detail, remedy.rstrip("."))]
     except Exception as error:  # a broken installation can fail in any way, and telling how is this module's work
+        if isinstance(error, ValueError) and (name := process.refused_variable(error)):
+            return [Finding("wrong", "devices", f"jax does not take {name}={os.environ.get(name)}", f"unset {name}")]
         detail = f"jax finds none: {one_line(error)}"
         return [Finding("wrong", "devices", detail, "pip install --force-reinstall jax jaxlib")]
     findings = []
-    for installed in devices:
+    for installed in devices[:1] if devices[0].platform == "cpu" else devices:  # a CPU is as many devices as cores
         if installed.platform == "cpu":
-            findings.append(Finding("ok", "device", f"CPU, {len(os.sched_getaffinity(0))} cores, float32"))
+            findings.append(Finding("ok", "device", f"CPU, {environment.cores()} cores, float32"))
             continue
         capability = getattr(installed, "compute_capability", "?")
         dtype, scaled = device.precision("auto", installed)
@@ -139,6 +151,53 @@ def _nvidia_cards() -> list[tuple[str, float]]:
         return [(name.strip(), float(capability)) for name, capability in (line.rsplit(",", 1) for line in lines)]
     except (OSError, subprocess.SubprocessError, ValueError):
         return []
+
+
+def machine(proc: Path = environment.PROC) -> list[Finding]:
+    """Cores and memory, and what limits them.
+
+    Args:
+      proc: where the system describes this process.
+    """
+    cores, quota, limit = environment.cores(proc), environment.core_quota(proc), environment.memory_limit(proc)
+    affinity, total = len(os.sched_getaffinity(0)), environment.machine_memory()
+    detail = f"{cores} of {os.cpu_count()}"
+    if affinity < (os.cpu_count() or affinity):
+        detail += f", by the affinity of {affinity}"
+    if quota is not None:
+        detail += f", by the control group's quota of {quota:g}"
+    memory = f"{total / 2**30:.1f} GiB" if limit is None else f"{limit / 2**30:.1f} GiB, the control group's limit"
+    low = limit is not None and limit < LEAST_MEMORY
+    remedy = f"raise the limit to {LEAST_MEMORY / 2**30:.0f} GiB, or use fewer --workers" if low else ""
+    return [Finding("ok", "cores", detail), Finding("note" if low else "ok", "memory", memory, remedy)]
+
+
+def _variables() -> list[Finding]:
+    """Variables of the environment that have to do with the work."""
+    findings = []
+    for name, value in sorted(process.set_aside.items()):
+        detail = f"{value}: commands do not follow it, their results come from their options and settings alone"
+        findings.append(Finding("note", name, detail))
+    for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME", "JAX_NUM_CPU_DEVICES", "XLA_FLAGS"):
+        if value := os.environ.get(name):
+            findings.append(Finding("ok", name, f"{value}: jax follows it"))
+    if value := os.environ.get("MPLBACKEND"):
+        findings.append(Finding("ok", "MPLBACKEND", f"{value}: figures are files, and need no backend"))
+    telemetry = "off: ONNX Runtime's by ORT_DISABLE_TELEMETRY, OpenVINO's package for it is not imported"
+    return [*findings, Finding("ok", "telemetry", telemetry)]
+
+
+def _text() -> list[Finding]:
+    """Encodings, and the standard streams."""
+    shown, of_locale = str(sys.stdout.encoding).lower(), locale.getencoding()
+    findings = [Finding("ok", "encoding", f"files and their names UTF-8, output {shown}, locale {of_locale}")]
+    if "utf" not in shown:
+        remedy = "export PYTHONIOENCODING=utf-8"
+        findings[0] = Finding("note", "encoding", findings[0].detail + "; other characters are shown as ?", remedy)
+    if process.closed_streams:
+        detail = f"{', '.join(process.closed_streams)} closed; /dev/null stands in"
+        findings.append(Finding("note", "streams", detail))
+    return findings
 
 
 def _places() -> list[Finding]:

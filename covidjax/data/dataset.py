@@ -46,7 +46,7 @@ class Dataset:
         if not (path / MANIFEST).is_file():
             raise UsageError(f"{path} is no prepared dataset; make one of it with `covidjax prepare {path} --out NAME`.")
         try:
-            self.manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text())
+            self.manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
             if self.manifest["format"] != FORMAT:
                 raise UserError(f"{path} was prepared by another version of covidjax; prepare it again.")
             preprocess = {field.name: self.manifest[field.name] for field in dataclasses.fields(Preprocess)}

@@ -22,7 +22,7 @@ from covidjax.config import Preprocess
 from covidjax.data.dataset import FORMAT, MANIFEST, NAME, TEXTS
 from covidjax.data.readers.base import Example
 from covidjax.errors import UsageError, UserError, one_line
-from covidjax.files import explaining, fsync, lock
+from covidjax.files import explaining, fsync, hidden_beside, lock
 
 
 @contextlib.contextmanager
@@ -151,7 +151,7 @@ class Writer:
             "bytes": {path.name: path.stat().st_size for path in sorted(self._folder.iterdir())},
             **facts,
         }
-        (self._folder / MANIFEST).write_text(json.dumps(manifest, indent=2))
+        (self._folder / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
         return manifest
 
 
@@ -178,18 +178,18 @@ def create_dataset(
         str(out).encode()
     except UnicodeEncodeError:
         raise UsageError(f"{os.fsencode(out)!r} cannot be a dataset: its name is not UTF-8; choose another.") from None
-    partial = out.with_name(f".{out.name}.partial")
+    partial = hidden_beside(out, ".partial")
     busy = f"{out} is being prepared by another command; wait for it, or name another folder."
     with contextlib.ExitStack() as stack:
         with explaining(out):
             out.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(lock(out.with_name(f".{out.name}.lock"), busy, wait=wait))
+            stack.enter_context(lock(hidden_beside(out, ".lock"), busy, wait=wait))
             if out.exists() and not (out.is_dir() and not any(out.iterdir())):
                 raise UserError(f"{out} exists already; remove it or name another folder.")
             stack.callback(shutil.rmtree, partial, ignore_errors=True)
             shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
             partial.mkdir()
-        with explaining(out, "free some space or name another folder"):
+        with explaining(out):
             yield Writer(partial, preprocess, folds, masks, segmenter)
             for file in partial.iterdir():
                 fsync(file)

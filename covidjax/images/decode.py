@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import warnings
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -52,6 +52,11 @@ class DecodedImage(NamedTuple):
     """Of the file: PNG, DICOM, …"""
     info: ImageInfo = NO_INFO
     """Size and bits in the file."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All but the pixels, by the names of ``workers.FileFacts``."""
+        return {"warning": self.warning, "refused": self.refused, "format": self.format, **self.info._asdict()}
 
 
 def read(

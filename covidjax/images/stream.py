@@ -18,6 +18,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from covidjax import environment
 from covidjax.config import Preprocess
 from covidjax.errors import ImageError
 from covidjax.images import workers
@@ -51,7 +52,7 @@ class LoadedImage(FileFacts):
 def workers_or_default(workers: int | None) -> int:
     """Processes that decode, unless told otherwise: one for each core this process may use, and one more, since each idles
     for a moment between two images."""
-    return workers or len(os.sched_getaffinity(0)) + 1
+    return workers or environment.cores() + 1
 
 
 def decode_source(source: Source, job: DecodeJob) -> Decoded:

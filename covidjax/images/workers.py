@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -29,6 +31,7 @@ from typing import Any
 
 import numpy as np
 
+from covidjax import environment
 from covidjax.errors import ImageError, UserError
 from covidjax.images import decode as decoder
 from covidjax.images.decode import FileOrBytes, Invert
@@ -175,11 +178,15 @@ class _Decoder:
         try:
             ours, theirs = socket.socketpair()
             self.link = _Link(ours)
+            if theirs.fileno() <= 2:  # where standard streams are closed; the child has its own under these numbers
+                theirs = _moved(theirs)
             with theirs:
                 # -P: no module is taken from the folder that the command was given in.
+                # -X utf8: names of files are read as this process reads them.
                 # In a group of its own: Ctrl-C is for the command, which asks its decoders no more.
+                code = f"from covidjax.images.workers import serve; serve({theirs.fileno()})"
                 self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-c", f"from covidjax.images.workers import serve; serve({theirs.fileno()})"],
+                    [sys.executable, "-P", "-X", f"utf8={sys.flags.utf8_mode}", "-c", code],
                     pass_fds=(theirs.fileno(),),
                     env=environment,
                     stdin=subprocess.DEVNULL,
@@ -232,6 +239,12 @@ class _Decoder:
             return int(signal.SIGKILL)
 
 
+def _moved(end: socket.socket) -> socket.socket:
+    """The same socket under a number above those of the standard streams."""
+    with end:
+        return socket.socket(fileno=fcntl.fcntl(end.fileno(), fcntl.F_DUPFD_CLOEXEC, 3))
+
+
 # In the decoder process
 
 
@@ -271,27 +284,29 @@ def decode_here(source: str | bytes, job: DecodeJob) -> Decoded:
             arrays = [image.pixels]
         else:
             image = decoder.read_reduced(data, job.at_least, **options)
-            gray = image.pixels
-            arrays = [decoder.resize(gray, job.size) if job.size else gray]
+            arrays = [decoder.resize(image.pixels, job.size) if job.size else image.pixels]
             if job.thumbnail:
-                arrays.append(decoder.resize(gray, job.thumbnail))
+                arrays.append(decoder.resize(image.pixels, job.thumbnail))
             if job.mask and job.size:
-                arrays.append(decoder.read_mask(job.mask, job.size, gray.shape, limits=job.limits))
+                arrays.append(decoder.read_mask(job.mask, job.size, image.pixels.shape, limits=job.limits))
     except (ImageError, MemoryError) as fault:
         arrays, image = [], None
         error = str(fault) if isinstance(fault, ImageError) else "not enough memory to decode it"
-    facts = {} if image is None else {"warning": image.warning, "refused": image.refused, "format": image.format}
-    info = {} if image is None else image.info._asdict()
-    seconds = time.perf_counter() - start
-    return Decoded(arrays=arrays, error=error, sha256=sha256, decode_seconds=seconds, **facts, **info)
+    facts = image.facts if image else {}
+    return Decoded(arrays=arrays, error=error, sha256=sha256, decode_seconds=time.perf_counter() - start, **facts)
 
 
 def _bound_memory(limits: Limits) -> None:
     """A decoder that allocates without end gets no memory and says so, before the whole machine has none."""
-    # 16 bits a pixel stretched in float32, and the file itself a few times.
-    most = _ROOM + 16 * limits.pixels + 4 * limits.bytes
+    # 16 bits a pixel stretched in float32, and the file itself a few times; and where the command may have less memory than
+    # that, no more, before the system ends all of it.
+    wanted = 16 * limits.pixels + 4 * limits.bytes
+    most = _ROOM + min(wanted, _memory_limit() or wanted)
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     resource.setrlimit(resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+
+
+_memory_limit = functools.cache(environment.memory_limit)
 
 
 # Between the processes

@@ -14,6 +14,7 @@ import io
 import logging
 import os
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,10 +31,27 @@ CACHED_MODELS = 16
 
 OPSET = 21
 
+_converting = threading.Lock()
+"""Converting silences warnings and standard output, which all threads share."""
+
+
+def import_onnxruntime() -> Any:
+    """The package, which from 1.29 on reports to its maker over the network, and keeps a number for the machine in the
+    user's cache, unless this variable is set before it is imported."""
+    if not os.environ.get("ORT_DISABLE_TELEMETRY"):
+        os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    import onnxruntime
+
+    return onnxruntime
+
 
 def cached_model(key: str, make: Callable[[], bytes]) -> bytes:
     """A converted network from the cache, or made anew and put there."""
-    file = cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.onnx"
+    with _converting:
+        return _cached_model(cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.onnx", make)
+
+
+def _cached_model(file: Path, make: Callable[[], bytes]) -> bytes:
     with contextlib.suppress(OSError):
         cached = file.read_bytes()
         if hashlib.sha256(cached[32:]).digest() == cached[:32]:
@@ -69,6 +87,7 @@ def convert(networks: Sequence[Any], model: ModelConfig, preprocess: Preprocess)
     import jax
     import jax.numpy as jnp
 
+    from covidjax import device
     from covidjax.inference.forward import ensemble_mean, make_forward, probabilities
     from covidjax.models import create_model
 
@@ -78,8 +97,10 @@ def convert(networks: Sequence[Any], model: ModelConfig, preprocess: Preprocess)
         logits = [forward(weights, images) for weights in networks]
         return probabilities(ensemble_mean(logits) if len(logits) > 1 else logits[0], model)
 
+    side = preprocess.image_size
     try:
-        return _to_onnx(predict, jax.ShapeDtypeStruct(("B", preprocess.image_size, preprocess.image_size, 1), jnp.uint8))
+        with device.own_flags():
+            return _to_onnx(predict, jax.ShapeDtypeStruct(("B", side, side, 1), jnp.uint8))
     # The converter answers what it does not know with errors of many kinds.
     except Exception as error:
         raise UserError(f"The network cannot be converted ({one_line(error)}); choose --runtime jax.") from error
@@ -87,8 +108,7 @@ def convert(networks: Sequence[Any], model: ModelConfig, preprocess: Preprocess)
 
 def _to_onnx(predict: Callable[[Any], Any], images: Any) -> bytes:
     """A function of images, whose shape and dtype are given as ``jax.ShapeDtypeStruct``, as ONNX."""
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()  # before the converter, which imports it too
     # No reader can act on the converter's remarks.
     for name in ("jax2onnx", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -11,12 +11,14 @@ import io
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
 import numpy as np
 
+from covidjax import environment
 from covidjax.config import Config, Preprocess
 from covidjax.errors import UsageError, UserError
 from covidjax.inference import onnx
@@ -28,7 +30,7 @@ RUNTIMES = ("auto", "jax", "openvino", "onnxruntime")
 
 
 class Runtime(Protocol):
-    """Computes probabilities."""
+    """Computes probabilities; for several threads too."""
 
     title: str
     """For the reader, with the version."""
@@ -98,8 +100,14 @@ def choose_runtime(name: str, device: str, precision: str, tta: int = 1) -> str:
 
 
 def has_gpu() -> bool:
-    """Whether jax finds a GPU. Without one of its plugins it cannot, and is not imported to be asked."""
-    if not importlib.util.find_spec("jax_plugins") and not importlib.metadata.entry_points(group="jax_plugins"):
+    """Whether jax finds a GPU. Without one of its plugins it cannot, and is not imported to be asked.
+
+    Raises:
+      UserError: the user wants another device of jax, by its variables of the environment, which is not there.
+    """
+    plugins = importlib.util.find_spec("jax_plugins") or importlib.metadata.entry_points(group="jax_plugins")
+    chosen = os.environ.get("JAX_PLATFORMS") or os.environ.get("JAX_PLATFORM_NAME") or "cpu"
+    if not plugins and chosen == "cpu":
         return False
     from covidjax import device
 
@@ -123,9 +131,18 @@ class Jax:
     def __call__(self, images: np.ndarray) -> Any:
         from covidjax import device
 
-        # They move with the first batch, and where one of another size is shared by other devices.
-        self._weights = device.replicate(self._weights, device.mesh(len(images)))
-        return self._probabilities(self._predict(self._weights, images))
+        with device.own_flags():
+            # They move with the first batch, and where one of another size is shared by other devices.
+            self._weights = device.replicate(self._weights, device.mesh(len(images)))
+            return self._probabilities(self._predict(self._weights, images))
+
+
+def import_openvino() -> Any:
+    """The package, which tells its maker over the network when it is imported, unless this package of it is not there."""
+    sys.modules.setdefault("openvino_telemetry", None)  # pyright: ignore[reportArgumentType]
+    import openvino
+
+    return openvino
 
 
 class OpenVino:
@@ -133,19 +150,22 @@ class OpenVino:
     probabilities of a trained DarkCovidNet differ by up to 0.01, ten times what is allowed."""
 
     def __init__(self, model: bytes):
-        # Importing openvino tells its maker over the network, unless this package of it is not to be had.
-        sys.modules.setdefault("openvino_telemetry", None)  # pyright: ignore[reportArgumentType]
-        import openvino
-
+        openvino = import_openvino()
         self.title = f"{TITLES['openvino']} {openvino.__version__.split('-')[0]}"
         self._core = openvino.Core()
         self._model = self._core.read_model(io.BytesIO(model))
         self._requests: dict[tuple[int, ...], Any] = {}
+        self._lock = threading.Lock()
+        """A request computes one batch at a time, with all cores: other threads wait for their turn."""
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
+        with self._lock:
+            return self._infer(images)
+
+    def _infer(self, images: np.ndarray) -> np.ndarray:
         if images.shape not in self._requests:
             self._model.reshape(list(images.shape))
-            threads = len(os.sched_getaffinity(0))
+            threads = environment.cores()
             settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
             compiled = self._core.compile_model(self._model, "CPU", settings)
             self._requests[images.shape] = compiled.create_infer_request()
@@ -156,11 +176,10 @@ class OnnxRuntime:
     """A converted network in float32."""
 
     def __init__(self, model: bytes):
-        import onnxruntime
-
+        onnxruntime = onnx.import_onnxruntime()
         self.title = f"{TITLES['onnxruntime']} {onnxruntime.__version__}"
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = len(os.sched_getaffinity(0))
+        options.intra_op_num_threads = environment.cores()
         self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         self._input = self._session.get_inputs()[0].name
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import itertools
 import os
 import time
@@ -10,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from covidjax.files import explaining, write_atomic
+from covidjax.files import LONGEST_NAME, explaining, write_atomic
 from covidjax.images import archives, stream
 from covidjax.images.formats import Limits
 from covidjax.images.workers import DecodeJob
@@ -19,6 +21,9 @@ from covidjax.lungs.overlay import OutputType, render
 
 GOOD = "good"
 """The quality of plausible lungs; of others it is the reason."""
+
+OWN_FAULTS = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+"""Errors of the system that lie with a file's own name, or with what has that name already: others can be written."""
 
 COLUMNS = ("path", "status", "file", "left", "top", "right", "bottom", "area", "quality", "error", "warning")
 
@@ -76,7 +81,7 @@ def export_images(
       limits: what one file may take.
 
     Raises:
-      UserError: a PNG that cannot be written.
+      UserError: a PNG that cannot be written for another reason than its name, of which its row tells.
     """
     images = lung_stream.segment_images(paths, segmenter, DecodeJob(limits=limits), workers=workers)
     jobs = (partial(_write_png, image, name, out, output_type) for image, name in zip(images, names, strict=True))
@@ -89,11 +94,16 @@ def _write_png(image: lung_stream.SegmentedImage, name: str, out: Path, output_t
         return row._replace(error=image.error)
     start = time.perf_counter()
     file = out / name
-    with explaining(file):
+    png = render(image.gray, image.lungs, output_type)
+    try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        png = render(image.gray, image.lungs, output_type)
         # Little compression: the usual level takes several times longer than everything else.
         write_atomic(file, lambda opened: png.save(opened, "PNG", compress_level=1), sync=False)
+    except OSError as error:
+        if error.errno in OWN_FAULTS:
+            return row._replace(error=f"its {output_type} cannot be written as {name} ({error.strerror})")
+        with explaining(file):
+            raise
     return row._replace(
         status="ok",
         file=name,
@@ -107,16 +117,28 @@ def _write_png(image: lung_stream.SegmentedImage, name: str, out: Path, output_t
 
 def output_names(paths: Sequence[archives.Source], roots: Sequence[Path]) -> list[str]:
     """A name for every file's PNG: its path below the first root that holds it, or its own name, ending in ``.png``. Where
-    two would have the same, the later one keeps its own ending before that, or gets a number."""
+    two would have the same, the later one keeps its own ending before that, or gets a number. Of a name that would be too
+    long a digest stands for the end."""
     taken: set[str] = set()
     names = []
     for path in map(Path, paths):
         root = next((root for root in roots if root in path.parents), None)
         relative = path.relative_to(root) if root else Path(path.name)
-        numbered = (relative.with_name(f"{relative.stem}-{number}.png") for number in itertools.count(2))
-        candidates = itertools.chain([relative.with_suffix(".png"), relative.with_name(relative.name + ".png")], numbered)
+        numbered = (f"{relative.stem}-{number}" for number in itertools.count(2))
+        stems = itertools.chain([relative.with_suffix("").name, relative.name], numbered)
+        candidates = (os.fspath(relative.with_name(_png_name(stem))) for stem in stems)
         # Lower case: names differ also where upper and lower case are one.
-        name = next(name for name in map(os.fspath, candidates) if name.lower() not in taken)
+        name = next(name for name in candidates if name.lower() not in taken)
         taken.add(name.lower())
         names.append(name)
     return names
+
+
+def _png_name(stem: str) -> str:
+    """The name of a PNG file, of which no more than file systems take."""
+    encoded = os.fsencode(stem)
+    if len(encoded) + len(".png") > LONGEST_NAME:
+        digest = f"~{hashlib.sha256(encoded).hexdigest()[:16]}"
+        # Cut between two characters.
+        stem = encoded[: LONGEST_NAME - len(digest) - len(".png")].decode("utf-8", "ignore") + digest
+    return f"{stem}.png"

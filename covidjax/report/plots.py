@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+
+from covidjax.report.drawing import DEFAULT_STYLE, Axes, Figure, FigureCanvasAgg
 
 FOLDS = {"train": "training (augmented)", "val": "validation fold", "test": "held out"}
 """Legends of the folds in a line of ``metrics.jsonl``."""
@@ -28,6 +26,7 @@ class Tile(NamedTuple):
     caption: str = ""
 
 
+@DEFAULT_STYLE
 def curves(path: Path, history: Sequence[Mapping[str, Any]], title: str = "") -> None:
     """Draw the loss and the metric (accuracy or Dice) of every epoch, one above the other.
 
@@ -53,6 +52,7 @@ def curves(path: Path, history: Sequence[Mapping[str, Any]], title: str = "") ->
     _save(figure, path, title)
 
 
+@DEFAULT_STYLE
 def confusion_matrices(path: Path, metrics: Mapping[str, Mapping[str, Any]]) -> None:
     """Draw a large confusion matrix, or several small ones. A cell is as dark as its share of the true class.
 
@@ -73,6 +73,7 @@ def confusion_matrices(path: Path, metrics: Mapping[str, Mapping[str, Any]]) -> 
     _save(figure, path)
 
 
+@DEFAULT_STYLE
 def image_grid(path: Path, rows: Sequence[Sequence[Tile]], labels: Sequence[str] = (), title: str = "") -> None:
     """Draw images in rows, each with a caption above it.
 
@@ -109,9 +110,8 @@ def _save(figure: Figure, path: Path, title: str = "") -> None:
     if title:
         figure.suptitle(title, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Neither a date nor random names, so that the same results make the same file.
-    with mpl.rc_context({"svg.hashsalt": "covidjax"}):
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    # No date, so that the same results make the same file.
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def _confusion_matrix(axis: Axes, confusion: Sequence[Sequence[int]], classes: Sequence[str], size: int) -> None:

@@ -34,8 +34,9 @@ def write(
       more: goes into ``metrics.json`` beside the metrics.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tables.txt").write_text(f"{note}\n\n" * bool(note) + as_text(tables))
-    (folder / "metrics.json").write_text(json.dumps({"note": note, **metrics.as_dict(), **more}, indent=2))
+    (folder / "tables.txt").write_text(f"{note}\n\n" * bool(note) + as_text(tables), encoding="utf-8")
+    figures = json.dumps({"note": note, **metrics.as_dict(), **more}, indent=2)
+    (folder / "metrics.json").write_text(figures, encoding="utf-8")
     plots.curves(folder / "curves.png", history, note)
     if isinstance(metrics, Metrics):
         title = f"accuracy {metrics.accuracy:.3f}, {metrics.macro.support} images" + f"\n{note}" * bool(note)

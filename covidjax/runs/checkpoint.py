@@ -8,17 +8,19 @@ temporary folder and renames it, so a checkpoint is there whole or not at all. N
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from covidjax.errors import UserError, one_line
-from covidjax.files import write_atomic
+from covidjax.files import NO_SPACE, write_atomic
 
 # jax and orbax are imported where they are used: what a run holds can be told without the second they take.
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax tells of every step it takes, and of faults in pages
@@ -26,6 +28,14 @@ logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax tells of every ste
 LOG = logging.getLogger(__name__)
 
 _SEAL = "sha256.json"
+
+RESUME = "then go on with --resume"
+"""The end of every remedy: what was saved before stays."""
+
+_SPACE, _RIGHTS = "free some space", "see that you may write there"
+_FAULTS = {os.strerror(number): _SPACE for number in NO_SPACE}
+_FAULTS |= {os.strerror(number): _RIGHTS for number in (errno.EACCES, errno.EPERM, errno.EROFS)}
+"""The system's words for faults of a disk, which the storage library passes on among its own, and what mends them."""
 
 
 class Saved(NamedTuple):
@@ -92,8 +102,9 @@ class CheckpointWriter:
             yield
         # A full disk surfaces as whatever the storage library makes of it.
         except Exception as error:
-            remedy = "free some space, then go on with --resume"
-            raise UserError(f"{self._folder} cannot be written ({one_line(error)}); {remedy}.") from error
+            reason = next((reason for reason in _FAULTS if reason.lower() in _texts(error)), one_line(error))
+            remedy = f"{_FAULTS.get(reason, 'mend that')}, {RESUME}"
+            raise UserError(f"{self._folder} cannot be written ({reason}); {remedy}.") from error
 
     def close(self) -> None:
         """Wait, and let go of the folder."""
@@ -102,6 +113,11 @@ class CheckpointWriter:
         finally:
             with contextlib.suppress(Exception):  # what fails now has failed before, and was told
                 self._manager.close()
+
+
+def _texts(error: BaseException | None) -> str:
+    """What an error and those that it follows from say, in lower case."""
+    return "" if error is None else f"{error} {_texts(error.__cause__ or error.__context__)}".lower()
 
 
 def steps(run: Path, kind: str) -> list[int]:
@@ -150,7 +166,7 @@ def _whole(folder: Path) -> dict[str, str] | None:
     """As ``_intact``. Raises OSError where they cannot be read."""
     digests, seal = _digests(folder), folder / _SEAL
     try:
-        return digests if digests and (not seal.exists() or json.loads(seal.read_text()) == digests) else None
+        return digests if digests and (not seal.exists() or json.loads(seal.read_bytes()) == digests) else None
     except (ValueError, RecursionError):
         return None
 

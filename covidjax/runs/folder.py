@@ -92,7 +92,8 @@ def create_run(run: Path, settings: Run) -> None:
     with files.explaining(run):
         run.mkdir(parents=True, exist_ok=True)
         inside = {path.name for path in run.iterdir()} - {LOCK}
-        inside = {name for name in inside if not name.startswith(f".{CONFIG}.partial")}  # of a process that was killed
+        killed = files.hidden_name(CONFIG, ".partial")  # what a process that was killed left
+        inside = {name for name in inside if not name.startswith(killed)}
     if CONFIG in inside:
         raise UserError(f"{run} holds a run already; go on with --resume, or name another folder with --run.")
     if inside:
@@ -139,7 +140,7 @@ def lock(run: Path) -> contextlib.AbstractContextManager[None]:
 
 def append_log(run: Path, record: dict[str, Any]) -> None:
     """Add a line to the log, on disk before this returns."""
-    with (run / LOG).open("a") as file:
+    with (run / LOG).open("a", encoding="utf-8") as file:
         file.write(json.dumps(record, allow_nan=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
@@ -149,7 +150,7 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     """The whole lines of the log; one that was half written when the process ended is left out."""
     log = run / LOG
     records = []
-    for line in log.read_text().splitlines() if log.exists() else ():
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else ():
         try:
             records.append(json.loads(line))
         except (ValueError, RecursionError):
@@ -176,5 +177,5 @@ def read_trained_on(run: Path) -> set[str]:
     """
     for name in (TRAINED_ON, FORMER_TRAINED_ON):
         if (run / name).is_file():
-            return set((run / name).read_text(errors="surrogateescape").splitlines())
+            return set((run / name).read_text(encoding="utf-8", errors="surrogateescape").splitlines())
     raise UserError(f"{run} has no {TRAINED_ON}, which tells what it was trained on; evaluate it on its own test fold.")

@@ -118,10 +118,11 @@ def load_run(path: Path, device_name: str = "auto") -> LoadedRun:
 
     run = read_run(path)
     dtype, _ = device.precision(run.config.train.precision, device.start(device_name))
-    network = create_model(run.config.model, run.preprocess, dtype)
-    expected: Any = network.abstract()
-    if is_file(path):
-        return LoadedRun(run, weights_file.networks(path, weights_file.read(path), expected), network)
-    folders = folder.network_folders(path)
-    saved = [checkpoint.restore(member, checkpoint.selected_kind(member), expected) for member in folders]
-    return LoadedRun(run, [item.weights for item in saved], network)
+    with device.own_flags():
+        network = create_model(run.config.model, run.preprocess, dtype)
+        expected: Any = network.abstract()
+        if is_file(path):
+            return LoadedRun(run, weights_file.networks(path, weights_file.read(path), expected), network)
+        folders = folder.network_folders(path)
+        saved = [checkpoint.restore(member, checkpoint.selected_kind(member), expected) for member in folders]
+        return LoadedRun(run, [item.weights for item in saved], network)

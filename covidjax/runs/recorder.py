@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from covidjax.files import explaining
 from covidjax.runs import checkpoint, folder
-from covidjax.runs.checkpoint import CheckpointWriter, Saved
+from covidjax.runs.checkpoint import RESUME, CheckpointWriter, Saved
 from covidjax.timing import Timing
 
 
@@ -80,7 +81,8 @@ class Recorder:
         """Write the line of an epoch; returns it with the time since the run was begun."""
         seconds = round(time.perf_counter() - self._began, 3)
         record |= {"seconds": seconds, "images_per_second": round(images_per_second, 1)}
-        folder.append_log(self.run, record)
+        with explaining(self.run / folder.LOG, f"see that it may be written, {RESUME}", space=f"free some space, {RESUME}"):
+            folder.append_log(self.run, record)
         return record
 
     def is_better(self, key: tuple[float, float]) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from covidjax.errors import UsageError, UserError
-from covidjax.files import explaining, lock, write_atomic
+from covidjax.files import explaining, hidden_beside, lock, write_atomic
 from covidjax.images.archives import Source
 from covidjax.scoring.row_formats import REMEDY, CsvWriter, JsonLinesWriter, ParquetWriter, TableWriter
 
@@ -50,12 +50,12 @@ def open_table(
     check_suffix(path)
     writer_class = WRITERS[path.suffix.lower()]
     facts = {"columns": list(columns), **facts} if facts else {}
-    job_file = path.with_name(f".{path.name}.job")
+    job_file = hidden_beside(path, ".job")
     with contextlib.ExitStack() as stack:
         with explaining(path, REMEDY):
             os.scandir(path.parent).close()  # the lock would make a folder that is missing
             busy = f"{path} is being written by another command; wait for it, or name another file."
-            stack.enter_context(lock(path.with_name(f".{path.name}.lock"), busy))
+            stack.enter_context(lock(hidden_beside(path, ".lock"), busy))
         recorded = _read_facts(job_file)
         exists = writer_class.exists(path)
         if exists and facts and recorded:
@@ -79,7 +79,7 @@ def open_table(
 
 def _read_facts(job_file: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError):
-        return json.loads(job_file.read_text())
+        return json.loads(job_file.read_text(encoding="utf-8"))
     return {}
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from covidjax.errors import UserError, printable
-from covidjax.files import explaining, write_atomic
+from covidjax.files import explaining, hidden_beside, write_atomic
 from covidjax.scoring.row import Row
 
 SYNC_SECONDS = 5.0
@@ -215,7 +215,7 @@ class ParquetWriter(JsonLinesWriter):
 
     @staticmethod
     def lines_file(path: Path) -> Path:
-        return path.with_name(f".{path.name}.jsonl")
+        return hidden_beside(path, ".jsonl")
 
     def key(self, path: str) -> str:
         return printable(path)
@@ -232,6 +232,6 @@ class ParquetWriter(JsonLinesWriter):
             self._lines.unlink()
 
     def _write_parquet(self, file: Any) -> None:
-        with self._pyarrow.parquet.ParquetWriter(file, self._schema) as writer, self._lines.open() as lines:
+        with self._pyarrow.parquet.ParquetWriter(file, self._schema) as writer, self._lines.open(encoding="utf-8") as lines:
             while rows := [json.loads(line) for line in itertools.islice(lines, self.GROUP)]:
                 writer.write_table(self._pyarrow.Table.from_pylist(rows, schema=self._schema))

@@ -37,5 +37,5 @@ def draw_collections(root: Path) -> None:
                 metadata.append(f"{patient},{name},PA,X-ray,{path.name}")
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(phantom.image).resize((side, side)).save(path, quality=90)
-    (partial / "ieee8023" / "metadata.csv").write_text("\n".join(metadata) + "\n")
+    (partial / "ieee8023" / "metadata.csv").write_text("\n".join(metadata) + "\n", encoding="utf-8")
     partial.replace(root)

@@ -90,7 +90,8 @@ def write(out: Path, data: Path, results: Mapping[str, Any], *, images: bool = T
     environment.trim_blocks = environment.lstrip_blocks = True
     environment.filters["embedded"] = lambda file: embedded(out / file)
     for name in ("report.md", "report.html"):
-        (out / name).write_text(environment.get_template(name).render(about=about, facts=facts, sections=sections))
+        text = environment.get_template(name).render(about=about, facts=facts, sections=sections)
+        (out / name).write_text(text, encoding="utf-8")
 
 
 def embedded(file: Path) -> str:

@@ -100,7 +100,7 @@ def reproduce(
         "experiments": {name: _result(experiment, root, out, console) for name, experiment in experiments.items()},
     }
     if (out / PYTORCH).is_file():
-        results["pytorch"] = json.loads((out / PYTORCH).read_text())
+        results["pytorch"] = json.loads((out / PYTORCH).read_text(encoding="utf-8"))
     _write(out / RESULTS, results)
     return results
 
@@ -114,7 +114,7 @@ def _open_folder(out: Path, settings: dict[str, Any]) -> None:
             if any(out.iterdir()):
                 raise UserError(f"{out} holds other files; name a new or an empty folder with --out.")
             _write(file, settings)
-    begun = json.loads(file.read_text())
+    begun = json.loads(file.read_text(encoding="utf-8"))
     if begun != settings:
         words = ", ".join(f"{key} {value}" for key, value in begun.items() if value)
         raise UsageError(f"{out} was begun with {words}; give the same again, or name another folder with --out.")
@@ -188,7 +188,7 @@ def _train(experiment: Experiment, protocol: str, dataset: Dataset, out: Path, c
             raise UserError("Stopped, with everything saved; give the same command again to go on.") from None
         _write(files[0], result)
     # Read also where it was just written: with lists and not tuples, as the next call reads it.
-    return json.loads(next(file for file in files if file.exists()).read_text())
+    return json.loads(next(file for file in files if file.exists()).read_text(encoding="utf-8"))
 
 
 def _train_run(

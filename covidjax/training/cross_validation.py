@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from covidjax import metrics
+from covidjax import device, metrics
 from covidjax.config import Config
 from covidjax.data.dataset import Dataset
 from covidjax.inference.forward import ensemble_mean
@@ -61,6 +61,7 @@ def network_configs(config: Config, folds: int) -> dict[str, Config]:
     return configs if len(configs) > 1 else {}
 
 
+@device.own_flags()
 def train_networks(
     config: Config,
     dataset: Dataset,
@@ -86,6 +87,7 @@ def train_networks(
     """
     began = time.perf_counter()
     timing = Timing()
+    device.start()
     plans = {name: make_plan(network, dataset) for name, network in network_configs(config, dataset.folds).items()}
     about = functools.partial(Run, preprocess=dataset.preprocess, dataset=dataset.fingerprint, segmenter=dataset.segmenter)
     if not resume:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import functools
 import operator
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 from jax import P
 from jax.sharding import Mesh, NamedSharding
 
-from covidjax import device
+from covidjax import device, environment
 from covidjax.config import Config
 from covidjax.data import loader
 from covidjax.data.dataset import Dataset
@@ -91,7 +90,7 @@ class Engine:
     def describe(self) -> str:
         """Device and precision, in words."""
         kind, platform = self._device.device_kind, self._device.platform
-        name = f"CPU, {len(os.sched_getaffinity(0))} cores" if platform == "cpu" else f"{kind} ({platform})"
+        name = f"CPU, {environment.cores()} cores" if platform == "cpu" else f"{kind} ({platform})"
         return f"{name}, {np.dtype(self._dtype).name}"
 
     def init_state(self, seed: int) -> TrainState:

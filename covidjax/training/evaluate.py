@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from covidjax import metrics
+from covidjax import device, metrics
 from covidjax.data import loader
 from covidjax.data.dataset import Dataset
 from covidjax.data.sample import open_dataset
@@ -36,6 +36,7 @@ class _Part(NamedTuple):
     rows: np.ndarray
 
 
+@device.own_flags()
 def evaluate(path: Path, data: str | None = None, *, batch_size: int = 32) -> Evaluation:
     """Metrics of a run on examples it was not trained on.
 

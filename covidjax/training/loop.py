@@ -112,6 +112,7 @@ def make_plan(config: Config, dataset: Dataset) -> Plan:
     )
 
 
+@device.own_flags()
 def train(
     config: Config,
     dataset: Dataset,
@@ -137,6 +138,7 @@ def train(
     """
     began = time.perf_counter()
     timing = Timing()
+    device.start()
     plan = make_plan(config, dataset)  # before there is a folder
     if not resume:
         folder.create_run(run, Run(config, dataset.preprocess, dataset.fingerprint, dataset.segmenter))

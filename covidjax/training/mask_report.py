@@ -37,7 +37,7 @@ def write(folder: Path, run: Path, dataset: Dataset, fold: int, scores: np.ndarr
     ranking = np.argsort(scores[:, 1], kind="stable")
     batch = next(loader.eval_batches(source, len(ranking), ranking))
     kinds = dataset.preprocess.classes
-    with (folder / "masks.csv").open("w", newline="") as file:
+    with (folder / "masks.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(("name", "source", "patient", "mask", "dice", "iou"))
         for row, kind in zip(ranking.tolist(), batch.labels.tolist(), strict=True):
