@@ -118,6 +118,17 @@ def _read(source: FileOrBytes, at_least: int | None, size: int | None, invert: I
         raise ImageError(f"damaged: {one_line(error)}") from error
 
 
+def describe(data: bytes) -> dict[str, int | str]:
+    """Width, height, bits and format of an image that can be read, as its file has them, see ``workers.FileFacts``."""
+    if dicom.is_dicom(data):
+        header = dicom.read(data)
+        sizes = {"width": header.Columns, "height": header.Rows, "bits": header.get("BitsStored") or 0}
+        return {**{name: int(size) for name, size in sizes.items()}, "format": "DICOM"}
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    bits = 1 if image.mode == "1" else 16 if "16" in image.mode else 32 if image.mode in ("I", "F") else 8
+    return {"width": image.width, "height": image.height, "bits": bits, "format": image.format or ""}
+
+
 def read_bytes(path: str | os.PathLike[str], limits: Limits = Limits()) -> bytes:
     """The contents of a regular file.
 

@@ -80,6 +80,13 @@ class FileFacts:
     """Of the file's bytes, hexadecimal; empty where there were none, or it was not asked for."""
     decode_seconds: float = 0.0
     """Reading, decoding and resizing, in the process that did it."""
+    width: int = 0
+    """Pixels of the file's own image; 0 where it is not known, or no digest was asked for."""
+    height: int = 0
+    bits: int = 0
+    """Of a pixel's channel."""
+    format: str = ""
+    """``DICOM``, or as Pillow calls it: ``PNG``, ``JPEG``."""
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -252,6 +259,7 @@ def decode_here(source: str | bytes, job: DecodeJob) -> Decoded:
     """``decode`` in this process."""
     start = time.perf_counter()
     arrays, error, warning, sha256 = [], "", "", ""
+    original: dict[str, Any] = {}
     options: Any = {"invert": job.invert, "limits": job.limits}
     try:
         data = source if isinstance(source, bytes) else decoder.read_bytes(source, job.limits)
@@ -267,11 +275,13 @@ def decode_here(source: str | bytes, job: DecodeJob) -> Decoded:
                 arrays.append(decoder.resize(gray, job.thumbnail))
             if job.mask and job.size:
                 arrays.append(decoder.read_mask(job.mask, job.size, gray.shape, limits=job.limits))
+        if job.digest:
+            original = decoder.describe(data)
     except (ImageError, MemoryError) as fault:
         arrays, warning = [], ""
         error = str(fault) if isinstance(fault, ImageError) else "not enough memory to decode it"
     seconds = time.perf_counter() - start
-    return Decoded(arrays=arrays, error=error, warning=warning, sha256=sha256, decode_seconds=seconds)
+    return Decoded(arrays=arrays, error=error, warning=warning, sha256=sha256, decode_seconds=seconds, **original)
 
 
 def _bound_memory(limits: Limits) -> None:
