@@ -12,7 +12,7 @@ import click
 
 from covidjax.errors import UsageError, UserError, printable
 
-COMMANDS = ("sample", "prepare", "train", "evaluate", "score", "segment", "reproduce", "doctor")
+COMMANDS = ("sample", "download", "prepare", "train", "evaluate", "score", "segment", "reproduce", "doctor")
 
 
 class _EchoHandler(logging.Handler):
