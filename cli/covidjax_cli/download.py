@@ -15,6 +15,8 @@ from covidjax.errors import UsageError, UserError
 from covidjax_cli import common
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from covidjax.data.download import Published
 
 
@@ -87,7 +89,7 @@ def _say_how_to_go_on(collection: Published, to: Path) -> None:
         common.say(f"Make a dataset of it with `covidjax prepare {to} --layout {collection.layout} --out NAME`.")
 
 
-def _table(collections: list[Published]) -> object:
+def _table(collections: list[Published]) -> RenderableType:
     from covidjax.report import tables
 
     rows = [

@@ -116,6 +116,7 @@ def download(collection: Published, to: Path, *, progress: Progress = lambda don
             try:
                 facts["refused"] = _unpack(archive, unpacked, collection.inside)
                 for path in list(unpacked.iterdir()):
+                    shutil.rmtree(to / path.name, ignore_errors=True)  # half moved, before it was killed
                     path.replace(to / path.name)
             finally:
                 shutil.rmtree(unpacked, ignore_errors=True)
@@ -131,7 +132,7 @@ def _fetch(collection: Published, archive: Path, partial: Path, progress: Progre
     import pooch  # here: it takes 0.1 s to import
 
     pooch.get_logger().setLevel(logging.WARNING)
-    downloader = _Downloader(partial, collection.bytes, progress)
+    downloader: Any = _Downloader(partial, collection.bytes, progress)
     known = f"sha256:{collection.sha256}" if collection.sha256 else None
     try:
         pooch.retrieve(collection.address, known, archive.name, archive.parent, downloader=downloader)

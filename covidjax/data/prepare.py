@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -94,34 +94,47 @@ def prepare(
     progress = progress or (lambda done, total: None)
     check_way(options.patient_from)
     collections = _read_collections(sources, options)
-    count, way = sum(len(collection.examples) for collection in collections), options.patient_from
-    tick, key, limits = partial(progress, 0, 2 * count), PatientKey(patient_key), options.limits
-    examples = identify(collections, way, table=patients, key=key, limits=limits, tick=tick)
     if options.masks:
-        kinds = tuple(kind for kind in MASK_KINDS if any(example.label == kind for example in examples))
-        options = dataclasses.replace(options, preprocess=dataclasses.replace(options.preprocess, classes=kinds))
-    _check_classes(examples, options)
-    halfway = lambda done, total: progress(done, 2 * total)  # noqa: E731
-    prints = duplicates.compare(examples, workers=workers, progress=halfway, limits=limits)
-    patient_of = folds.patients_of(examples, prints.digests, list(prints.pairs))
+        labels = {example.label for collection in collections for example in collection.examples}
+        kinds = tuple(kind for kind in MASK_KINDS if kind in labels)
+        options = replace(options, preprocess=replace(options.preprocess, classes=kinds))
+    examples, prints = _recognize(collections, options, patients, PatientKey(patient_key), workers, progress)
     contradictions: list[dict[str, str]] = []
-    rows = _choose(collections, examples, options, prints, contradictions)
-    chosen = [dataclasses.replace(examples[row], patient=patient_of[row]) for row in rows]
+    chosen = [examples[row] for row in _choose(collections, examples, options, prints, contradictions)]
     fold_of = _assign_folds(chosen, options, [collection.source for collection in collections])
     digest = segmenter.digest if segmenter else ""
     with create_dataset(out, options.preprocess, options.folds, masks=options.masks, segmenter=digest) as writer:
         images = _read_images(chosen, options, workers, segmenter)
+        count = len(examples)
         lists = _write(writer, chosen, fold_of, images, lambda done: progress(count + done, count + len(chosen)))
         return writer.close(
             options=dataclasses.asdict(options),
-            **_facts(collections),
+            **_facts(collections, prints),
             skipped=lists["skipped"],
             remarks=lists["remarks"],
             **({"lungs_by": segmenter.title, "whole_films": lists["whole_films"]} if segmenter else {}),
-            identical_files=len(prints.digests) - len(set(prints.digests.values())),
-            near_duplicates=len(prints.pairs),
             contradictions=contradictions,
         )
+
+
+def _recognize(
+    collections: Sequence[Collection],
+    options: Options,
+    table: Path | None,
+    key: PatientKey,
+    workers: int | None,
+    progress: Progress,
+) -> tuple[list[Example], duplicates.Fingerprints]:
+    """The examples of all collections, each with its patient, and which of them are the same image."""
+    count, way, limits = sum(len(collection.examples) for collection in collections), options.patient_from, options.limits
+    tick = partial(progress, 0, 2 * count)
+    examples = identify(collections, way, table=table, key=key, limits=limits, tick=tick)
+    _check_classes(examples, options)
+    prints = duplicates.compare(
+        examples, workers=workers, progress=lambda done, total: progress(done, 2 * total), limits=limits
+    )
+    patients = folds.patients_of(examples, prints.digests, list(prints.pairs))
+    return [replace(example, patient=patient) for example, patient in zip(examples, patients, strict=True)], prints
 
 
 def _read_collections(sources: Sequence[Path], options: Options) -> list[Collection]:
@@ -263,7 +276,7 @@ def _write(
     return lists
 
 
-def _facts(collections: Sequence[Collection]) -> dict[str, Any]:
+def _facts(collections: Sequence[Collection], prints: duplicates.Fingerprints) -> dict[str, Any]:
     """What the manifest says of the collections."""
     return {
         "sources": [
@@ -274,5 +287,7 @@ def _facts(collections: Sequence[Collection]) -> dict[str, Any]:
         "duplicates_dropped": {
             collection.source: collection.duplicates for collection in collections if collection.duplicates
         },
+        "identical_files": len(prints.digests) - len(set(prints.digests.values())),
+        "near_duplicates": len(prints.pairs),
         "notes": [f"{collection.source}: {note}" for collection in collections for note in collection.notes],
     }

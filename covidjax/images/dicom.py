@@ -1,8 +1,9 @@
 """DICOM files to gray pixels, the way a viewer shows them, and what their headers say against taking them for chest X-rays.
 
 The steps are those of the standard's grayscale pipeline (PS3.4, N.2): stored values, modality rescaling, window or
-lookup table, and the inversion of MONOCHROME1. Only the header's elements that this needs are read, and no value of an
-element that could tell who the patient is; messages name elements, never their contents as they stand in the file.
+lookup table, and the inversion of MONOCHROME1. Only the header's elements that this needs are read here, none that could
+tell who the patient is (``data.patients`` reads the PatientID, and hashes it); messages name elements, never their contents
+as they stand in the file.
 """
 
 from __future__ import annotations
