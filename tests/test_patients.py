@@ -461,6 +461,23 @@ def test_training_warns_where_patients_are_not_known(write_films, prepared: Path
     assert "patients are known" not in result.stderr
 
 
+def test_evaluation_says_where_patients_cannot_be_compared(trained: Path, tmp_path: Path):
+    """And where they can, leaves them out."""
+    source = export(tmp_path / "pacs", patients=9)
+    for name in ("one", "two"):
+        (tmp_path / name).write_bytes(KEY + name.encode())
+    data, keys = tmp_path / "data", {name: PatientKey(tmp_path / name) for name in ("one", "two")}
+    prepare([source], data, Options(SMALL, folds=3), patient_key=tmp_path / "one")
+    said = {}
+    for name, made in keys.items():
+        copy = Path(shutil.copytree(trained, tmp_path / f"run-{name}"))
+        with (copy / "trained_on.txt").open("a") as file:
+            file.write(f"{made.hash('source pacs', 'MRN00004')}\n")
+        said[name] = run("evaluate", copy, "--data", data).output
+    assert "without 3 images" in said["one"] and "another key" not in said["one"]
+    assert "hashed with another key" in said["two"] and "without" not in said["two"]
+
+
 def test_a_dataset_of_an_earlier_version_says_nothing_of_either(prepared: Path, tmp_path: Path):
     old = Path(shutil.copytree(prepared, tmp_path / "old"))
     manifest = json.loads((old / "manifest.json").read_text())

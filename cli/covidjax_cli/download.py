@@ -15,8 +15,6 @@ from covidjax.errors import UsageError, UserError
 from covidjax_cli import common
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from covidjax.data.download import Published
 
 
@@ -37,7 +35,9 @@ def download(name: str | None, to: Path | None, accept_licence: bool, listed: bo
     from covidjax.data import download as library
 
     if listed:
-        common.show([_table(list(library.published().values()))])
+        for each in library.published().values():
+            source = "given out by its owner only" if each.steps else "from Kaggle" if each.kaggle else "from the network"
+            click.echo(f"{each.name}: {each.title}, {source}\n    licence: {each.licence}")
         return
     if not name:
         raise UsageError("No collection is named; give one of those that `covidjax download --list` shows.")
@@ -87,16 +87,6 @@ def _say_how_to_go_on(collection: Published, to: Path) -> None:
         common.say(f"Note: {collection.note}.")
     if collection.layout:
         common.say(f"Make a dataset of it with `covidjax prepare {to} --layout {collection.layout} --out NAME`.")
-
-
-def _table(collections: list[Published]) -> RenderableType:
-    from covidjax.report import tables
-
-    rows = [
-        (each.name, each.title, "its owner" if each.steps else "Kaggle" if each.kaggle else "the network", each.licence)
-        for each in collections
-    ]
-    return tables.titled("Collections", tables.text_table(("name", "what it is", "from", "licence"), rows, right=()))
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ in at most ``MOST_BITS`` bits are taken for duplicates, two of one source or of 
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -168,9 +169,10 @@ def contradictions(examples: Sequence[Example], rows: Sequence[int], fingerprint
 
 def refuse(examples: Sequence[Example], groups: Sequence[Sequence[int]]) -> UserError:
     """The error of images that stand under several labels."""
-    shown = [
-        "; ".join(f"{examples[row].path} ({examples[row].label})" for row in group[:3]) for group in groups[:MOST_SHOWN]
-    ]
+    shown = []
+    for group in groups[:MOST_SHOWN]:
+        of_label = {examples[row].label: os.fspath(examples[row].path) for row in reversed(group)}  # the first of each
+        shown.append("; ".join(f"{path} ({label})" for label, path in sorted(of_label.items())))
     listed = " | ".join(shown) + " | …" * (len(groups) > MOST_SHOWN)
     number = "1 image stands" if len(groups) == 1 else f"{len(groups)} images stand"
     return UserError(

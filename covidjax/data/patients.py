@@ -119,16 +119,16 @@ def identify(
     identified, told = [], 0
     for collection in collections:
         patients = _by_way(collection, way, key, limits, tick)
-        issuer = _issuer(collection.source)
         for example, patient in zip(collection.examples, patients, strict=True):
             number = listed.get(os.fspath(example.path))
-            patient = key.hash(issuer, number) if number else patient
+            patient = key.hash(_issuer(example.source), number) if number else patient
             told += names.is_known(patient)
             identified.append(dataclasses.replace(example, patient=patient))
     if way != "auto" and not told and identified:
+        path = os.fspath(identified[0].path)
         raise UserError(
-            f"--patient-from {way} tells the patient of none of the images, such as {identified[0].path}; leave it out, or "
-            "list the patients in a table for --patients."
+            f"--patient-from {way} tells the patient of none of the images, such as {path}; leave it out, or list the patients "
+            "in a table for --patients."
         )
     return identified
 
@@ -147,7 +147,7 @@ def _by_way(collection: Collection, way: str, key: PatientKey, limits: Limits, t
         elif way != "name" and (match := re.search(way, path.as_posix())):
             number = match[1]
         if number:
-            patient = key.hash(_issuer(collection.source), number)
+            patient = key.hash(_issuer(example.source), number)
         patients.append(patient or names.file_patient(collection.source, path))
     return patients
 
@@ -178,7 +178,7 @@ def _by_header(collection: Collection, way: str, key: PatientKey, limits: Limits
             patient = names.file_patient(collection.source, _below(collection, example))
         elif names.is_one_file(patient):
             patient = by_name or patient
-        number, issuer = names.number_in_table(patient), _issuer(collection.source)
+        number, issuer = names.number_in_table(patient), _issuer(example.source)
         published = names.is_published(patient) and collection.layout != "folder"
         if not number and not published and header.patient and (header.issuer, header.patient) != shared:
             number = header.patient
