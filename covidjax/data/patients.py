@@ -127,8 +127,8 @@ def identify(
     if way != "auto" and not told and identified:
         path = os.fspath(identified[0].path)
         raise UserError(
-            f"--patient-from {way} tells the patient of none of the images, such as {path}; leave it out, or list the patients "
-            "in a table for --patients."
+            f"--patient-from {way} tells the patient of none of the images, such as {path}; leave it out, or list the "
+            "patients in a table for --patients."
         )
     return identified
 
