@@ -221,6 +221,19 @@ def test_classes_of_a_source_and_limits_of_a_class(overlapping: list[Path], tmp_
     assert left["over the limit of 7 images a class"] == 10 - 7
 
 
+def test_of_two_sources_of_synthetic_films_none_is_dropped(tmp_path: Path):
+    """Though the hashes of some differ in few bits: their pixels do not agree."""
+    for seed in (0, 1):
+        synthetic.write_images(tmp_path / f"seed{seed}", 300, seed=seed)
+    sources = [tmp_path / "seed0", tmp_path / "seed1"]
+    films = [each for source in sources for each in readers.read(source).examples]
+    hashes = np.stack([found for each in films if (found := duplicates.perceptual_hash(each.path)) is not None])
+    apart = [pair for pair in duplicates.alike(hashes) if films[pair[0]].source != films[pair[1]].source]
+    assert len(apart) > 5
+    manifest = prepare(sources, tmp_path / "out", Options(SMALL))
+    assert (manifest["images"], manifest["patients"]) == (600, 300)
+
+
 def test_command_has_the_choice(overlapping: list[Path], tmp_path: Path):
     words = ("prepare", *overlapping, "--image-size", 32, "--folds", 3, "--json", "--out")
     assert json.loads(run(*words, tmp_path / "a").stdout)["images"] == 30
