@@ -300,7 +300,7 @@ def test_every_published_pattern_counts_where_it_is_asked_for(tmp_path: Path, ke
 # Folders and expressions
 
 
-def test_the_folder_that_holds_the_image_names_the_patient(tmp_path: Path, key: PatientKey):
+def test_the_folder_below_the_class_folder_names_the_patient(tmp_path: Path, key: PatientKey):
     files = ["COVID-19/P1/a.png", "COVID-19/P1/b.png", "normal/P1/c.png", "normal/P2/a.png", "normal/a.png"]
     one, two, three, four, five = told(collection(tmp_path, *files), key, "folder")
     assert one == two == three != four
@@ -308,8 +308,8 @@ def test_the_folder_that_holds_the_image_names_the_patient(tmp_path: Path, key: 
     assert "P1" not in one
 
 
-def test_folders_named_alike_below_others_are_several_patients(tmp_path: Path, key: PatientKey):
-    files = ["train/COVID-19/P1/SE1/a.png", "test/COVID-19/P2/SE1/a.png", "train/COVID-19/P1/SE1/b.png"]
+def test_folders_of_studies_and_series_make_no_other_patients(tmp_path: Path, key: PatientKey):
+    files = ["train/COVID-19/P1/SE1/a.png", "test/COVID-19/P2/SE1/a.png", "train/COVID-19/P1/SE2/b.png"]
     one, two, three = told(collection(tmp_path, *files, layout="split"), key, "folder")
     assert one == three != two
 

@@ -208,11 +208,12 @@ def _below(collection: Collection, example: Example) -> PurePath:
 
 
 def _folder(collection: Collection, label: str, path: PurePath) -> str | None:
-    """The folder that holds an image, as a path below its class folder; None where it lies in the class folder itself."""
+    """The first folder below the class folder, since below a patient's lie those of studies and series; None where the image
+    lies in the class folder itself."""
     parts = [part for part in path.parts[:-1] if part.lower() != "images"]
     classes = [place for place, part in enumerate(parts) if class_of(part) or part == label]
     first = classes[-1] + 1 if classes else int(collection.layout == "folder")
-    return "/".join(parts[first:]) or None
+    return next(iter(parts[first:]), None)
 
 
 # Tables
