@@ -57,8 +57,8 @@ LAYOUTS = ("auto", "folder", "ozturk", "ieee8023", "radiography", "lungs")
     metavar="auto|dicom|folder|name|REGEX",
     default="auto",
     show_default=True,
-    help="What tells the patient: DICOM PatientID, the folder below the class folder, the name it was published under, or an "
-    "expression with one group, searched in the path below SOURCE. auto: PatientID, or else a published name.",
+    help="What tells the patient: DICOM PatientID, the folder below the class folder, the name it was published under, or "
+    "an expression with one group, searched in the path below SOURCE. auto: PatientID, or else a published name.",
 )
 @click.option("--patients", metavar="CSV", type=common.PATH, help="Table with the columns path and patient, which wins.")
 @click.option(

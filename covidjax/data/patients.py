@@ -208,8 +208,8 @@ def _below(collection: Collection, example: Example) -> PurePath:
 
 
 def _folder(collection: Collection, label: str, path: PurePath) -> str | None:
-    """The first folder below the class folder, since below a patient's lie those of studies and series; None where the image
-    lies in the class folder itself."""
+    """The first folder below the class folder, since below a patient's lie those of studies and series; None where the
+    image lies in the class folder itself."""
     parts = [part for part in path.parts[:-1] if part.lower() != "images"]
     classes = [place for place, part in enumerate(parts) if class_of(part) or part == label]
     first = classes[-1] + 1 if classes else int(collection.layout == "folder")
