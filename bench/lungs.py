@@ -109,13 +109,13 @@ def folder(name: str) -> Path:
 
 def held_out(examples: Sequence[Example]) -> list[Example]:
     """Those of whose patients the bundled weights have not seen any film; one film under two names is of one patient."""
-    from covidjax.data.duplicates import identical_files
+    from covidjax.data.duplicates import compare
     from covidjax.data.folds import patients_of
     from covidjax.lungs.segmenter import BUNDLED
     from covidjax.runs.load import trained_on as keys_of
 
     trained_on = keys_of(BUNDLED)
-    names = patients_of(examples, identical_files(examples))
+    names = patients_of(examples, compare(examples).digests)
     trained_names = {name for example, name in zip(examples, names, strict=True) if trained_on & {example.patient, name}}
     return [example for example, name in zip(examples, names, strict=True) if name not in trained_names]
 

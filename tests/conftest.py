@@ -24,6 +24,15 @@ def converted_elsewhere(tmp_path_factory):
         yield folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def patient_key_elsewhere(tmp_path_factory):
+    """The key that patients' numbers are hashed with in tests is not the user's own, in other processes neither."""
+    folder = tmp_path_factory.mktemp("data-home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(folder))
+        yield folder / "covidjax" / "patient.key"
+
+
 @pytest.fixture(scope="session")
 def films(tmp_path_factory):
     """A folder with one subfolder a class and ten PNG files of 64 × 64 pixels, of five patients, in each."""

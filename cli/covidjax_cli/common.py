@@ -6,6 +6,7 @@ import contextlib
 import functools
 import itertools
 import json
+import math
 import signal
 import sys
 import threading
@@ -24,8 +25,14 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.progress import Progress
 
+    from covidjax.data.dataset import Dataset
+
 PLAIN_SECONDS = 10.0
 """Between two lines of progress where there is no terminal."""
+
+
+LEAST_KNOWN = 0.9
+"""The share of X-rays whose patient is known below which training warns."""
 
 
 PATH = click.Path(path_type=Path)
@@ -109,6 +116,16 @@ def say_skipped(files: int) -> None:
     """Say how many files were skipped, if any."""
     if files:
         say(f"Skipped {files} files (not images).")
+
+
+def say_unknown_patients(dataset: Dataset) -> None:
+    """Warn where whose X-rays they are is not known of enough of them for folds that can be relied on."""
+    share = dataset.known_share
+    if share is not None and share < LEAST_KNOWN and dataset.manifest["options"]["group_by"] != "none":
+        say(
+            f"Warning: patients are known of {math.floor(100 * share)} % of the X-rays only, so images of one may stand in "
+            "several folds and held-out figures come out too good; see --patient-from and --patients of `covidjax prepare`."
+        )
 
 
 def show(parts: Iterable[RenderableType]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,8 +48,24 @@ LAYOUTS = ("auto", "folder", "ozturk", "ieee8023", "radiography", "lungs")
 @click.option("--limit-per-class", type=click.IntRange(1), metavar="N", help="At most N images a class, drawn at random.")
 @common.choice_option(
     "--duplicates",
-    ("drop", "keep"),
-    "Of an image that several sources hold, take the first source's only, or all as one patient's.",
+    ("refuse", "drop", "keep"),
+    "Of an image that several sources hold, keep takes all, as one patient's, and else the first source's only. One under "
+    "several labels is refused, or left out (drop), or taken (keep).",
+)
+@click.option(
+    "--patient-from",
+    metavar="auto|dicom|folder|name|REGEX",
+    default="auto",
+    show_default=True,
+    help="What tells the patient: DICOM PatientID, the folder below the class folder, the name it was published under, or "
+    "an expression with one group, searched in the path below SOURCE. auto: PatientID, or else a published name.",
+)
+@click.option("--patients", metavar="CSV", type=common.PATH, help="Table with the columns path and patient, which wins.")
+@click.option(
+    "--patient-key",
+    metavar="FILE",
+    type=common.PATH,
+    help="Secret key that patients' numbers are hashed with.  [default: the user's own, made when first needed]",
 )
 @common.renamed("--copies", "--duplicates")
 @common.workers_option
@@ -64,6 +81,8 @@ def prepare(
     invert: Any,
     workers: int | None,
     limits: Limits,
+    patients: Path | None,
+    patient_key: Path | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -89,7 +108,7 @@ def prepare(
                 raise UserError(f"Stopped; nothing was left at {out}, so give the same command again.")
 
         chosen = Options(preprocess, masks=masks, limits=limits, **options)
-        manifest = run(sources, out, chosen, workers=workers, progress=progress)
+        manifest = run(sources, out, chosen, workers=workers, patients=patients, patient_key=patient_key, progress=progress)
     for source in manifest["sources"]:
         common.say(f"{source['path']}: layout {source['layout']}")
     for note in manifest["notes"]:
@@ -99,10 +118,15 @@ def prepare(
         common.say(f"Lungs: {total - whole} images of {total}, by {manifest['lungs_by']}; {whole} were kept whole.")
     if manifest["options"]["group_by"] == "none":
         common.say("Random split: images of one patient stand in several folds, so held-out figures come out too good.")
+    if manifest["contradictions"]:
+        done = "left out" if manifest["options"]["duplicates"] == "drop" else "taken"
+        common.say(f"Same image under several labels: {len(manifest['contradictions'])} files, {done}; see manifest.json.")
     if as_json:
         common.show_json(manifest)
     else:
         common.show(_tables(manifest))
+    known, images = manifest["patients_known"], manifest["images"]
+    common.say(f"Patients are known of {known} of {images} X-rays ({math.floor(100 * known / images)} %).")
     common.say(
         f"Wrote {manifest['images']} images of {manifest['patients']} patients in {manifest['folds']} folds to {out}."
     )

@@ -70,6 +70,7 @@ def train(
     from covidjax_cli.progress import training_progress
 
     dataset = open_dataset(settings.data.path, masks=settings.model.is_segmenter)
+    common.say_unknown_patients(dataset)
     make_task(settings, dataset)  # says whether they fit before there is a folder
     if run and resume:
         resuming.check_dataset(run, settings, dataset.fingerprint)

@@ -18,12 +18,20 @@ import tensorflow_datasets as tfds
 from covidjax.config import Preprocess
 from covidjax.data.source import Source
 from covidjax.errors import UsageError, UserError, one_line
+from covidjax.files import read_csv
 
 FORMAT = 2
 
 NAME = "covidjax"
 
 MANIFEST = "manifest.json"
+
+IMAGES = "images.csv"
+
+ORIGINAL = ("width", "height", "bits", "format")
+"""What ``images.csv`` says of each original file, see ``images.workers.FileFacts``; empty where it is not known."""
+
+IMAGE_COLUMNS = ("fold", "source", "name", "sha256", *ORIGINAL)
 
 TEXTS = ("patient", "source", "name", "sha256", "view")
 
@@ -73,6 +81,18 @@ class Dataset:
         """Random access to the records of some folds, in the order of the folds."""
         files = [os.fspath(file) for fold in folds for file in self._builder.info.splits[f"fold{fold}"].filepaths]
         return Source(files, self.preprocess.image_size, self.masks)
+
+    @property
+    def known_share(self) -> float | None:
+        """The share of the images whose patient is known; None where that was not recorded."""
+        known = self.manifest.get("patients_known")
+        return None if known is None else known / max(self.manifest["images"], 1)
+
+    def original_files(self) -> list[dict[str, str]] | None:
+        """What the original file of each image was, see ``IMAGE_COLUMNS``, in the order of ``source`` of all folds; None in
+        datasets that do not say it."""
+        file = self.path / IMAGES
+        return read_csv(file, *IMAGE_COLUMNS) if file.is_file() else None
 
     def class_counts(self, folds: Sequence[int]) -> np.ndarray:
         """Images of each class in some folds, int ``[classes]``."""

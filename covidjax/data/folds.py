@@ -10,7 +10,7 @@ from scipy.cluster.hierarchy import DisjointSet
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from covidjax.data.readers.base import Example
-from covidjax.data.readers.names import is_published
+from covidjax.data.readers.names import certainty, key_name
 from covidjax.errors import UserError
 
 
@@ -19,12 +19,12 @@ def patients_of(
 ) -> list[str]:
     """The patient's key of each image, across collections.
 
-    Two collections that hold the same image, by its published name, by its bytes or by its look, hold images of the same
-    patient, and so do all images that either of them groups with it: the connected components of images and their keys.
+    Images that are the same, by their published name, their bytes or their look, are of one patient, and so are all images
+    of the patients of either: the connected components of images and their keys.
 
     Args:
       examples: images.
-      digests: see ``duplicates.identical_files``.
+      digests: row → digest of the file's bytes.
       near_duplicates: see ``duplicates.near_duplicates``.
     """
     keys = [(example.patient, example.image_key, digests.get(row)) for row, example in enumerate(examples)]
@@ -33,9 +33,7 @@ def patients_of(
     for component, example in zip(components, examples, strict=True):
         patients[component].add(example.patient)
     # Of several keys the collection's own number is the one to look a patient up by.
-    chosen = {
-        component: min(names, key=lambda name: (not is_published(name), name)) for component, names in patients.items()
-    }
+    chosen = {component: min(keys, key=lambda key: (-certainty(key), key)) for component, keys in patients.items()}
     return [chosen[component] for component in components]
 
 
@@ -67,7 +65,7 @@ def assign_folds(
     """
     if folds < 2:
         raise UserError(f"A dataset needs at least 2 folds, one to train on and one to test on, not {folds}.")
-    groups = np.arange(len(labels)) if patients is None else np.asarray(patients)
+    groups = np.arange(len(labels)) if patients is None else _groups(patients)
     unit = "images" if patients is None else "patients"
     for index, name in enumerate(strata):
         count = len(np.unique(groups[labels == index]))
@@ -75,7 +73,18 @@ def assign_folds(
             raise UserError(f"{name} has {count} {unit}, fewer than {folds} folds; add images or use fewer --folds.")
     splitter = StratifiedKFold if patients is None else StratifiedGroupKFold
     result = np.empty(len(labels), int)
-    split = splitter(folds, shuffle=True, random_state=seed).split(np.zeros(len(labels)), labels, patients)
+    split = splitter(folds, shuffle=True, random_state=seed).split(
+        np.zeros(len(labels)), labels, None if patients is None else groups
+    )
     for fold, (_, held_out) in enumerate(split):
         result[held_out] = fold
     return result.tolist()
+
+
+def _groups(patients: Sequence[str]) -> np.ndarray:
+    """The patients' keys, whose order decides between folds that fit equally well, without their hashes: the same images
+    have the same folds whatever key their patients' numbers were hashed with."""
+    first: dict[str, int] = {}
+    for row, patient in enumerate(patients):
+        first.setdefault(patient, row)
+    return np.asarray([f"hashed:{first[patient]:09d}" if key_name(patient) else patient for patient in patients])

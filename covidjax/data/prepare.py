@@ -6,7 +6,8 @@ import dataclasses
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,8 +15,10 @@ import numpy as np
 
 from covidjax.config import Preprocess
 from covidjax.data import duplicates, folds, readers
+from covidjax.data.patient_key import PatientKey
+from covidjax.data.patients import check_way, identify
 from covidjax.data.readers.base import Collection, Example
-from covidjax.data.writer import Writer, create_dataset
+from covidjax.data.writer import Writer, create_dataset, refuse_existing
 from covidjax.errors import UsageError, UserError
 from covidjax.images import stream
 from covidjax.images.formats import Limits
@@ -38,8 +41,11 @@ class Options:
     folds: int = 5
     seed: int = 0
     limit_per_class: int | None = None
-    duplicates: Literal["drop", "keep"] = "drop"
-    """Of an image that several sources hold, ``drop`` keeps the first source's; ``keep`` keeps all, as one patient's."""
+    duplicates: Literal["refuse", "drop", "keep"] = "refuse"
+    """Of an image that several sources hold, all but ``keep`` take the first source's only. An image under several labels
+    is refused, or all of its copies are left out, or taken, as one patient's."""
+    patient_from: str = "auto"
+    """What tells whose image it is, see ``data.patients.WAYS``."""
     only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Source → the only classes that are taken of it."""
     limits_by_class: Mapping[str, int] = field(default_factory=dict)
@@ -58,6 +64,8 @@ def prepare(
     *,
     workers: int | None = None,
     segmenter: lung_stream.Segmenter | None = None,
+    patients: Path | None = None,
+    patient_key: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Read collections, sort their images into folds, decode and write them.
@@ -68,47 +76,65 @@ def prepare(
       options: see there.
       workers: decoding processes; one a core and one more if None.
       segmenter: finds the lungs where ``options.preprocess.lungs`` wants them; the bundled one if None.
-      progress: called after each image; with several sources every image is decoded twice, first to find duplicates.
+      patients: a table of whose images they are, see ``data.patients.identify``.
+      patient_key: file of the key that patients' numbers are hashed with; the user's own if None.
+      progress: called after each image; every image is decoded twice, first to find duplicates.
 
     Returns:
       The manifest, as written to ``out/manifest.json``.
 
     Raises:
       UsageError: ``only`` names a source that there is not.
-      UserError: nothing usable in a source, one class only, fewer patients than folds, ``out`` not writable, no segmenter.
+      UserError: nothing usable in a source, one class only, fewer patients than folds, an image under several labels, a
+        table or a key that cannot be used, ``out`` not writable, no segmenter.
     """
     if options.preprocess.lungs != "none" and segmenter is None:
         segmenter = open_segmenter()
-    collections = _read_collections(sources, options)
-    examples = [example for collection in collections for example in collection.examples]
-    if options.masks:
-        kinds = tuple(kind for kind in MASK_KINDS if any(example.label == kind for example in examples))
-        options = dataclasses.replace(options, preprocess=dataclasses.replace(options.preprocess, classes=kinds))
-    before, pairs = 0, []
+    refuse_existing(out)
     progress = progress or (lambda done, total: None)
-    if len(collections) > 1:
-        before, paths = len(examples), [example.path for example in examples]
-        pairs = duplicates.near_duplicates(
-            paths, workers=workers, progress=lambda done, total: progress(done, 2 * total), limits=options.limits
-        )
-    digests = duplicates.identical_files(examples)
-    patients = folds.patients_of(examples, digests, pairs)
-    rows = _choose(collections, examples, options, digests, pairs)
-    chosen = [dataclasses.replace(examples[row], patient=patients[row]) for row in rows]
+    check_way(options.patient_from)
+    collections = _read_collections(sources, options)
+    if options.masks:
+        labels = {example.label for collection in collections for example in collection.examples}
+        kinds = tuple(kind for kind in MASK_KINDS if kind in labels)
+        options = replace(options, preprocess=replace(options.preprocess, classes=kinds))
+    examples, prints = _recognize(collections, options, patients, PatientKey(patient_key), workers, progress)
+    contradictions: list[dict[str, str]] = []
+    chosen = [examples[row] for row in _choose(collections, examples, options, prints, contradictions)]
     fold_of = _assign_folds(chosen, options, [collection.source for collection in collections])
     digest = segmenter.digest if segmenter else ""
     with create_dataset(out, options.preprocess, options.folds, masks=options.masks, segmenter=digest) as writer:
         images = _read_images(chosen, options, workers, segmenter)
-        lists = _write(writer, chosen, fold_of, images, lambda done: progress(before + done, before + len(chosen)))
+        count = len(examples)
+        lists = _write(writer, chosen, fold_of, images, lambda done: progress(count + done, count + len(chosen)))
         return writer.close(
             options=dataclasses.asdict(options),
-            **_facts(collections),
+            **_facts(collections, prints),
             skipped=lists["skipped"],
             remarks=lists["remarks"],
             **({"lungs_by": segmenter.title, "whole_films": lists["whole_films"]} if segmenter else {}),
-            identical_files=len(digests) - len(set(digests.values())),
-            near_duplicates=len(pairs),
+            contradictions=contradictions,
         )
+
+
+def _recognize(
+    collections: Sequence[Collection],
+    options: Options,
+    table: Path | None,
+    key: PatientKey,
+    workers: int | None,
+    progress: Progress,
+) -> tuple[list[Example], duplicates.Fingerprints]:
+    """The examples of all collections, each with its patient, and which of them are the same image."""
+    count, way, limits = sum(len(collection.examples) for collection in collections), options.patient_from, options.limits
+    tick = partial(progress, 0, 2 * count)
+    examples = identify(collections, way, table=table, key=key, limits=limits, tick=tick)
+    _check_classes(examples, options)
+    prints = duplicates.compare(
+        examples, workers=workers, progress=lambda done, total: progress(done, 2 * total), limits=limits
+    )
+    patients = folds.patients_of(examples, prints.digests, list(prints.pairs))
+    return [replace(example, patient=patient) for example, patient in zip(examples, patients, strict=True)], prints
 
 
 def _read_collections(sources: Sequence[Path], options: Options) -> list[Collection]:
@@ -133,11 +159,15 @@ def _choose(
     collections: Sequence[Collection],
     examples: Sequence[Example],
     options: Options,
-    digests: Mapping[int, str],
-    near_duplicates: Sequence[tuple[int, int]],
+    fingerprints: duplicates.Fingerprints,
+    contradictions: list[dict[str, str]],
 ) -> list[int]:
     """The rows of the images of the asked-for classes, without duplicates, at most so many of each class, drawn at random;
-    what is left out is counted in its collection."""
+    what is left out is counted in its collection, and images under several labels are added to ``contradictions``.
+
+    Raises:
+      UserError: an image under several labels.
+    """
     classes = options.preprocess.classes
     left_out = {
         row: f"class {example.label}, not asked for"
@@ -146,10 +176,26 @@ def _choose(
     }
     earlier: Mapping[int, str] = {}
     # In a dataset of masks the same image may stand with both kinds of mask.
-    if options.duplicates == "drop" and not options.masks:
+    if not options.masks:
         rows = [row for row in range(len(examples)) if row not in left_out]
-        earlier = duplicates.duplicates_of_earlier_sources(examples, rows, digests, near_duplicates)
-        left_out |= {row: f"a copy of an image of {source}" for row, source in earlier.items()}
+        groups = duplicates.contradictions(examples, rows, fingerprints)
+        if groups and options.duplicates == "refuse":
+            raise duplicates.refuse(examples, groups)
+        for number, row in ((number, row) for number, group in enumerate(groups) for row in group):
+            example = examples[row]
+            image = {
+                "image": str(number),
+                "path": os.fspath(example.path),
+                "source": example.source,
+                "label": example.label,
+            }
+            contradictions.append(image)
+            if options.duplicates == "drop":
+                left_out[row] = "the same image under several labels"
+        if options.duplicates != "keep":
+            rows = [row for row in rows if row not in left_out]
+            earlier = duplicates.duplicates_of_earlier_sources(examples, rows, fingerprints)
+            left_out |= {row: f"a copy of an image of {source}" for row, source in earlier.items()}
     random = np.random.default_rng(options.seed)
     chosen = []
     for label in classes:
@@ -165,15 +211,25 @@ def _choose(
     return chosen
 
 
+def _check_classes(examples: Sequence[Example], options: Options) -> None:
+    """See that there is an image of each class.
+
+    Raises:
+      UserError: there is none.
+    """
+    labels = {example.label for example in examples}
+    if missing := [label for label in options.preprocess.classes if label not in labels]:
+        raise UserError(f"There is no image of class {missing[0]}; add a source that has some, or prepare other --classes.")
+
+
 def _assign_folds(examples: Sequence[Example], options: Options, sources: Sequence[str]) -> list[int]:
     """The fold of each image, stratified by class or, where there are masks, by source.
 
     Raises:
       UserError: a class of which there is no image, or fewer patients than folds.
     """
+    _check_classes(examples, options)
     labels = [example.label for example in examples]
-    if missing := [label for label in options.preprocess.classes if label not in labels]:
-        raise UserError(f"There is no image of class {missing[0]}; add a source that has some, or prepare other --classes.")
     kind, strata, of_image = "Class", options.preprocess.classes, labels
     if options.masks:
         kind, strata, of_image = "Source", sources, [example.source for example in examples]
@@ -211,7 +267,7 @@ def _write(
         if image.image is None or image.refused:
             lists["skipped"].append({**file, "reason": image.error or image.refused})
         else:
-            writer.add(fold, example, image.image, image.sha256, image.mask)
+            writer.add(fold, example, image.image, image.sha256, image.mask, image)
         if image.warning:
             lists["remarks"].append({**file, "remark": image.warning})
         if image.whole_because:
@@ -220,7 +276,7 @@ def _write(
     return lists
 
 
-def _facts(collections: Sequence[Collection]) -> dict[str, Any]:
+def _facts(collections: Sequence[Collection], prints: duplicates.Fingerprints) -> dict[str, Any]:
     """What the manifest says of the collections."""
     return {
         "sources": [
@@ -231,5 +287,7 @@ def _facts(collections: Sequence[Collection]) -> dict[str, Any]:
         "duplicates_dropped": {
             collection.source: collection.duplicates for collection in collections if collection.duplicates
         },
+        "identical_files": len(prints.digests) - len(set(prints.digests.values())),
+        "near_duplicates": len(prints.pairs),
         "notes": [f"{collection.source}: {note}" for collection in collections for note in collection.notes],
     }

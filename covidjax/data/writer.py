@@ -19,10 +19,12 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from covidjax.config import Preprocess
-from covidjax.data.dataset import FORMAT, MANIFEST, NAME, TEXTS
+from covidjax.data.dataset import FORMAT, IMAGE_COLUMNS, IMAGES, MANIFEST, NAME, ORIGINAL, TEXTS
 from covidjax.data.readers.base import Example
+from covidjax.data.readers.names import is_known
 from covidjax.errors import UsageError, UserError, one_line
-from covidjax.files import explaining, fsync, hidden_beside, lock
+from covidjax.files import explaining, fsync, hidden_beside, lock, write_csv
+from covidjax.images.workers import FileFacts
 
 
 @contextlib.contextmanager
@@ -76,9 +78,19 @@ class Writer:
         self._classes = {label: Counter() for label in preprocess.classes}
         self._sources: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._patients: set[str] = set()
+        self._known = 0
+        self._rows: list[list[tuple[Any, ...]]] = [[] for _ in range(folds)]
         self._hash = hashlib.sha256(repr((FORMAT, preprocess, segmenter)).encode())
 
-    def add(self, fold: int, example: Example, image: np.ndarray, sha256: str, mask: np.ndarray | None = None) -> None:
+    def add(
+        self,
+        fold: int,
+        example: Example,
+        image: np.ndarray,
+        sha256: str,
+        mask: np.ndarray | None = None,
+        original: FileFacts | None = None,
+    ) -> None:
         """Append a record to a fold.
 
         Args:
@@ -87,6 +99,7 @@ class Writer:
           image: uint8 ``[S, S, 1]``.
           sha256: of the original file.
           mask: uint8 ``[S, S, 1]`` of 0 and 1, in a dataset of images with lung masks.
+          original: what the original file was.
         """
         texts = {**vars(example), "name": example.path.name, "sha256": sha256}
         # Names may hold bytes that are no UTF-8; they are stored as the file system has them.
@@ -100,6 +113,10 @@ class Writer:
         self._classes[example.label][fold] += 1
         self._sources[example.source][example.label] += 1
         self._patients.add(example.patient)
+        self._known += is_known(example.patient)
+        if original:
+            facts = (getattr(original, column) for column in ORIGINAL)
+            self._rows[fold].append((fold, example.source, texts["name"], sha256, *facts))
         self._hash.update(f"{fold} {example.label} {sha256}\n".encode())
         if mask is not None:
             self._hash.update(mask.tobytes())
@@ -134,6 +151,8 @@ class Writer:
         ]
         self._info.set_splits(tfds.core.SplitDict(splits))
         self._info.write_to_directory(self._folder)
+        if any(self._rows):
+            write_csv(self._folder / IMAGES, IMAGE_COLUMNS, [row for rows in self._rows for row in rows])
         manifest = {
             "format": FORMAT,
             "covidjax": importlib.metadata.version("covidjax"),
@@ -145,6 +164,7 @@ class Writer:
             "folds": len(self._files),
             "images": sum(per_class.values()),
             "patients": len(self._patients),
+            "patients_known": self._known,
             "per_class": per_class,
             "per_fold": {f"fold{fold}": counts for fold, counts in enumerate(per_fold)},
             "per_source": {source: dict(counts) for source, counts in self._sources.items()},
@@ -153,6 +173,16 @@ class Writer:
         }
         (self._folder / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
         return manifest
+
+
+def refuse_existing(out: Path) -> None:
+    """See that nothing is at ``out`` but perhaps an empty folder.
+
+    Raises:
+      UserError: something is.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out.absolute()} exists already; remove it or name another folder.")
 
 
 @contextlib.contextmanager
@@ -184,8 +214,7 @@ def create_dataset(
         with explaining(out):
             out.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(lock(hidden_beside(out, ".lock"), busy, wait=wait))
-            if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-                raise UserError(f"{out} exists already; remove it or name another folder.")
+            refuse_existing(out)
             stack.callback(shutil.rmtree, partial, ignore_errors=True)
             shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
             partial.mkdir()

@@ -1,7 +1,7 @@
 """DICOM files: the elements of their headers that are needed, and what these say against taking them for chest X-rays.
 
-No value of an element that could tell who the patient is is read here; messages name elements, never their contents as they
-stand in the file.
+No value of an element that could tell who the patient is is read here (``data.patients`` reads the PatientID, and hashes
+it); messages name elements, never their contents as they stand in the file.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def read(data: bytes) -> Dataset:
     """
     try:
         _refuse_bomb(data)
-        return _pydicom().dcmread(io.BytesIO(data), force=True, specific_tags=[*_HEADER, *_PIXELS, "SpecificCharacterSet"])
+        return load_pydicom().dcmread(
+            io.BytesIO(data), force=True, specific_tags=[*_HEADER, *_PIXELS, "SpecificCharacterSet"]
+        )
     except ImageError:
         raise
     except Exception as error:
@@ -81,7 +83,7 @@ def _code(value: str) -> str:
 
 
 @functools.cache
-def _pydicom() -> Any:
+def load_pydicom() -> Any:
     """pydicom, which takes half a second to import; its warnings, which quote headers, are switched off."""
     import pydicom
     import pydicom.config

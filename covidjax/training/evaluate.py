@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import numpy as np
 from covidjax import device, metrics
 from covidjax.data import loader
 from covidjax.data.dataset import Dataset
+from covidjax.data.readers.names import key_name
 from covidjax.data.sample import open_dataset
 from covidjax.errors import UserError
 from covidjax.models import Weights
@@ -105,8 +107,10 @@ def _other_dataset(path: Path, loaded: LoadedRun, dataset: Dataset) -> tuple[lis
         known = f"The run was trained on every image of {dataset.path}, or on their patients"
         raise UserError(f"{known}; name another dataset.")
     skipped = len(identities) - len(rows)
+    ours, theirs = ({key_name(key) for key in keys} - {None} for keys in (trained_on, itertools.chain(*identities)))
+    other_key = ", whose patients' numbers were hashed with another key and tell nothing" * bool(ours and theirs - ours)
     images = f"{dataset.path}, without {skipped} images of the run's training" if skipped else f"all of {dataset.path}"
-    return [_Part(loaded.networks, source, rows)], images + _by_several(path, loaded)
+    return [_Part(loaded.networks, source, rows)], images + other_key + _by_several(path, loaded)
 
 
 def _by_several(path: Path, loaded: LoadedRun) -> str:

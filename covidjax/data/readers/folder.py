@@ -27,7 +27,7 @@ def class_folders(root: Path) -> dict[Path, str]:
 def read_folder(collection: Collection) -> None:
     """One subfolder a class, any nesting below it; a subfolder that is no class is left out and counted.
 
-    Names as NIH and Kermany give them tell the patient; any other file is a patient of its own.
+    Names that only NIH or Kermany give tell the patient; any other file is a patient of its own.
     """
     folders = class_folders(collection.root)
     for path in sorted(collection.root.iterdir()):
@@ -90,7 +90,7 @@ def _read_class(
         collection.empty.append(folder)
     for path in paths:
         published = published_name(path.name) if published_name else None
-        if not published and names.published_patient(path.name):
+        if not published and names.unmistakable_patient(path.name):
             published = path.name
         if published:
             patient, key = names.patient_of(published), names.image_key(published)

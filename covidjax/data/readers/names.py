@@ -1,13 +1,15 @@
 """What the file names of public collections say about patients, and the keys that stand for patients and images.
 
-A patient's key is ``<collection>:<number>`` where a collection published the number, ``series:<name>`` where only images of
-one series are known to belong together, and ``file:<source>/<path>`` where nothing is known. Nothing else in the project
-looks at how a key begins.
+A patient's key is ``<collection>:<number>`` where a collection published the number, ``patient:<key>:<hash>`` where a
+hospital's own number was hashed (see ``data.patients``), ``study:…`` likewise where only images of one study,
+``series:<name>`` where only images of one series are known to belong together, and ``file:<source>/<path>`` where nothing
+is known. Nothing else in the project looks at how a key begins.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath
 
 # The parts at the end of an image's name that tell one image of a patient from another: projection, day, figure, panel.
@@ -18,17 +20,24 @@ _SERIES_END = re.compile(
     r"))+$"
 )
 
-_PUBLISHED = {
-    r"(\d{8})_\d{3}\b": "nih:",
-    r"(person\d+)_": "kermany:",
-    r"((?:NORMAL2-)?IM-\d+)-\d+": "kermany:",
+_UNMISTAKABLE = {
+    r"(000\d{5})_\d{3}\b": "nih:",
+    r"(person\d+)_(?:virus|bacteria)_\d": "kermany:",
+    r"(NORMAL2-IM-\d+)-\d+": "kermany:",
     r"((?:MCU|CHN)CXR_\d+)_": "nlm:",
     r"(phantom-\d+-\d+)-\d+": "",
 }
-"""Names that tell the patient: NIH ChestX-ray8 ``<patient>_<number>``, Kermany ``person<number>_…`` and ``IM-<number>-…``,
-Montgomery ``MCUCXR_<number>_…`` and Shenzhen ``CHNCXR_<number>_…``, the synthetic images of this package."""
+"""Names that tell the patient, and that no hospital's system gives by chance: NIH ChestX-ray8 ``<patient>_<number>`` of
+30,805 patients, so that no date is one, Kermany ``person<number>_virus_…``, Montgomery ``MCUCXR_<number>_…`` and Shenzhen
+``CHNCXR_<number>_…``, the synthetic images of this package."""
 
-_SERIES, _FILE = "series:", "file:"
+_PUBLISHED = _UNMISTAKABLE | {r"(IM-\d+)-\d+": "kermany:"}
+"""Kermany's normal X-rays are ``IM-<number>-…``, and so are the files of many a PACS export, whose numbers count anew in
+each: that name means something in a published collection only."""
+
+_FILE, _SERIES, _STUDY, _HASHED, _TABLE = "file:", "series:", "study:", "patient:", "table:"
+_PREFIXES = (_FILE, _SERIES, _STUDY, _HASHED)
+"""From what says least to what says most; a published number says more."""
 
 
 def series_of(name: str) -> str:
@@ -45,11 +54,28 @@ def series_of(name: str) -> str:
 
 
 def published_patient(name: str) -> str | None:
-    """The key of the patient that a published file name tells, or None."""
-    for pattern, collection in _PUBLISHED.items():
-        if match := re.match(pattern, name):
-            return collection + match[1]
-    return None
+    """The key of the patient that a file name tells in a published collection, or None."""
+    return _told_by(name, _PUBLISHED)
+
+
+def unmistakable_patient(name: str) -> str | None:
+    """The key of the patient that a file name tells wherever the file lies, or None."""
+    return _told_by(name, _UNMISTAKABLE)
+
+
+def patients_of_collection(file_names: Iterable[str]) -> list[str | None]:
+    """The keys of the patients that the file names of one collection tell: unmistakable ones and, where Kermany's are among
+    them, Kermany's others too."""
+    file_names = list(file_names)
+    told = [unmistakable_patient(name) for name in file_names]
+    if any(key and key.startswith("kermany:") for key in told):
+        told = [key or published_patient(name) for key, name in zip(told, file_names, strict=True)]
+    return told
+
+
+def _told_by(name: str, patterns: Mapping[str, str]) -> str | None:
+    matches = ((collection, re.match(pattern, name)) for pattern, collection in patterns.items())
+    return next((collection + match[1] for collection, match in matches if match), None)
 
 
 def patient_of(name: str) -> str:
@@ -62,9 +88,39 @@ def file_patient(source: str, path: PurePath) -> str:
     return f"{_FILE}{source}/{path.with_suffix('')}"
 
 
+def table_patient(number: str) -> str:
+    """What stands for a patient's number of a user's table until ``data.patients`` hashes it."""
+    return _TABLE + number
+
+
+def number_in_table(key: str) -> str | None:
+    """The number that ``table_patient`` was given, or None where the key is another."""
+    return key.removeprefix(_TABLE) if key.startswith(_TABLE) else None
+
+
+def hashed_patient(key_name: str, digest: str, *, study: bool = False) -> str:
+    """The key of a patient, or of a study, whose number was hashed with a key of that name."""
+    return f"{_STUDY if study else _HASHED}{key_name}:{digest}"
+
+
+def key_name(key: str) -> str | None:
+    """The name of the key that a patient's number was hashed with; None where it was not hashed."""
+    return key.split(":")[1] if key.startswith((_HASHED, _STUDY)) else None
+
+
+def certainty(key: str) -> int:
+    """How much a patient's key says, from 0 for a single file to 4 for a published number."""
+    return next((rank for rank, prefix in enumerate(_PREFIXES) if key.startswith(prefix)), len(_PREFIXES))
+
+
 def is_published(key: str) -> bool:
     """Whether a patient's key is a number by which the patient can be looked up in a published collection."""
-    return not key.startswith((_SERIES, _FILE))
+    return certainty(key) == len(_PREFIXES)
+
+
+def is_known(key: str) -> bool:
+    """Whether a patient's key tells the patient, so that all images of one have it."""
+    return certainty(key) >= _PREFIXES.index(_HASHED)
 
 
 def is_one_file(key: str) -> bool:

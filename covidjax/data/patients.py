@@ -1,0 +1,303 @@
+"""Whose X-ray each is: by a table, by DICOM headers, by folders, by an expression, or by the names of published files.
+
+A number that a hospital gave to a patient, wherever it stands, is hashed (see ``patient_key``) and goes no further.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+import re
+import struct
+import zlib
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path, PurePath
+from typing import IO, Any, NamedTuple
+
+from covidjax.data.patient_key import PatientKey
+from covidjax.data.readers import names
+from covidjax.data.readers.base import Collection, Example
+from covidjax.errors import UsageError, UserError
+from covidjax.files import read_csv
+from covidjax.images import dicom, stream
+from covidjax.images.archives import LoadedMember, Member, Source
+from covidjax.images.formats import Limits, is_dicom
+from covidjax.labels import class_of
+
+WAYS = ("auto", "dicom", "folder", "name")
+"""What tells the patient; anything else is a regular expression."""
+
+MANY = 20
+"""X-rays. A number that more than so many of a source carry, and more than half of its DICOM files, is no patient's: an
+anonymiser put it there. ``ALL`` suffice where every file carries it."""
+
+ALL = 5
+
+_NO_NUMBER = frozenset(
+    (
+        *(
+            "anon",
+            "deidentified",
+            "unknown",
+            "unspecified",
+            "undefined",
+            "none",
+            "null",
+            "na",
+            "nan",
+            "noid",
+            "nopatientid",
+        ),
+        *("patient", "patientid", "patid", "id", "mrn", "test", "default", "removed", "redacted", "hidden", "empty"),
+    )
+)
+"""What stands in a header where there is no number, letters and digits alone."""
+
+_IDS = ("PatientID", "IssuerOfPatientID", "StudyInstanceUID")
+_LAST_ID = 0x0020000D
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
+_HEAD = 2**20
+"""Bytes of a deflated file in which the ids are looked for, and most bytes that they are inflated to."""
+
+
+class HeaderIds(NamedTuple):
+    """What a DICOM header says of whose X-ray it is; empty where it says nothing that can be used."""
+
+    patient: str
+    issuer: str
+    study: str
+
+
+def check_way(way: str) -> None:
+    """See that ``way`` is one of ``WAYS`` or a regular expression.
+
+    Raises:
+      UsageError: it is neither, or the expression does not have one group.
+    """
+    if way in WAYS:
+        return
+    choices = f"use one of {', '.join(WAYS)}, or an expression with one group, such as '(P[0-9]+)/'"
+    try:
+        groups = re.compile(way).groups
+    except re.error as error:
+        raise UsageError(f"--patient-from {way!r} is no regular expression ({error}); {choices}.") from None
+    if groups != 1:
+        raise UsageError(f"--patient-from {way!r} has {groups or 'no'} groups; {choices}.")
+
+
+def identify(
+    collections: Sequence[Collection],
+    way: str = "auto",
+    *,
+    table: Path | None = None,
+    key: PatientKey | None = None,
+    limits: Limits = Limits(),
+    tick: Callable[[], object] = lambda: None,
+) -> list[Example]:
+    """The examples of all collections, each with its patient.
+
+    Args:
+      collections: as their readers made them; what a user should know is added to their notes.
+      way: one of ``WAYS``, or a regular expression with one group, which is searched in the path below the source.
+      table: CSV with the columns ``path`` and ``patient``, which wins over ``way``.
+      key: hashes the hospitals' numbers; the user's own if None.
+      limits: what a file in an archive may take.
+      tick: called now and then.
+
+    Raises:
+      UsageError: see ``check_way``.
+      UserError: a table that names none of the images or gives one two patients, a way that tells no patient, a key that
+        cannot be read or made.
+    """
+    check_way(way)
+    key = key or PatientKey()
+    listed = numbers_of_table(table, collections) if table else {}
+    identified, told = [], 0
+    for collection in collections:
+        patients = _by_way(collection, way, key, limits, tick)
+        for example, patient in zip(collection.examples, patients, strict=True):
+            number = listed.get(os.fspath(example.path))
+            patient = key.hash(_issuer(example.source), number) if number else patient
+            told += names.is_known(patient)
+            identified.append(dataclasses.replace(example, patient=patient))
+    if way != "auto" and not told and identified:
+        path = os.fspath(identified[0].path)
+        raise UserError(
+            f"--patient-from {way} tells the patient of none of the images, such as {path}; leave it out, or list the "
+            "patients in a table for --patients."
+        )
+    return identified
+
+
+def _by_way(collection: Collection, way: str, key: PatientKey, limits: Limits, tick: Callable[[], object]) -> list[str]:
+    """The patient's key of each image of a collection."""
+    if way in ("auto", "dicom"):
+        return _by_header(collection, way, key, limits, tick)
+    patients = []
+    for example in collection.examples:
+        path = _below(collection, example)
+        patient = names.published_patient(path.name) if way == "name" else None
+        number = None
+        if way == "folder":
+            number = _folder(collection, example.label, path)
+        elif way != "name" and (match := re.search(way, path.as_posix())):
+            number = match[1]
+        if number:
+            patient = key.hash(_issuer(example.source), number)
+        patients.append(patient or names.file_patient(collection.source, path))
+    return patients
+
+
+def _by_header(collection: Collection, way: str, key: PatientKey, limits: Limits, tick: Callable[[], object]) -> list[str]:
+    """By DICOM headers; with ``auto`` also by what the reader of the collection knows."""
+    headers: list[HeaderIds] = []
+    jobs = (partial(read_ids, stream.load_source(example.path, limits), limits) for example in collection.examples)
+    for header in stream.map_in_order(jobs):
+        headers.append(header)
+        tick()
+    shared = _shared([(header.issuer, header.patient) for header in headers if header.patient])
+    shared_studies = _shared([header.study for header in headers if header.study])
+    if shared:
+        collection.notes.append(
+            f"{sum((header.issuer, header.patient) == shared for header in headers)} of {len(headers)} X-rays carry one "
+            "PatientID, which an anonymiser may have left there: it is taken for none; say whose they are with --patients, "
+            "or --patient-from folder"
+        )
+    issuers = {header.issuer for header in headers if header.issuer}
+    # Some devices leave out who issued the number, which is the same then.
+    default = issuers.pop() if len(issuers) == 1 else ""
+    told = names.patients_of_collection(_below(collection, example).name for example in collection.examples)
+    patients = []
+    for example, header, by_name in zip(collection.examples, headers, told, strict=True):
+        patient = example.patient
+        if way == "dicom":
+            patient = names.file_patient(collection.source, _below(collection, example))
+        elif names.is_one_file(patient):
+            patient = by_name or patient
+        number, issuer = names.number_in_table(patient), _issuer(example.source)
+        published = names.is_published(patient) and collection.layout != "folder"
+        if not number and not published and header.patient and (header.issuer, header.patient) != shared:
+            number = header.patient
+            if header.issuer or default:
+                issuer = f"issuer {header.issuer or default}"
+        if number:
+            patient = key.hash(issuer, number)
+        elif names.is_one_file(patient) and header.study and header.study != shared_studies:
+            patient = key.hash("study", header.study, study=True)
+        patients.append(patient)
+    return patients
+
+
+def _issuer(source: str) -> str:
+    """Stands for who gave a number where nothing says it: the same number in two sources is of two people."""
+    return f"source {source}"
+
+
+def _shared(values: Sequence[Hashable]) -> Any:
+    """The value that too many of these are for it to be one patient's or one study's, or None."""
+    value, count = next(iter(Counter(values).most_common(1)), (None, 0))
+    return value if (count > MANY and 2 * count > len(values)) or (count > ALL and count == len(values)) else None
+
+
+def _below(collection: Collection, example: Example) -> PurePath:
+    return PurePath(os.path.relpath(os.fspath(example.path), collection.root))
+
+
+def _folder(collection: Collection, label: str, path: PurePath) -> str | None:
+    """The first folder below the class folder, since below a patient's lie those of studies and series; None where the
+    image lies in the class folder itself."""
+    parts = [part for part in path.parts[:-1] if part.lower() != "images"]
+    classes = [place for place, part in enumerate(parts) if class_of(part) or part == label]
+    first = classes[-1] + 1 if classes else int(collection.layout == "folder")
+    return next(iter(parts[first:]), None)
+
+
+# Tables
+
+
+def numbers_of_table(table: Path, collections: Sequence[Collection]) -> dict[str, str]:
+    """Path of an image → patient's number, by a table with the columns ``path`` and ``patient``.
+
+    Paths are absolute, relative to the table's folder or below a source; a bare name will do where no other image has it.
+
+    Raises:
+      UserError: none of them is an image's, or one has two patients.
+    """
+    numbers: dict[str, str] = {}
+    for line, row in enumerate(read_csv(table, "path", "patient"), 2):
+        path, number = os.path.normpath(row["path"].strip().replace("\\", "/")), row["patient"].strip()
+        if numbers.setdefault(path, number) != number:
+            raise UserError(f"{table}, row {line}: {path} has two patients; remove one.")
+    examples = [(collection, example) for collection in collections for example in collection.examples]
+    bare = Counter(PurePath(os.fspath(example.path)).name for _, example in examples)
+    folder = table.absolute().parent
+    found: dict[str, str] = {}
+    used: set[str] = set()
+    for collection, example in examples:
+        path = os.path.normpath(Path(example.path).absolute())
+        below = str(_below(collection, example))
+        ways = [path, os.path.relpath(path, folder), below, os.path.join(collection.root.name, below)]
+        name = PurePath(path).name
+        ways += [name] * (bare[name] == 1)
+        if hit := next((way for way in ways if way in numbers), None):
+            used.add(hit)
+            found[os.fspath(example.path)] = numbers[hit]
+    if not found and examples:
+        listed = next(iter(numbers), "no row")
+        raise UserError(
+            f"{table} names none of the images: it has {listed}, an image is {_below(*examples[0])}; paths are relative to "
+            "the table's folder or to SOURCE."
+        )
+    if unused := len(numbers) - len(used):
+        collections[0].notes.append(f"{unused} rows of {table.name} name no image that was found")
+    return found
+
+
+# DICOM headers
+
+
+def read_ids(source: Source, limits: Limits = Limits()) -> HeaderIds:
+    """What the header of a file says of whose X-ray it is. Never raises for its faults; what is no DICOM says nothing."""
+    with suppress(Exception):  # of a damaged file pydicom raises nearly anything
+        if isinstance(source, Member | LoadedMember):
+            return _ids(io.BytesIO(source.read(limits)))
+        if Path(source).is_file():  # opening a pipe would wait for ever
+            with Path(source).open("rb") as file:
+                return _ids(file)
+    return HeaderIds("", "", "")
+
+
+def _ids(file: IO[bytes]) -> HeaderIds:
+    head = file.read(1024)
+    if not is_dicom(head):
+        return HeaderIds("", "", "")
+    quiet: Any = dicom.load_pydicom()  # its warnings would quote the header
+    reader = quiet.filereader
+    options: Any = {
+        "stop_when": _beyond,
+        "specific_tags": [quiet.tag.Tag(name) for name in (*_IDS, "SpecificCharacterSet")],
+    }
+    if head[128:132] == b"DICM" and _DEFLATED in head[132:]:
+        file.seek(144 + struct.unpack("<I", head[140:144])[0])
+        inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(file.read(_HEAD), _HEAD)
+        header = reader.read_dataset(io.BytesIO(inflated), False, True, **options)
+    else:
+        file.seek(0)
+        header = reader.read_partial(file, force=True, **options)
+    patient, issuer, study = (str(header.get(name) or "").strip(" \0\t\r\n") for name in _IDS)
+    return HeaderIds(patient if _is_number(patient) else "", issuer, study)
+
+
+def _beyond(tag: int, representation: object, length: int) -> bool:
+    return tag > _LAST_ID
+
+
+def _is_number(text: str) -> bool:
+    """Whether a PatientID may be a patient's, and no placeholder."""
+    plain = re.sub(r"[\W_]", "", text).casefold()
+    same = len(set(plain)) <= 1 and plain[:1] in ("", "0", "x")
+    return not (same or plain in _NO_NUMBER or (plain.startswith("anonym") and plain.isalpha()))
