@@ -22,6 +22,7 @@ from covidjax_cli import installation, process
 
 import covidjax
 from covidjax import device, environment, files
+from covidjax.data.sample import sample_dataset
 from covidjax.inference import runtimes
 from covidjax.lungs import export
 from covidjax.lungs.segmenter import open_segmenter
@@ -85,9 +86,10 @@ def callers_flags() -> Iterator[None]:
         assert jax.numpy.arange(3.0).dtype == np.float64, "what the program has set is as it was"
 
 
-@pytest.mark.parametrize("model", ["cnn13", "darkcovidnet"])
+@pytest.mark.parametrize("model", ["cnn13", "darkcovidnet", "lung-unet"])
 def test_library_trains_whatever_flags_its_caller_has_set(prepared: Path, tmp_path: Path, model: str):
-    words = ("train", "--data", prepared, "--epochs", 1, "--model", model, *TINY)
+    data = sample_dataset(32, 60, masks=True).path if model == "lung-unet" else prepared
+    words = ("train", "--data", data, "--epochs", 1, "--model", model, *TINY)
     assert run(*words, "--run", tmp_path / "plain").exit_code == 0
     with callers_flags():
         assert run(*words, "--run", tmp_path / "flags").exit_code == 0

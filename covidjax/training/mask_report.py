@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from covidjax import device
 from covidjax.data import loader
 from covidjax.data.dataset import Dataset
 from covidjax.errors import printable
@@ -21,6 +22,7 @@ PICTURED = 10
 """Images of a picture."""
 
 
+@device.own_flags()
 def write(folder: Path, run: Path, dataset: Dataset, fold: int, scores: np.ndarray, note: str) -> None:
     """Write ``masks.csv``, the images of a fold from the worst to the best, and ``worst.png`` and ``typical.png``, of ten
     images each the image, the true mask and the predicted one, and the crop.
