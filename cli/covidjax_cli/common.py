@@ -109,10 +109,12 @@ def say(text: str) -> None:
     click.echo(printable(text), err=True)
 
 
-def say_skipped(files: int) -> None:
-    """Say how many files were skipped, if any."""
+def say_skipped(files: int, masks: int) -> None:
+    """Say how many files were skipped, if any: those that are no images, and the lung masks beside images."""
     if files:
         say(f"Skipped {files} files (not images).")
+    if masks:
+        say(f"Skipped {masks} files (lung masks beside their images).")
 
 
 def show(parts: Iterable[RenderableType]) -> None:

@@ -12,14 +12,15 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from covidjax.data.folds import components_of
 from covidjax.data.readers.base import Example
+from covidjax.errors import ImageError
 from covidjax.images import stream
+from covidjax.images.archives import Member, Source
 from covidjax.images.formats import Limits
 from covidjax.images.workers import DecodeJob
 
@@ -39,7 +40,7 @@ _CHUNK = 1024
 
 
 def near_duplicates(
-    paths: Sequence[Path],
+    paths: Sequence[Source],
     *,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -54,7 +55,7 @@ def near_duplicates(
       limits: what one file may take.
     """
     rows, hashes = [], []
-    jobs = (partial(perceptual_hash, path, limits) for path in paths)
+    jobs = (partial(perceptual_hash, stream.load_source(path, limits), limits) for path in paths)
     for row, image_hash in enumerate(stream.map_in_order(jobs, workers=workers)):
         if image_hash is not None:
             rows.append(row)
@@ -71,7 +72,7 @@ def near_duplicates(
     return pairs
 
 
-def perceptual_hash(path: Path, limits: Limits = Limits()) -> np.ndarray | None:
+def perceptual_hash(path: Source, limits: Limits = Limits()) -> np.ndarray | None:
     """The hash of an image, bool ``[256]``, or None where it cannot be read."""
     import imagehash  # here: it takes half a second to import, and only merging needs it
 
@@ -79,16 +80,19 @@ def perceptual_hash(path: Path, limits: Limits = Limits()) -> np.ndarray | None:
     return np.ravel(imagehash.phash(Image.fromarray(decoded.arrays[0]), hash_size=SIDE).hash) if decoded.arrays else None
 
 
-def identical_files(examples: Sequence[Example]) -> dict[int, str]:
+def identical_files(examples: Sequence[Example], limits: Limits = Limits()) -> dict[int, str]:
     """Row → digest of the file's bytes, for files that share both size and digest; no other file is read."""
     sizes, digests = {}, {}
     for row, example in enumerate(examples):
         with contextlib.suppress(OSError):  # decoding will say what is wrong with it
-            sizes[row] = example.path.stat().st_size
+            path = example.path
+            sizes[row] = path.size if isinstance(path, Member) else path.stat().st_size
     for row in _repeated(sizes):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ImageError):
             if sizes[row]:
-                digests[row] = hashlib.sha256(examples[row].path.read_bytes()).hexdigest()
+                path = examples[row].path
+                data = path.read(limits) if isinstance(path, Member) else path.read_bytes()
+                digests[row] = hashlib.sha256(data).hexdigest()
     return {row: digests[row] for row in _repeated(digests)}
 
 

@@ -1,0 +1,132 @@
+"""Images that tables list: one's own, and those of NIH ChestX-ray14, RSNA, CheXpert and COVIDx as they were published."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from covidjax.data.label_tables import (
+    RSNA,
+    SEVERAL,
+    LabelRow,
+    find_image,
+    no_match,
+    read_labels,
+    split_of,
+    tables_beside,
+)
+from covidjax.data.readers.base import Collection, Tree
+from covidjax.data.tables import SUFFIXES_OF_TABLES, PathIndex, read_text
+from covidjax.errors import UserError
+from covidjax.images.archives import Member, Source
+
+
+def tables_of(tree: Tree, layout: str) -> list[Source]:
+    """The tables right in a folder that belong to a layout."""
+    tables = {name: file for name, file in sorted(tree.files.items()) if name.lower().endswith(SUFFIXES_OF_TABLES)}
+    if layout == "covidx":
+        tables = {name: file for name, file in tables.items() if name.lower().endswith(".txt") and split_of(name)}
+    if layout == "rsna":  # the one brings the other
+        tables = {name: file for name, file in tables.items() if name in RSNA}
+    found = [file for file in tables.values() if _fits(file, layout)]
+    return found[:1] if layout == "rsna" else found
+
+
+def read_layout(collection: Collection, layout: str) -> None:
+    """The images of a folder that its own tables list.
+
+    Raises:
+      UserError: no table of this layout is there, or several of one's own are, or as ``read_tables``.
+    """
+    tables = tables_of(collection.tree, layout)
+    if not tables:
+        raise UserError(f"{collection.root} has no table of layout {layout}; name the table with --table.")
+    if layout == "table" and len(tables) > 1:
+        named = " and ".join(os.fspath(table) for table in tables)
+        raise UserError(f"{collection.root} has several tables, {named}; name one with --table.")
+    read_tables(collection, tables)
+
+
+def _fits(file: Source, layout: str) -> bool:
+    """Whether a table is one of a layout's; what cannot be read as one is none."""
+    try:
+        kind, rows = read_labels(file)
+    except UserError:
+        return False
+    return kind == layout and bool(rows)
+
+
+def read_tables(collection: Collection, tables: Sequence[Source]) -> None:
+    """The images that tables list, which are found by the paths below the tables' folder or the collection's.
+
+    Raises:
+      UserError: a table that cannot be read or has no column that is needed, or whose paths name no image.
+    """
+    images = collection.list_images(collection.tree)
+    rows: list[LabelRow] = []
+    for table in tables:
+        kind, listed = read_labels(table, tables_beside(table, collection.tree.files))
+        collection.layout = kind
+        rows += listed
+    index = PathIndex(images, [collection.root], (row.path for row in rows))
+    rows_of: defaultdict[int, list[LabelRow]] = defaultdict(list)
+    outside: list[Path] = []
+    for row in rows:
+        found = find_image(index, row)
+        if not found and (file := _elsewhere(row)):
+            outside.append(file)
+            found = [len(images) + len(outside) - 1]
+        if len(found) == 1:
+            rows_of[found[0]].append(row)
+        else:
+            reason = "several files have the name that is in" if found else "not there, but listed in"
+            collection.left_out[f"{reason} {Path(row.table).name}"] += 1
+    files = [*images, *outside]
+    if not rows_of:
+        raise no_match(tables, rows, images, str(collection.root))
+    test = _nih_test_list(collection) if collection.layout == "nih" else set()
+    for number, of_file in sorted(rows_of.items()):
+        _add(collection, files[number], of_file, test)
+    collection.left_out["not listed in the table"] += len(images) - sum(number < len(images) for number in rows_of)
+    collection.left_out["listed twice"] += sum(len(of_file) - 1 for of_file in rows_of.values())
+
+
+def _elsewhere(row: LabelRow) -> Path | None:
+    """A file that is named by its whole path, or from the table's folder, and lies elsewhere than in the collection."""
+    file = Path(row.table).parent / row.path.strip().replace("\\", "/")
+    return file if row.path.strip() and file.is_file() else None
+
+
+def _add(collection: Collection, path: Path | Member, rows: Sequence[LabelRow], test: set[str]) -> None:
+    """Add an image by what its rows say, or count why not."""
+    classes = collection.names
+    row, decisions = rows[0], {row.decide(classes) for row in rows}
+    label, reason = next(iter(decisions))
+    if len({label for label, _ in decisions} - {None}) > 1:
+        label, reason = None, SEVERAL
+    for name in dict.fromkeys(finding.names[0] for row in rows for finding in row.findings if not finding.uncertain):
+        known = any(finding.class_of(classes) for row in rows for finding in row.findings if finding.names[0] == name)
+        (collection.known_names if known else collection.unknown_names)[name] += 1
+    if label is None:
+        collection.left_out[reason] += 1
+        if reason == SEVERAL:
+            labels = " and ".join(dict.fromkeys(row.label for row in rows))
+            collection.undecided.append({"path": os.fspath(path), "source": collection.source, "label": labels})
+        return
+    name, source = path.name, row.source or collection.source
+    patient, split = row.patient, row.split
+    if patient and not row.published:
+        patient = f"table:{source}:{patient}"
+    if test:
+        split = "test" if name in test else "train"
+    # The name of every second file of CheXpert is view1_frontal.jpg.
+    published = name if row.published and collection.layout != "chexpert" else None
+    collection.add(path, label, published=published, patient=patient, source=source, view=row.view, split=split)
+
+
+def _nih_test_list(collection: Collection) -> set[str]:
+    """The names of NIH's test_list.txt, where it is there."""
+    file = collection.tree.files.get("test_list.txt")
+    return {line.strip() for line in read_text(file).splitlines() if line.strip()} if file else set()
