@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -44,7 +45,7 @@ SPLITS = {
 
 def split_of(name: str) -> str:
     """``train``, ``val`` or ``test`` for a folder or a table that is called so or begins so; empty for any other."""
-    words = name.lower().replace("-", "_").replace(".", "_").split("_")
+    words = re.split(r"[-_. ]", name.lower())
     return next((split for split, names in SPLITS.items() if words[0] in names), "")
 
 

@@ -136,7 +136,7 @@ def _read_collections(sources: Sequence[Path], options: Options) -> tuple[list[C
         readers.read(root, options.layout, source=name, **about) for root, name in zip(sources, names, strict=True)
     ]
     check_names(collections, classes)
-    return collections, asked or (options.preprocess.classes if options.masks else found_classes(collections, classes))
+    return collections, options.preprocess.classes if options.masks else found_classes(collections, classes)
 
 
 def _source_names(sources: Sequence[Path]) -> list[str]:

@@ -150,8 +150,10 @@ def read_text(source: Source) -> str:
     except (OSError, ImageError) as error:
         raise UserError(f"{os.fspath(source)} cannot be read ({error}); name a table, such as a CSV file.") from error
     encoding = next((name for mark, name in _BOMS.items() if data.startswith(mark)), None)
-    if not encoding and b"\0" in data[:200]:  # UTF-16 without a mark: every second byte of ASCII text is 0
-        encoding = "utf-16-be" if data[:1] == b"\0" else "utf-16-le"
+    for first, name in ((1, "utf-16-le"), (0, "utf-16-be")):  # without a mark: every second byte of ASCII text is 0
+        zeros = data[first:400:2]
+        if not encoding and zeros and zeros.count(0) > 0.9 * len(zeros):
+            encoding = name
     for candidate in [encoding] if encoding else ["utf-8", "cp1252"]:
         try:
             text = data.decode(candidate)

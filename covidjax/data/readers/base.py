@@ -14,6 +14,9 @@ from covidjax.images.archives import LoadedMember, Member, Source
 from covidjax.images.find import list_files, split_masks
 from covidjax.labels import ClassNames
 
+NO_IMAGE = "not an image file, by its ending"
+"""Why a file is left out."""
+
 
 @dataclass(frozen=True)
 class Example:
@@ -125,7 +128,7 @@ class Collection:
 
     def list_images(self, tree: Tree) -> list[Path | Member]:
         """Every image of a tree; its other files are counted into ``left_out``."""
-        self.left_out["not an image file, by its ending"] += len(tree.others)
+        self.left_out[NO_IMAGE] += len(tree.others)
         self.left_out["a lung mask beside its image"] += len(tree.masks)
         for file in tree.unreadable:
             self.left_out[f"in {os.fspath(file)}: {file.error}"] += 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,7 +19,7 @@ from covidjax.data.label_tables import (
     split_of,
     tables_beside,
 )
-from covidjax.data.readers.base import Collection, Tree
+from covidjax.data.readers.base import NO_IMAGE, Collection, Tree
 from covidjax.data.tables import SUFFIXES_OF_TABLES, PathIndex, read_text
 from covidjax.errors import UserError
 from covidjax.images.archives import Member, Source
@@ -30,7 +32,7 @@ def tables_of(tree: Tree, layout: str) -> list[Source]:
         tables = {name: file for name, file in tables.items() if name.lower().endswith(".txt") and split_of(name)}
     if layout == "rsna":  # the one brings the other
         tables = {name: file for name, file in tables.items() if name in RSNA}
-    found = [file for file in tables.values() if _fits(file, layout)]
+    found = [file for file in tables.values() if _kinds(tree).get(file) == layout]
     return found[:1] if layout == "rsna" else found
 
 
@@ -49,13 +51,17 @@ def read_layout(collection: Collection, layout: str) -> None:
     read_tables(collection, tables)
 
 
-def _fits(file: Source, layout: str) -> bool:
-    """Whether a table is one of a layout's; what cannot be read as one is none."""
-    try:
-        kind, rows = read_labels(file)
-    except UserError:
-        return False
-    return kind == layout and bool(rows)
+@functools.lru_cache(maxsize=1)  # tables have up to a quarter of a million rows
+def _kinds(tree: Tree) -> dict[Source, str]:
+    """Whose each table right in a folder is; what cannot be read as a table of images is none."""
+    kinds: dict[Source, str] = {}
+    for name, file in tree.files.items():
+        if name.lower().endswith(SUFFIXES_OF_TABLES):
+            with contextlib.suppress(UserError):
+                kind, rows = read_labels(file)
+                if rows:
+                    kinds[file] = kind
+    return kinds
 
 
 def read_tables(collection: Collection, tables: Sequence[Source]) -> None:
@@ -65,6 +71,8 @@ def read_tables(collection: Collection, tables: Sequence[Source]) -> None:
       UserError: a table that cannot be read or has no column that is needed, or whose paths name no image.
     """
     images = collection.list_images(collection.tree)
+    read = [name for name in collection.tree.files if name.lower().endswith(SUFFIXES_OF_TABLES)]
+    collection.left_out[NO_IMAGE] -= len(read)
     rows: list[LabelRow] = []
     for table in tables:
         kind, listed = read_labels(table, tables_beside(table, collection.tree.files))

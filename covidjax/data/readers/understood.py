@@ -22,23 +22,25 @@ def check_names(collections: Sequence[Collection], names: ClassNames) -> None:
     for collection in collections:
         if unknown := collection.unknown_names:
             taken = options_for(unknown, collection.known_names)
-            collection.notes.append(f"{shown(unknown)} name no class and were left out; {taken}")
+            collection.notes.append(f"{shown(unknown)} name no class, so images of nothing else were left out; {taken}")
 
 
 def found_classes(collections: Sequence[Collection], names: ClassNames) -> tuple[str, ...]:
-    """The classes that there are images of.
+    """The classes: those that were asked for, or those that there are images of.
 
     Raises:
-      UserError: fewer than two.
+      UserError: one that was asked for has no image, or fewer than two have any.
     """
     labels = {example.label for collection in collections for example in collection.examples}
-    classes = tuple(label for label in names.classes if label in labels)
-    if len(classes) > 1:
-        return classes
+    found = tuple(label for label in names.classes if label in labels)
+    missing = [label for label in names.classes if label not in labels]
+    if not missing or (len(found) > 1 and not names.asked):
+        return found
     unknown = sum((collection.unknown_names for collection in collections), Counter[str]())
     known = sum((collection.known_names for collection in collections), Counter[str]())
+    if names.asked:  # what is a class for others
+        unknown += Counter({name: count for name, count in known.items() if names.of(name) not in names.classes})
+    remedy = "add a source that has some, or prepare other --classes"
     if unknown:
-        only, others = ", ".join(classes), f"{shown(unknown)} name no class"
-        raise UserError(f"There are images of {only} only, and {others}: {options_for(unknown, known)}.")
-    missing = next(label for label in names.classes if label not in classes)
-    raise UserError(f"There is no image of class {missing}; add a source that has some, or prepare other --classes.")
+        remedy = f"{shown(unknown)} name no class: {options_for(unknown, () if names.asked else known)}"
+    raise UserError(f"There is no image of class {missing[0]}; {remedy}.")
