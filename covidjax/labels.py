@@ -138,5 +138,5 @@ def options_for(unknown: Iterable[str], known: Iterable[str] = ()) -> str:
     """
     names = list(dict.fromkeys([*unknown, *known]))
     classes = as_option(names) if 2 <= len(names) <= MOST_NAMES else "A,B"
-    mapped = "; ".join(f"--map {shlex.quote(name + '=CLASS')}" for name in list(unknown)[:3])
-    return f"--classes {classes} takes names as they are, {mapped} as a class; {UNDERSTOOD} are understood"
+    mapped = f"--map {shlex.quote(names[0] + '=CLASS')}"
+    return f"--classes {classes} takes names as they are, {mapped} takes one for a class; {UNDERSTOOD} are understood"

@@ -192,7 +192,7 @@ def test_table_that_names_no_image_shows_one_path_of_each(write_films, tmp_path:
 
 def test_two_labels_for_one_image_are_never_decided(write_films, tmp_path: Path):
     source = write_films(tmp_path / "set", *numbered("x", 5))
-    rows = ["1,covid", "2,covid", "3,normal", "4,normal", "5,covid", "5,normal", "4,normal"]
+    rows = ["1,covid", "2,covid", "3,normal", "4,normal", "5,covid", "5,normal", "4,effusion"]
     (tmp_path / "labels.csv").write_text("path,label\n" + "\n".join(f"{row}" for row in rows))
     manifest = prepare(tmp_path / "data", source, "--table", tmp_path / "labels.csv")
     assert manifest["per_class"] == {"COVID-19": 2, "No-Findings": 2}
@@ -200,7 +200,7 @@ def test_two_labels_for_one_image_are_never_decided(write_films, tmp_path: Path)
 
 
 def nih(root: Path, write_films) -> Path:
-    lines = NIH.splitlines()
+    lines = [*NIH.splitlines()]
     for number in range(20, 26):
         label = ("No Finding", "Pneumonia|Edema")[number % 2]
         lines.append(f"000000{number}_000.png,{label},0,{number},50,M,PA,2682,2749,0.143,0.143,")
@@ -249,7 +249,7 @@ def test_rsna_as_it_comes(tmp_path: Path):
 
 
 def chexpert(root: Path, write_films) -> Path:
-    lines = CHEXPERT.splitlines()
+    lines = [*CHEXPERT.splitlines()]
     for number in range(10, 16):
         values = ("1.0,,,", ",,1.0,")[number % 2]
         lines.append(f"CheXpert-v1.0-small/train/patient000{number}/study1/view1_frontal.jpg,F,60,Frontal,AP,{values}")

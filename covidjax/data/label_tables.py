@@ -109,6 +109,16 @@ class LabelRow:
         return (certain[0], "") if certain else (None, NO_CLASS)
 
 
+def decide(rows: Sequence[LabelRow], names: ClassNames) -> tuple[str | None, str]:
+    """As ``LabelRow.decide``, of an image that has several rows, such as one a finding."""
+    decisions = [row.decide(names) for row in rows]
+    labels = list(dict.fromkeys(label for label, _ in decisions if label))
+    against = [reason for label, reason in decisions if label is None and reason != NO_CLASS]
+    if len(labels) > 1 or against:
+        return None, against[0] if against else SEVERAL
+    return (labels[0], "") if labels else (None, NO_CLASS)
+
+
 def kind_of(table: Table) -> str:
     """Whose table it is, by its columns: a layout's name, or ``table`` for one of one's own."""
     for kind, columns in _KINDS.items():

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from covidjax.data.label_tables import SEVERAL, find_image, no_match, read_labels, tables_beside
+from covidjax.data.label_tables import SEVERAL, LabelRow, decide, find_image, no_match, read_labels, tables_beside
 from covidjax.data.tables import PathIndex
 from covidjax.errors import UserError
 from covidjax.images.archives import folder_name
@@ -55,21 +56,26 @@ def labels_from_table(file: Path, classes: Sequence[str], images: FoundImages) -
     names = ClassNames(classes)
     _, rows = read_labels(file, tables_beside(file, {}))
     index = PathIndex(images.paths, images.roots, (row.path for row in rows))
-    labels: dict[str, str] = {}
-    ambiguous = several = matched = 0
+    rows_of: defaultdict[int, list[LabelRow]] = defaultdict(list)
+    matched = ambiguous = several = 0
     for row in rows:
-        label, reason = row.decide(names)
+        label, _ = row.decide(names)
         if row.label and "|" not in row.label and not row.published and label not in classes and not row.left_out:
             known = ", ".join(classes)
             raise UserError(f"{file}, row {row.number}: {row.label!r} is no class of the model; use one of {known}.")
         found = find_image(index, row)
         matched += bool(found)
         ambiguous += len(found) > 1
-        if len(found) != 1:
-            continue
+        if len(found) == 1:
+            rows_of[found[0]].append(row)
+    labels: dict[str, str] = {}
+    for image, of_image in rows_of.items():
+        label, reason = decide(of_image, names)
+        if reason == SEVERAL and len(of_image) > 1 and not of_image[0].published:
+            raise UserError(f"{file} gives {of_image[0].path} two labels; remove one.")
         several += reason == SEVERAL
-        if label and labels.setdefault(os.fspath(images.paths[found[0]]), label) != label:
-            raise UserError(f"{file} gives {row.path} two labels; remove one.")
+        if label:
+            labels[os.fspath(images.paths[image])] = label
     if not matched:
         where = ", ".join(map(str, images.roots[:3])) or "those named"
         raise no_match([file], rows, images.paths, where)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -110,7 +111,7 @@ def _chosen(tree: Tree, layout: str, masks: bool, names: ClassNames) -> tuple[st
     """
     if layout == "auto" and masks:
         found, inner = _locate(tree, lambda inner: next((name for name in MASKED if not _missing(inner, name)), None))
-        return (found, inner) if found else (_layout_of(tree, names) or _unknown(tree, names), tree)
+        return found or "folder", inner  # of a folder without masks the next check says so
     if layout == "auto":
         found, inner = _locate(tree, lambda inner: _layout_of(inner, names))
         return found or _unknown(tree, names), inner
@@ -167,6 +168,9 @@ def _unknown(tree: Tree, names: ClassNames) -> NoReturn:
         raise UserError(f"{tree.root} is empty; name a folder that holds one subfolder of images for each class.")
     for file in tree.unreadable:
         raise UserError(f"{os.fspath(file)} cannot be read: {file.error}; name another.")
+    if inside := [name for name in tree.folders if folder.class_folders(tree.below(name), names)]:
+        sources = " ".join(shlex.quote(str(tree.root / name)) for name in inside[:3])
+        raise UserError(f"{tree.root} has class folders one folder deeper; name each as a source: {sources}.")
     counts = {folder_name(name): len(tree.below(name).images) for name in tree.folders}
     unknown = {name: count for name, count in counts.items() if count}
     remedy = "sort the images into such subfolders or name the layout with --layout"

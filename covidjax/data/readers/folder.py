@@ -142,8 +142,9 @@ def _read_class(
         collection.empty.append(tree.root)
     collection.known_names[folder_name(folder)] += len(images)
     for path in images:
-        name = path.name
-        collection.add(path, label, published=published_name(name) if published_name else None, split=split)
+        published = published_name(path.name) if published_name else None
+        below = next(filter(None, map(split_of, tree.parts(path)[:-1])), "")  # class folders may have the parts below them
+        collection.add(path, label, published=published, split=split or below)
 
 
 def _beside(tree: Tree) -> int:

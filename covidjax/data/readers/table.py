@@ -13,6 +13,7 @@ from covidjax.data.label_tables import (
     RSNA,
     SEVERAL,
     LabelRow,
+    decide,
     find_image,
     no_match,
     read_labels,
@@ -80,40 +81,26 @@ def read_tables(collection: Collection, tables: Sequence[Source]) -> None:
         rows += listed
     index = PathIndex(images, [collection.root], (row.path for row in rows))
     rows_of: defaultdict[int, list[LabelRow]] = defaultdict(list)
-    outside: list[Path] = []
     for row in rows:
         found = find_image(index, row)
-        if not found and (file := _elsewhere(row)):
-            outside.append(file)
-            found = [len(images) + len(outside) - 1]
         if len(found) == 1:
             rows_of[found[0]].append(row)
         else:
             reason = "several files have the name that is in" if found else "not there, but listed in"
             collection.left_out[f"{reason} {Path(row.table).name}"] += 1
-    files = [*images, *outside]
     if not rows_of:
         raise no_match(tables, rows, images, str(collection.root))
     test = _nih_test_list(collection) if collection.layout == "nih" else set()
     for number, of_file in sorted(rows_of.items()):
-        _add(collection, files[number], of_file, test)
-    collection.left_out["not listed in the table"] += len(images) - sum(number < len(images) for number in rows_of)
+        _add(collection, images[number], of_file, test)
+    collection.left_out["not listed in the table"] += len(images) - len(rows_of)
     collection.left_out["listed twice"] += sum(len(of_file) - 1 for of_file in rows_of.values())
-
-
-def _elsewhere(row: LabelRow) -> Path | None:
-    """A file that is named by its whole path, or from the table's folder, and lies elsewhere than in the collection."""
-    file = Path(row.table).parent / row.path.strip().replace("\\", "/")
-    return file if row.path.strip() and file.is_file() else None
 
 
 def _add(collection: Collection, path: Path | Member, rows: Sequence[LabelRow], test: set[str]) -> None:
     """Add an image by what its rows say, or count why not."""
-    classes = collection.names
-    row, decisions = rows[0], {row.decide(classes) for row in rows}
-    label, reason = next(iter(decisions))
-    if len({label for label, _ in decisions} - {None}) > 1:
-        label, reason = None, SEVERAL
+    classes, row = collection.names, rows[0]
+    label, reason = decide(rows, classes)
     for name in dict.fromkeys(finding.names[0] for row in rows for finding in row.findings if not finding.uncertain):
         known = any(finding.class_of(classes) for row in rows for finding in row.findings if finding.names[0] == name)
         (collection.known_names if known else collection.unknown_names)[name] += 1

@@ -41,6 +41,9 @@ def found_classes(collections: Sequence[Collection], names: ClassNames) -> tuple
     if names.asked:  # what is a class for others
         unknown += Counter({name: count for name, count in known.items() if names.of(name) not in names.classes})
     remedy = "add a source that has some, or prepare other --classes"
+    if unknown and not names.asked:
+        only = f"There are images of {found[0]} only" if found else "There is no image of a known class"
+        raise UserError(f"{only}, and {shown(unknown)} name no class; {options_for(unknown, known)}.")
     if unknown:
-        remedy = f"{shown(unknown)} name no class: {options_for(unknown, () if names.asked else known)}"
+        remedy = f"{shown(unknown)} name no class: {options_for(unknown)}"
     raise UserError(f"There is no image of class {missing[0]}; {remedy}.")
