@@ -90,6 +90,8 @@ class ClassNames:
     def _check(self) -> None:
         """Look the classes up by their names without case and punctuation."""
         self._own = {plain(label): label for label in self.classes}
+        if any("," in label for label in self.classes):
+            raise UsageError(f"A class has a comma in its name: {'; '.join(self.classes)}; name it without one.")
         if not all(self._own) or len(self._own) < len(self.classes):
             raise UsageError(f"The classes {', '.join(self.classes)} are not all different and named; give each a name.")
 

@@ -19,6 +19,7 @@ from test_tables import CHEXPERT, COVIDX, NIH, RSNA_CLASSES, RSNA_LABELS
 from covidjax.data import readers, synthetic
 from covidjax.data.dataset import Dataset
 from covidjax.images.find import find_images
+from covidjax.runs import load, weights_file
 
 
 def prepare(out: Path, *words: object, folds: int = 2) -> dict[str, Any]:
@@ -117,7 +118,7 @@ def test_what_cannot_be_prepared_is_said(write_films, tmp_path: Path, words: tup
 
 def test_classes_flow_from_folders_to_metrics(tmp_path: Path):
     """Prepare, train, evaluate, score with folders and with a table, and read the report, with classes of one's own."""
-    classes = ("Silicosis", "TB", "normal", "Viral Pneumonia")
+    classes = ("Silicosis", "TB", "normal", "肺炎 $ (viral) $")
     for index, image in enumerate(synthetic.draw_images(24, size=40, seed=3)):
         folder = tmp_path / "set" / classes[index % 4]
         folder.mkdir(parents=True, exist_ok=True)
@@ -139,6 +140,10 @@ def test_classes_flow_from_folders_to_metrics(tmp_path: Path):
     words = ("score", tmp_path / "set", "--checkpoint", tmp_path / "run", "--labels", table, "--json")
     assert json.loads(run(*words).stdout)["metrics"] == scored["metrics"]
     assert "TB" in (tmp_path / "run" / "report" / "tables.txt").read_text()
+    loaded, file = load.load_run(tmp_path / "run"), tmp_path / "one.safetensors"
+    weights_file.write(file, loaded.run, loaded.networks, "two folds", load.trained_on(tmp_path / "run"))
+    words = ("score", tmp_path / "set", "--checkpoint", file, "--json")
+    assert json.loads(run(*words).stdout)["metrics"]["classes"] == list(classes)
 
 
 # Tables
@@ -507,6 +512,14 @@ def test_tables_within_archives(write_films, tmp_path: Path, ending: str):
     assert (manifest["sources"][0]["layout"], manifest["images"]) == ("chexpert", 10)
     archive = packed(nih(tmp_path / "nih", write_films), tmp_path / f"n{ending}")
     assert prepare(tmp_path / "more", archive)["per_class"] == {"No-Findings": 4, "Pneumonia": 4}
+
+
+def test_damaged_archive_among_others_is_counted(write_films, tmp_path: Path):
+    source = write_films(tmp_path / "set", *numbered("covid", 3), *numbered("normal", 3))
+    (source / "covid" / "more.zip").write_bytes(b"PK\x03\x04 no archive")
+    (source / "lost.tar").write_bytes(b"no archive")
+    left_out = prepare(tmp_path / "data", source)["left_out"]["set"]
+    assert [reason.split(":")[0] for reason in left_out] == [f"in {source}/covid/more.zip", f"in {source}/lost.tar"]
 
 
 def test_damaged_archive_is_said(tmp_path: Path):

@@ -69,8 +69,12 @@ class Tree:
 
     def below(self, name: str) -> Tree:
         """The files of a subfolder."""
-        start = os.path.join(self.root / name, "")
-        images, others = ([f for f in files if os.fspath(f).startswith(start)] for files in (self._all, self.others))
+        folder = os.fspath(self.root / name)
+        start = os.path.join(folder, "")
+        images, others = (
+            [file for file in files if os.fspath(file).startswith(start) or os.fspath(file) == folder]
+            for files in (self._all, self.others)
+        )
         return Tree(self.root / name, images, others)
 
     @property
@@ -81,6 +85,7 @@ class Tree:
     def folders(self) -> list[str]:
         """Names of the subfolders, also of empty ones, and of archives, which are as good as folders; sorted."""
         found = {parts[0] for file in (*self._all, *self.others) if len(parts := self.parts(file)) > 1}
+        found |= {parts[0] for file in self.unreadable if (parts := self.parts(file))}
         if self.root.is_dir():
             found |= {path.name for path in self.root.iterdir() if path.is_dir() and not path.name.startswith(".")}
         return sorted(found)
