@@ -139,6 +139,7 @@ def options_for(unknown: Iterable[str], known: Iterable[str] = ()) -> str:
       known: other names beside them, which stand for classes.
     """
     names = list(dict.fromkeys([*unknown, *known]))
-    classes = as_option(names) if 2 <= len(names) <= MOST_NAMES else "A,B"
+    may_be_classes = 2 <= len(names) <= MOST_NAMES and not any("," in name for name in names)
+    classes = as_option(names) if may_be_classes else "A,B"
     mapped = f"--map {shlex.quote(names[0] + '=CLASS')}"
     return f"--classes {classes} takes names as they are, {mapped} takes one for a class; {UNDERSTOOD} are understood"

@@ -122,7 +122,12 @@ def _chosen(tree: Tree, layout: str, masks: bool, names: ClassNames) -> tuple[st
             told = "leave --layout out to have it told"
             raise UserError(f"{tree.root} is not laid out as {layout}: it has no {missing}; {told}.")
         return layout, inner
-    found, inner = _locate(tree, lambda inner: layout if _layout_of(inner, names) == layout else None)
+    tells: dict[str, Callable[[Tree], object]] = {
+        "folder": lambda inner: folder.class_folders(inner, names),
+        "split": lambda inner: folder.split_folders(inner, names),
+    }
+    tell = tells.get(layout, lambda inner: table.tables_of(inner, layout))
+    found, inner = _locate(tree, lambda inner: layout if tell(inner) else None)
     return layout, inner if found else tree
 
 

@@ -6,19 +6,17 @@ from collections import Counter
 from collections.abc import Sequence
 
 from covidjax.data.readers.base import Collection
-from covidjax.errors import UsageError, UserError
+from covidjax.errors import UserError
 from covidjax.labels import ClassNames, options_for, shown
 
 
 def check_names(collections: Sequence[Collection], names: ClassNames) -> None:
-    """Note in each collection which names stand for no class, and what would take them.
-
-    Raises:
-      UsageError: a name was mapped to a class, and nothing is called so.
-    """
+    """Note in the collections which names stand for no class, and what would take them; and which were mapped to a class
+    while nothing is called so."""
     if names.unmet:
         there = sum((collection.known_names + collection.unknown_names for collection in collections), Counter[str]())
-        raise UsageError(f"--map names {min(names.unmet)}, and nothing is called so; there are {shown(there)}.")
+        unmet = ", ".join(sorted(names.unmet))
+        collections[0].notes.append(f"--map names {unmet}, and nothing is called so; there are {shown(there)}")
     for collection in collections:
         if unknown := collection.unknown_names:
             taken = options_for(unknown, collection.known_names)
