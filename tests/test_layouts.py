@@ -494,6 +494,13 @@ def test_archive_is_as_good_as_its_folder(write_films, tmp_path: Path, ending: s
     assert digests[0] == digests[1]
 
 
+@pytest.mark.parametrize("inner", ["x", "tb", "covid", "train"])
+def test_folder_of_an_archive_may_be_called_as_a_class(write_films, tmp_path: Path, inner: str):
+    source = write_films(tmp_path / inner, *numbered("TB", 4), *numbered("normal", 4))
+    archive = packed(source, tmp_path / "set.zip")
+    assert prepare(tmp_path / "data", archive, "--classes", "TB,normal")["per_class"] == {"TB": 4, "normal": 4}
+
+
 def test_archives_below_a_folder_and_two_sources_of_which_one_is_an_archive(write_films, tmp_path: Path):
     for label in ("TB", "normal"):
         write_films(tmp_path / label, *numbered("x", 4))

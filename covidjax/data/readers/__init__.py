@@ -54,7 +54,7 @@ def detect(root: Path, names: ClassNames = ClassNames()) -> str:
       UserError: nothing is there, or nothing that is known.
     """
     tree = Tree.open(root)
-    layout, _ = _locate(tree, lambda inner: _layout_of(inner, names))
+    layout, _ = _locate(tree, names, lambda inner: _layout_of(inner, names))
     return layout or _unknown(tree, names)
 
 
@@ -110,13 +110,15 @@ def _chosen(tree: Tree, layout: str, masks: bool, names: ClassNames) -> tuple[st
       UserError: it is laid out otherwise, or in no known way.
     """
     if layout == "auto" and masks:
-        found, inner = _locate(tree, lambda inner: next((name for name in MASKED if not _missing(inner, name)), None))
+        found, inner = _locate(
+            tree, names, lambda inner: next((name for name in MASKED if not _missing(inner, name)), None)
+        )
         return found or "folder", inner  # of a folder without masks the next check says so
     if layout == "auto":
-        found, inner = _locate(tree, lambda inner: _layout_of(inner, names))
+        found, inner = _locate(tree, names, lambda inner: _layout_of(inner, names))
         return found or _unknown(tree, names), inner
     if layout in _REQUIRED:
-        found, inner = _locate(tree, lambda inner: None if _missing(inner, layout) else layout)
+        found, inner = _locate(tree, names, lambda inner: None if _missing(inner, layout) else layout)
         if not found:
             (missing, *_) = _missing(tree, layout)
             told = "leave --layout out to have it told"
@@ -127,19 +129,24 @@ def _chosen(tree: Tree, layout: str, masks: bool, names: ClassNames) -> tuple[st
         "split": lambda inner: folder.split_folders(inner, names),
     }
     tell = tells.get(layout, lambda inner: table.tables_of(inner, layout))
-    found, inner = _locate(tree, lambda inner: layout if tell(inner) else None)
+    found, inner = _locate(tree, names, lambda inner: layout if tell(inner) else None)
     return layout, inner if found else tree
 
 
-def _locate(tree: Tree, layout_of: Callable[[Tree], str | None]) -> tuple[str | None, Tree]:
+def _locate(tree: Tree, names: ClassNames, layout_of: Callable[[Tree], str | None]) -> tuple[str | None, Tree]:
     """What a function says of a tree, or of the only folder in it, as archives have one, and so on."""
     while True:
+        beside = tree.files or any(len(tree.parts(file)) == 1 for file in tree.images)
+        inner = tree.below(tree.folders[0]) if len(tree.folders) == 1 and not beside else None
+        # A collection of several classes may well be called as one of them: tuberculosis/.
+        if inner and (len(folder.classes_of(inner, names)) > 1 or folder.split_folders(inner, names)):
+            tree = inner
+            continue
         if layout := layout_of(tree):
             return layout, tree
-        beside = tree.files or any(len(tree.parts(file)) == 1 for file in tree.images)
-        if len(tree.folders) != 1 or beside:
+        if not inner:
             return None, tree
-        tree = tree.below(tree.folders[0])
+        tree = inner
 
 
 def _layout_of(tree: Tree, names: ClassNames) -> str | None:

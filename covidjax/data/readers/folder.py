@@ -28,6 +28,11 @@ def class_folders(tree: Tree, classes: ClassNames) -> list[str]:
     return [name for name in tree.folders if classes.of(folder_name(name))]
 
 
+def classes_of(tree: Tree, classes: ClassNames) -> set[str | None]:
+    """The classes that the subfolders are called as."""
+    return {classes.of(folder_name(name)) for name in class_folders(tree, classes)}
+
+
 def split_folders(tree: Tree, classes: ClassNames) -> dict[str, str]:
     """The subfolders that are called as parts of a split and have subfolders of images → the part; empty where only one is
     and it holds no class, since a folder of one's own may well be called so."""
