@@ -188,6 +188,15 @@ def test_table_within_the_folder_is_found(write_films, tmp_path: Path):
     assert len(manifest["per_source"]) == 8
 
 
+def test_split_that_a_table_states_is_kept(write_films, tmp_path: Path):
+    source = write_films(tmp_path / "set", *numbered("x", 12))
+    lines = [f"x/{n}.png,{('covid', 'normal')[n % 2]},{('part 1', 'part 2', 'Testing')[n % 3]}" for n in range(1, 13)]
+    (tmp_path / "labels.csv").write_text("path,label,Subset\n" + "\n".join(lines))
+    manifest = prepare(tmp_path / "data", source, "--table", tmp_path / "labels.csv", "--keep-split")
+    assert manifest["splits"] == {"fold0": "test", "fold1": "part 1", "fold2": "part 2"}
+    assert all(sum(counts.values()) == 4 for counts in manifest["per_fold"].values())
+
+
 def test_table_that_names_no_image_shows_one_path_of_each(write_films, tmp_path: Path):
     source = write_films(tmp_path / "set", "x/1.png")
     (tmp_path / "labels.csv").write_text("path,label\ny/2.png,normal\n")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from covidjax.data.readers import names
 from covidjax.images.archives import LoadedMember, Member, Source
@@ -68,14 +68,21 @@ class Tree:
         return Path(file).relative_to(self.root).parts
 
     def below(self, name: str) -> Tree:
-        """The files of a subfolder."""
-        folder = os.fspath(self.root / name)
-        start = os.path.join(folder, "")
-        images, others = (
-            [file for file in files if os.fspath(file).startswith(start) or os.fspath(file) == folder]
-            for files in (self._all, self.others)
-        )
-        return Tree(self.root / name, images, others)
+        """The files of a subfolder, which may be a path."""
+        tree = self
+        for part in PurePath(name).parts:
+            tree = Tree(tree.root / part, *tree._groups.get(part, ([], [])))
+        return tree
+
+    @functools.cached_property
+    def _groups(self) -> dict[str, tuple[list[Source], list[Source]]]:
+        """Images and other files by the subfolder that they lie in: there may be a folder for each patient."""
+        groups: defaultdict[str, tuple[list[Source], list[Source]]] = defaultdict(lambda: ([], []))
+        for index, files in enumerate((self._all, self.others)):
+            for file in files:
+                if parts := self.parts(file):
+                    groups[parts[0]][index].append(file)
+        return groups
 
     @property
     def _all(self) -> list[Source]:
