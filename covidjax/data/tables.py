@@ -9,7 +9,7 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -176,16 +176,17 @@ class PathIndex:
           listed: every path of the table: a file that one of them names is not found by another ending.
         """
         self._listed = {_key(re.split(r"[/\\\\]", path.strip())[-1]) for path in listed}
-        self._paths = [os.path.abspath(path) for path in files]  # noqa: PTH100
+        paths = [os.path.abspath(path) for path in files]  # noqa: PTH100
         self._roots = [os.path.abspath(root) for root in roots]  # noqa: PTH100
-        self._by_name, self._by_stem = defaultdict(list), defaultdict(list)
-        for row in range(len(self._paths)):
-            name = self._name(row)
-            self._by_name[name].append(row)
-            self._by_stem[_stem(name)].append(row)
-
-    def _name(self, row: int) -> str:
-        return _key(self._paths[row].rpartition("/")[2])
+        self._paths, self._keys = paths, [_without_ending(path) for path in paths]
+        # Dictionaries, not searches: in CheXpert every second of 200,000 files has the same name.
+        self._whole, self._below = defaultdict(list), defaultdict(list)
+        self._tails: dict[int, defaultdict[str, list[int]]] = {}
+        for row, (path, key) in enumerate(zip(paths, self._keys, strict=True)):
+            self._whole[key].append(row)
+            for root in self._roots:
+                if path.startswith(root + "/"):
+                    self._below[_without_ending(path[len(root) + 1 :])].append(row)
 
     def find(self, text: str, folder: str | os.PathLike[str]) -> list[int]:
         """The files that a path of a table may name: one where it is clear, several where it could be any of them.
@@ -206,36 +207,34 @@ class PathIndex:
 
     def _find(self, path: str, folder: str) -> list[int]:
         name = _key(path.rpartition("/")[2])
+        stages = [rows for rows in self._stages(path, folder) if rows]
+        for rows in stages:
+            same_name = [row for row in rows if self._name(row) == name]
+            if same_name:
+                return [row for row in same_name if self._paths[row].endswith(path)] or same_name
         # A name without an ending, or of an image that was converted and has another one now.
-        other = [row for row in self._by_stem.get(_stem(name), []) if self._name(row) not in self._listed]
-        for rows in (self._by_name.get(name, []), other):
-            for chosen in self._stages(rows, path, folder):
-                if chosen:
-                    same_case = [row for row in chosen if self._paths[row].endswith(path)]
-                    return same_case or chosen
-        return []
+        others = ([row for row in rows if self._name(row) not in self._listed] for rows in stages)
+        return next(filter(None, others), [])
 
-    def _stages(self, rows: Sequence[int], path: str, folder: str) -> Iterator[list[int]]:
-        if not rows:
-            return
+    def _stages(self, path: str, folder: str) -> Iterator[list[int]]:
+        """The files that a path may name whatever their endings, those that fit best first."""
         for base in (folder, *self._roots, os.getcwd()):  # noqa: PTH109
-            whole = _without_ending(os.path.normpath(os.path.join(base, path)))
-            yield [row for row in rows if _without_ending(self._paths[row]) == whole]
+            yield self._whole.get(_without_ending(os.path.normpath(os.path.join(base, path))), [])
         parts = _without_ending(path).strip("/").split("/")
-        yield [row for row in rows if _without_ending(self._paths[row]).split("/")[-len(parts) :] == parts]
-        yield self._by_tail(rows, parts)
+        yield self._ending_with(len(parts)).get("/".join(parts), [])
+        for start in range(len(parts)):
+            yield self._below.get("/".join(parts[start:]), [])
 
-    def _by_tail(self, rows: Sequence[int], parts: Sequence[str]) -> list[int]:
-        """Files whose whole path below a root is the end of the table's path, those of the longest."""
-        lengths: dict[int, int] = {}
-        for row in rows:
-            for root in self._roots:
-                if self._paths[row].startswith(root + "/"):
-                    below = _without_ending(self._paths[row][len(root) + 1 :]).split("/")
-                    if list(parts[-len(below) :]) == below:
-                        lengths[row] = max(len(below), lengths.get(row, 0))
-        most = max(lengths.values(), default=0)
-        return [row for row, length in lengths.items() if length == most]
+    def _ending_with(self, length: int) -> Mapping[str, list[int]]:
+        """The files by the last parts of their paths, so many."""
+        if length not in self._tails:
+            self._tails[length] = defaultdict(list)
+            for row, key in enumerate(self._keys):
+                self._tails[length]["/".join(key.split("/")[-length:])].append(row)
+        return self._tails[length]
+
+    def _name(self, row: int) -> str:
+        return _key(self._paths[row].rpartition("/")[2])
 
 
 def _key(text: str) -> str:
