@@ -402,7 +402,9 @@ def test_masks_beside_images_are_not_scored_nor_segmented(trained: Path, write_f
         (["images/1.png", "lung_masks/2.png"], 1),
         (["masks/1.png", "photos/2.png"], 0),  # nothing says that these belong together
         (["masks/1.png", "masks/2.png"], 0),
+        (["a/images/1.png", "a/lung masks/1.png", "a/infection masks/1.png"], 2),
         (["unmasked/1.png", "images/1.png"], 0),
+        (["mask/1.png", "no mask/1.png"], 0),  # two classes
     ],
 )
 def test_what_is_taken_for_a_mask(write_films, tmp_path: Path, names: list[str], masks: int):

@@ -15,11 +15,12 @@ from covidjax.images.archives import LoadedMember, Source, all_members, is_archi
 from covidjax.images.formats import HEAD, SUFFIXES, may_be_image
 from covidjax.labels import plain
 
-MASK_FOLDERS = frozenset(("mask", "masks", "lungmask", "lungmasks", "manualmask", "leftmask", "rightmask"))
-"""Names of folders, without case and punctuation, that may hold the lung masks of the images beside them."""
+MASK_FOLDERS = ("mask", "masks")
+"""How the names of folders end, without case and punctuation, that may hold masks of the images beside them: ``masks``,
+``lung masks``, ``ManualMask``."""
 
 IMAGE_FOLDERS = frozenset(("image", "images", "img", "imgs", "cxr", "cxrs", "cxrpng"))
-"""Names of folders beside which a folder of one of those names holds masks, whatever they are called."""
+"""Names of folders beside which such a folder holds masks, whatever the files are called."""
 
 
 class Walked(NamedTuple):
@@ -101,7 +102,7 @@ def split_masks(paths: Sequence[S], root: Path) -> tuple[list[S], list[S]]:
 def _mask_folder(relative: str) -> str:
     """The outermost folder of a path that is called as folders of masks are; empty if there is none."""
     parts = PurePath(relative).parts[:-1]
-    named = (index for index, part in enumerate(parts, 1) if "mask" in part.lower() and plain(part) in MASK_FOLDERS)
+    named = (index for index, part in enumerate(parts, 1) if "mask" in part.lower() and plain(part).endswith(MASK_FOLDERS))
     return os.sep.join(parts[: next(named, 0)])
 
 
