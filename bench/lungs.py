@@ -138,7 +138,7 @@ def films() -> tuple[list[Path], list[np.ndarray]]:
         if name in patients and (root / "images" / name).is_file()
     ]
     masked = readers.read(root, masks=True).examples
-    paths = [example.path for example in held_out([*masked, *boxed]) if example.label == "boxed"]
+    paths = [Path(example.path) for example in held_out([*masked, *boxed]) if example.label == "boxed"]
     drawn = [np.asarray(boxes[path.name], float) for path in paths]
     for corners in drawn:
         corners[:, 2:] += corners[:, :2]

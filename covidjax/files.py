@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, locks between processes, and tables in CSV."""
+"""Files that are written whole or not at all, and locks between processes."""
 
 from __future__ import annotations
 
@@ -119,23 +119,6 @@ def lock(path: Path, busy: str, *, wait: bool = False) -> Iterator[None]:
         # While it is held: whoever waits for it sees that this one has no name any more, and makes another.
         path.unlink(missing_ok=True)
         file_lock.release()
-
-
-def read_csv(path: Path, *columns: str) -> list[dict[str, str]]:
-    """The rows of a CSV file that has at least these columns; what a row lacks is empty.
-
-    Raises:
-      UserError: it cannot be read as text in UTF-8, or a column is missing.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:  # -sig: spreadsheets put a byte order mark first
-            reader = csv.DictReader(file, restval="")
-            missing = sorted(set(columns) - set(reader.fieldnames or ()))
-            if missing:
-                raise UserError(f"{path} has no column {', '.join(missing)}; give it that header.")
-            return list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as CSV in UTF-8 ({error}); mend the file.") from error
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

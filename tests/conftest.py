@@ -85,6 +85,12 @@ def shared_data():
     return folder
 
 
+@pytest.fixture(scope="session")
+def shared_cases(shared_data):
+    """The folder of small inputs on which an earlier version was wrong, beside that of real films."""
+    return shared_data.parent / "cases"
+
+
 @pytest.fixture
 def write_films():
     """A function that writes small films of noise, no two alike, under the given names below a folder."""

@@ -106,6 +106,10 @@ def test_manifest_counts_what_was_prepared(films, prepared):
         "patient_from": "auto",
         "only": {},
         "limits_by_class": {},
+        "table": None,
+        "mapping": {},
+        "found_classes": False,
+        "keep_split": False,
         "masks": False,
         "limits": {"megapixels": 200.0, "megabytes": 512.0, "seconds": 60.0},
     }

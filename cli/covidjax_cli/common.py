@@ -112,10 +112,12 @@ def existing_paths(paths: Sequence[Path]) -> list[Path]:
     return listed
 
 
-def say_skipped(files: int) -> None:
-    """Say how many files were skipped, if any."""
+def say_skipped(files: int, masks: int) -> None:
+    """Say how many files were skipped, if any: those that are no images, and the lung masks beside images."""
     if files:
         say(f"Skipped {files} files (not images).")
+    if masks:
+        say(f"Skipped {masks} files (lung masks beside their images).")
 
 
 def say_unknown_patients(dataset: Dataset) -> None:

@@ -20,7 +20,30 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
-LAYOUTS = ("auto", "folder", "ozturk", "ieee8023", "radiography", "lungs")
+LAYOUTS = (
+    *("auto", "folder", "split", "table", "ozturk", "ieee8023", "radiography"),
+    *("covidx", "nih", "rsna", "chexpert", "lungs"),
+)
+
+
+def parse_classes(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
+    """The classes that ``--classes`` names; none where it is not given."""
+    if value in ("2", "3"):
+        return CLASSES[: int(value)]
+    return tuple(filter(None, map(str.strip, (value or "").split(","))))
+
+
+def parse_mapping(context: click.Context, parameter: click.Parameter, values: Sequence[str]) -> dict[str, str]:
+    """What every ``--map NAME=CLASS`` says.
+
+    Raises:
+      UsageError: one that is not of that form.
+    """
+    pairs = [value.rpartition("=") for value in values]
+    for value, (name, _, label) in zip(values, pairs, strict=True):
+        if not name.strip() or not label.strip():
+            raise UsageError(f"--map takes NAME=CLASS, such as --map Lung_Opacity=Pneumonia, not {value!r}.")
+    return {name.strip(): label.strip() for name, _, label in pairs}
 
 
 @click.command(
@@ -30,7 +53,25 @@ LAYOUTS = ("auto", "folder", "ozturk", "ieee8023", "radiography", "lungs")
 @click.option("--out", required=True, type=common.PATH, help="Folder of the dataset; must not exist yet.")
 @common.choice_option("--layout", LAYOUTS, "How SOURCE is laid out; auto tells by what lies in it.")
 @click.option("--masks", is_flag=True, help="Take images with lung masks, for a segmenter, and not classes.")
-@common.choice_option("--classes", ("3", "2"), "2 leaves Pneumonia out.")
+@click.option(
+    "--table", type=common.PATH, help="What the images are, by their paths, in place of folders: a CSV file of any kind."
+)
+@click.option(
+    "--classes",
+    metavar="A,B,...",
+    callback=parse_classes,
+    help="The classes, as the folders or labels are called; 3 is COVID-19,No-Findings,Pneumonia, 2 leaves the last out."
+    "  [default: those of the three that there are]",
+)
+@click.option(
+    "--map",
+    "mapping",
+    metavar="NAME=CLASS",
+    multiple=True,
+    callback=parse_mapping,
+    help="What is called NAME (a folder, a label, a finding) is of CLASS; may be given several times.",
+)
+@click.option("--keep-split", is_flag=True, help="Keep the publisher's train, val and test, a fold for each.")
 @click.option("--image-size", type=click.IntRange(32, 2048), default=Preprocess().image_size, show_default=True)
 @common.choice_option(
     "--lungs",
@@ -75,7 +116,7 @@ def prepare(
     sources: tuple[Path, ...],
     out: Path,
     masks: bool,
-    classes: str,
+    classes: tuple[str, ...],
     image_size: int,
     lungs: Any,
     invert: Any,
@@ -88,18 +129,21 @@ def prepare(
 ) -> None:
     """Turn folders of chest X-rays into a dataset for training.
 
-    Every SOURCE is a folder with one subfolder of images for each class, or a published collection; several are merged
-    into one dataset. A file that cannot be read is listed, with its reason, and stops nothing.
+    Every SOURCE is a folder with one subfolder of images for each class, also within train, val and test, a folder of
+    images that --table lists, a published collection, or a ZIP or TAR archive of one; several are merged into one dataset.
+    A file that cannot be read is listed, with its reason, and stops nothing.
     """
-    if masks and (lungs != "none" or classes != "3"):
+    if masks and (lungs != "none" or classes or options["mapping"] or options["table"] or options["keep_split"]):
         raise UsageError(
-            "--masks is for a segmenter, which has no classes and no lungs yet; leave --classes and --lungs out."
+            "--masks is for a segmenter, which has no classes and no lungs yet; "
+            "leave --classes and --lungs out, and --map, --table and --keep-split too."
         )
 
     from covidjax.data.prepare import Options
     from covidjax.data.prepare import prepare as run
 
-    preprocess = Preprocess(image_size, lungs, CLASSES[: int(classes)], invert)
+    preprocess = Preprocess(image_size, lungs, classes or CLASSES, invert)
+    options["found_classes"] = not classes
     with common.stopping() as stop, common.counting("Decoding") as count:
 
         def progress(done: int, total: int) -> None:
@@ -111,6 +155,10 @@ def prepare(
         manifest = run(sources, out, chosen, workers=workers, patients=patients, patient_key=patient_key, progress=progress)
     for source in manifest["sources"]:
         common.say(f"{source['path']}: layout {source['layout']}")
+    if not masks:
+        common.say(f"Classes: {', '.join(manifest['classes'])}.")
+    for fold, split in manifest["splits"].items():
+        common.say(f"{fold} is the publisher's {split}.")
     for note in manifest["notes"]:
         common.say(f"Note: {note}.")
     if lungs != "none":
@@ -152,6 +200,9 @@ def _tables(manifest: dict[str, Any]) -> list[RenderableType]:
     unread = [(entry["path"], entry["reason"]) for entry in manifest["skipped"]]
     more = f"and {len(unread) - 20} more, in manifest.json" if len(unread) > 20 else ""
     add("Could not be read", ("file", "reason"), unread[:20], more, numbers=0)
+    undecided = [(entry["path"], entry["label"]) for entry in manifest["undecided"]]
+    more = f"and {len(undecided) - 20} more, in manifest.json" if len(undecided) > 20 else ""
+    add("Findings of two classes, left out", ("file", "findings"), undecided[:20], more, numbers=0)
     remarks = Counter(entry["remark"] for entry in manifest["remarks"]).most_common()
     add("Remarks", ("remark", "images"), remarks, "the images are named in manifest.json")
     whole = Counter((entry["source"], entry["reason"]) for entry in manifest.get("whole_films", []))

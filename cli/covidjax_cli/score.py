@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     type=common.PATH,
     help="A run, or a classifier's file.  [default: the newest run under runs/, else the bundled classifier]",
 )
-@click.option("--labels", type=common.PATH, help="CSV with the columns path and label: the truth, for metrics.")
+@click.option("--labels", type=common.PATH, help="The truth, for metrics: a table of paths and labels.")
 @click.option("--output", type=common.PATH, help="File for the rows: .csv, .jsonl or .parquet.")
 @click.option("--resume", is_flag=True, help="Go on with the rows that --output holds, whatever stopped their command.")
 @click.option("--batch-size", type=click.IntRange(1, 65536), default=32, show_default=True)
@@ -68,7 +68,7 @@ def score(
     from covidjax.images.workers import start
     from covidjax.runs import load
     from covidjax.scoring.classifier import Classifier
-    from covidjax.scoring.ground_truth import labels_from_csv, labels_from_folders
+    from covidjax.scoring.ground_truth import labels_from_folders, labels_from_table
     from covidjax.scoring.output import check_suffix
     from covidjax.scoring.summary import SHOWN_ROWS, ScoreSummary
 
@@ -79,11 +79,16 @@ def score(
     start(min(workers_or_default(options["workers"]), len(images.paths)))  # while the model is loaded
     classifier = Classifier.load(model, device=device, runtime=runtime)
     _say_model(classifier, model, chosen=bool(checkpoint))
-    common.say_skipped(images.skipped)
+    common.say_skipped(images.skipped, images.masks)
+    label_of, notes = labels_from_folders(images.roots, classifier.classes), []
+    if labels:
+        label_of, notes = labels_from_table(labels, classifier.classes, images)
+    for note in notes:
+        common.say(f"Note: {note}.")
     summary = ScoreSummary(
         classifier=classifier,
         model=model,
-        label_of=labels_from_csv(labels, classifier.classes) if labels else labels_from_folders(images.roots),
+        label_of=label_of,
         labels_given=bool(labels),
         output=output,
         max_rows=0 if output else math.inf if as_json else SHOWN_ROWS,

@@ -62,7 +62,7 @@ def segment(
     images = find_images(existing)
     segmenter = open_segmenter(device, runtime, checkpoint)
     common.say(f"Segmenter: {segmenter.title}.")
-    common.say_skipped(images.skipped)
+    common.say_skipped(images.skipped, images.masks)
     with explaining(out, verb="made"):
         out.mkdir(parents=True, exist_ok=True)
     csv, summary = out / "lungs.csv", SegmentSummary(output=out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -71,6 +72,11 @@ def train(
 
     dataset = open_dataset(settings.data.path, masks=settings.model.is_segmenter)
     common.say_unknown_patients(dataset)
+    if settings.data.val_fold is None and settings.data.test_fold == dataset.splits.get("test") and not settings.train.cv:
+        val_fold = dataset.splits.get("val")
+        settings = replace(settings, data=replace(settings.data, val_fold=val_fold))
+        validated = " and validated on its val" if val_fold is not None else ""
+        common.say(f"The publisher's split: tested on its test{validated}.")
     make_task(settings, dataset)  # says whether they fit before there is a folder
     if run and resume:
         resuming.check_dataset(run, settings, dataset.fingerprint)

@@ -45,6 +45,7 @@ class Dataset:
     Attributes:
       masks: whether every image has a lung mask; the classes then are the kinds of mask.
       segmenter: digest of the weights that found the lungs; empty for whole images.
+      splits: of ``prepare --keep-split``: part of the publisher's split (``test``, ``val``, ``train``) → its fold.
     """
 
     def __init__(self, path: Path):
@@ -63,6 +64,8 @@ class Dataset:
             self.masks: bool = self.manifest["masks"]
             self.segmenter: str = self.manifest["segmenter"]
             self.folds: int = self.manifest["folds"]
+            splits: dict[str, str] = self.manifest.get("splits", {})  # datasets of earlier versions have none
+            self.splits = {split: int(fold.removeprefix("fold")) for fold, split in splits.items()}
             self.fingerprint: str = self.manifest["fingerprint"]
             self._builder: Any = tfds.builder_from_directory(path)
             for name, size in self.manifest["bytes"].items():

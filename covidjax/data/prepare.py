@@ -18,11 +18,13 @@ from covidjax.data import duplicates, folds, readers
 from covidjax.data.patient_key import PatientKey
 from covidjax.data.patients import check_way, identify
 from covidjax.data.readers.base import Collection, Example
+from covidjax.data.readers.understood import check_names, found_classes
+from covidjax.data.splits import keep_split
 from covidjax.data.writer import Writer, create_dataset, refuse_existing
 from covidjax.errors import UsageError, UserError
 from covidjax.images import stream
 from covidjax.images.formats import Limits
-from covidjax.labels import MASK_KINDS
+from covidjax.labels import MASK_KINDS, ClassNames
 from covidjax.lungs import stream as lung_stream
 from covidjax.lungs.segmenter import open_segmenter
 
@@ -50,6 +52,15 @@ class Options:
     """Source → the only classes that are taken of it."""
     limits_by_class: Mapping[str, int] = field(default_factory=dict)
     """Class → most images of it, drawn at random, where that is not ``limit_per_class``."""
+    table: Path | None = None
+    """What the images are, in place of the folders they lie in; only those are taken that it lists."""
+    mapping: Mapping[str, str] = field(default_factory=dict)
+    """Name of a folder, a label or a finding → the class that it stands for."""
+    found_classes: bool = False
+    """The classes are those of the study's three, and of the mapping's, that there are images of; else those of
+    ``preprocess``, all of which there must be."""
+    keep_split: bool = False
+    """The publisher's split: a fold for each of its parts, ``test`` first, then ``val``, ``train`` last."""
     masks: bool = False
     """Pairs of images and lung masks, for a segmenter: the classes are the kinds of mask that there are, and the folds are
     stratified by source."""
@@ -93,23 +104,24 @@ def prepare(
     refuse_existing(out)
     progress = progress or (lambda done, total: None)
     check_way(options.patient_from)
-    collections = _read_collections(sources, options)
+    collections, classes = _read_collections(sources, options)
     if options.masks:
         labels = {example.label for collection in collections for example in collection.examples}
-        kinds = tuple(kind for kind in MASK_KINDS if kind in labels)
-        options = replace(options, preprocess=replace(options.preprocess, classes=kinds))
+        classes = tuple(kind for kind in MASK_KINDS if kind in labels)
+    options = replace(options, preprocess=replace(options.preprocess, classes=classes))
     examples, prints = _recognize(collections, options, patients, PatientKey(patient_key), workers, progress)
     contradictions: list[dict[str, str]] = []
     chosen = [examples[row] for row in _choose(collections, examples, options, prints, contradictions)]
-    fold_of = _assign_folds(chosen, options, [collection.source for collection in collections])
-    digest = segmenter.digest if segmenter else ""
-    with create_dataset(out, options.preprocess, options.folds, masks=options.masks, segmenter=digest) as writer:
+    fold_of, splits = _assign_folds(chosen, options, collections)
+    digest, count = segmenter.digest if segmenter else "", len(splits) or options.folds
+    with create_dataset(out, options.preprocess, count, masks=options.masks, segmenter=digest) as writer:
         images = _read_images(chosen, options, workers, segmenter)
         count = len(examples)
         lists = _write(writer, chosen, fold_of, images, lambda done: progress(count + done, count + len(chosen)))
         return writer.close(
-            options=dataclasses.asdict(options),
+            options=dataclasses.asdict(options) | {"table": str(options.table) if options.table else None},
             **_facts(collections, prints),
+            splits={f"fold{fold}": split for fold, split in enumerate(splits)},
             skipped=lists["skipped"],
             remarks=lists["remarks"],
             **({"lungs_by": segmenter.title, "whole_films": lists["whole_films"]} if segmenter else {}),
@@ -137,14 +149,19 @@ def _recognize(
     return [replace(example, patient=patient) for example, patient in zip(examples, patients, strict=True)], prints
 
 
-def _read_collections(sources: Sequence[Path], options: Options) -> list[Collection]:
+def _read_collections(sources: Sequence[Path], options: Options) -> tuple[list[Collection], tuple[str, ...]]:
+    """The collections, and the classes."""
     names = _source_names(sources)
     if unknown := options.only.keys() - names:
         raise UsageError(f"There is no source {min(unknown)}; the sources are called {', '.join(names)}.")
-    return [
-        readers.read(root, options.layout, source=name, masks=options.masks)
-        for root, name in zip(sources, names, strict=True)
+    asked = () if options.found_classes or options.masks else options.preprocess.classes
+    classes = ClassNames(asked, options.mapping)
+    about: dict[str, Any] = {"masks": options.masks, "names": classes, "labels": options.table}
+    collections = [
+        readers.read(root, options.layout, source=name, **about) for root, name in zip(sources, names, strict=True)
     ]
+    check_names(collections, classes)
+    return collections, options.preprocess.classes if options.masks else found_classes(collections, classes)
 
 
 def _source_names(sources: Sequence[Path]) -> list[str]:
@@ -205,9 +222,11 @@ def _choose(
             over = [rows[index] for index in random.permutation(len(rows))[limit:].tolist()]
             left_out |= dict.fromkeys(over, f"over the limit of {limit} images a class")
         chosen += [row for row in rows if row not in left_out]
+    start = 0
     for collection in collections:
-        collection.left_out.update(reason for row, reason in left_out.items() if examples[row].source == collection.source)
-        collection.duplicates = sum(examples[row].source == collection.source for row in earlier)
+        rows_of = range(start, start := start + len(collection.examples))
+        collection.left_out.update(reason for row, reason in left_out.items() if row in rows_of)
+        collection.duplicates = sum(row in rows_of for row in earlier)
     return chosen
 
 
@@ -222,24 +241,33 @@ def _check_classes(examples: Sequence[Example], options: Options) -> None:
         raise UserError(f"There is no image of class {missing[0]}; add a source that has some, or prepare other --classes.")
 
 
-def _assign_folds(examples: Sequence[Example], options: Options, sources: Sequence[str]) -> list[int]:
-    """The fold of each image, stratified by class or, where there are masks, by source.
+def _assign_folds(
+    examples: Sequence[Example], options: Options, collections: Sequence[Collection]
+) -> tuple[list[int], list[str]]:
+    """The fold of each image, stratified by class or, where there are masks, by source; and the parts of the publisher's
+    split, in the order of their folds, where that is kept.
 
     Raises:
       UserError: a class of which there is no image, or fewer patients than folds.
     """
     _check_classes(examples, options)
     labels = [example.label for example in examples]
+    if options.keep_split:
+        splits, fold_of, warning = keep_split(examples)
+        collections[0].notes += [warning] * bool(warning)
+        return fold_of, splits
     kind, strata, of_image = "Class", options.preprocess.classes, labels
     if options.masks:
+        sources = tuple(collection.source for collection in collections)
         kind, strata, of_image = "Source", sources, [example.source for example in examples]
-    return folds.assign_folds(
+    fold_of = folds.assign_folds(
         np.asarray([strata.index(stratum) for stratum in of_image]),
         [example.patient for example in examples] if options.group_by == "patient" else None,
         [f"{kind} {stratum}" for stratum in strata],
         folds=options.folds,
         seed=options.seed,
     )
+    return fold_of, []
 
 
 def _read_images(
@@ -263,7 +291,7 @@ def _write(
     """Add the images to the dataset. Returns the manifest's lists of files: ``skipped``, ``remarks``, ``whole_films``."""
     lists = defaultdict(list)
     for done, (example, fold, image) in enumerate(zip(examples, fold_of, images, strict=True), 1):
-        file = {"path": str(example.path), "source": example.source}
+        file = {"path": os.fspath(example.path), "source": example.source}
         if image.image is None or image.refused:
             lists["skipped"].append({**file, "reason": image.error or image.refused})
         else:
@@ -289,5 +317,6 @@ def _facts(collections: Sequence[Collection], prints: duplicates.Fingerprints) -
         },
         "identical_files": len(prints.digests) - len(set(prints.digests.values())),
         "near_duplicates": len(prints.pairs),
+        "undecided": [image for collection in collections for image in collection.undecided],
         "notes": [f"{collection.source}: {note}" for collection in collections for note in collection.notes],
     }

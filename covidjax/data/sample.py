@@ -17,7 +17,7 @@ from covidjax.data.folds import assign_folds
 from covidjax.data.readers.base import Example
 from covidjax.data.writer import create_dataset
 from covidjax.errors import UserError
-from covidjax.labels import CLASSES, MASK_KINDS
+from covidjax.labels import CLASSES, MASK_KINDS, as_option
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) as work goes on."""
@@ -105,5 +105,5 @@ def open_dataset(path: str | Path, preprocess: Preprocess | None = None, *, mask
 
 def _options(preprocess: Preprocess) -> str:
     masks = set(preprocess.classes) <= set(MASK_KINDS)
-    classes = f"--masks ({', '.join(preprocess.classes)})" if masks else f"--classes {len(preprocess.classes)}"
+    classes = f"--masks ({', '.join(preprocess.classes)})" if masks else f"--classes {as_option(preprocess.classes)}"
     return f"--image-size {preprocess.image_size} --lungs {preprocess.lungs} {classes} --invert {preprocess.invert}"

@@ -38,13 +38,20 @@ _END: Any = vars(tarfile)["EOFHeaderError"]
 Source = str | os.PathLike[str]
 """A file, or a ``Member`` of an archive."""
 
-_Entry = tuple[str, Callable[[], bytes] | None]
-"""The name of a file in an archive, and what reads its first bytes; None where it is no regular file."""
+_Entry = tuple[str, int, Callable[[], bytes] | None]
+"""The name of a file in an archive, its declared size, and what reads its first bytes; None where it is no regular file."""
 
 
 def is_archive(path: Path) -> bool:
     """Whether a file is taken for an archive, by its ending."""
     return path.name.lower().endswith((ZIP, TAR, *TAR_COMPRESSED))
+
+
+def folder_name(name: str) -> str:
+    """What a folder is called; an archive without its ending."""
+    while is_archive(Path(name)):
+        name = Path(name).stem
+    return name
 
 
 class LoadedMember(NamedTuple):
@@ -73,17 +80,28 @@ class Member:
 
     Attributes:
       in_turn: whether members have to be read one after another, since the archive is one compressed stream.
+      size: bytes, as the archive declares them.
     """
 
-    def __init__(self, archive: str, modified: int, name: str, *, index: int, in_turn: bool):
+    def __init__(self, archive: str, modified: int, name: str, *, index: int, in_turn: bool, size: int):
         # Without what would lead out of the archive, where such names are written below a folder.
         inside = [part for part in PurePosixPath(name.replace("\0", "")).parts if part not in ("/", "//", "..", ".")]
         self._archive, self._modified, self._index = archive, modified, index
         self._path = os.path.join(archive, *inside)
-        self.in_turn = in_turn
+        self.in_turn, self.size = in_turn, size
 
     def __fspath__(self) -> str:
         return self._path
+
+    @property
+    def name(self) -> str:
+        """The file's own name, as of a path."""
+        return PurePosixPath(self._path).name
+
+    @property
+    def stem(self) -> str:
+        """The name without its ending, as of a path."""
+        return PurePosixPath(self._path).stem
 
     def read(self, limits: Limits) -> bytes:
         """The member's bytes.
@@ -108,28 +126,35 @@ class Member:
 
 
 def members(path: str) -> tuple[list[Member | LoadedMember], int]:
-    """The images in an archive, see ``formats.may_be_image``, and the number of its other files.
+    """The images in an archive, and the number of its other files; see ``all_members``."""
+    images, others = all_members(path)
+    return images, len(others)
 
-    The images are in the archive's own order; where it, or the rest of it, cannot be read, the last of them is the archive
-    itself with the reason. Hidden files, which begin with a dot, are not counted.
+
+def all_members(path: str) -> tuple[list[Member | LoadedMember], list[Member]]:
+    """The images in an archive, see ``formats.may_be_image``, and its other files.
+
+    Both are in the archive's own order; where it, or the rest of it, cannot be read, the last of the images is the archive
+    itself with the reason. Hidden files, which begin with a dot, are in neither.
     """
     images: list[Member | LoadedMember] = []
-    skipped = 0
+    others: list[Member] = []
     try:
         modified = Path(path).stat().st_mtime_ns
         with closing(_open(path)) as archive:
-            for index, (name, head) in enumerate(archive.entries()):
+            for index, (name, size, head) in enumerate(archive.entries()):
                 inner = PurePosixPath(name)
                 if any(part.startswith((".", "__MACOSX")) and part != ".." for part in inner.parts):
                     continue
+                member = Member(path, modified, name, index=index, in_turn=archive.in_turn, size=size)
                 if head and may_be_image(inner, head):
-                    images.append(Member(path, modified, name, index=index, in_turn=archive.in_turn))
+                    images.append(member)
                 else:
-                    skipped += 1
+                    others.append(member)
     # As in Member.read.
     except Exception as error:
         images.append(LoadedMember(path, None, f"damaged archive: {one_line(error)}"))
-    return images, skipped
+    return images, others
 
 
 def _open(path: str) -> _Zip | _Tar:
@@ -152,7 +177,7 @@ class _Zip:
 
     def entries(self) -> Iterator[_Entry]:
         for info in self._infos:
-            yield info.filename, partial(self._bytes, info, HEAD)
+            yield info.filename, info.file_size, partial(self._bytes, info, HEAD)
 
     def read(self, index: int, limits: Limits) -> bytes:
         info = self._infos[index]
@@ -232,7 +257,7 @@ class _Tar:
         """Links, devices and sparse files, which can claim any size, are no regular files."""
         while info := self._next():
             regular = info.isreg() and info.sparse is None
-            yield info.name, partial(self._bytes, info.offset_data, min(info.size, HEAD)) if regular else None
+            yield info.name, info.size, partial(self._bytes, info.offset_data, min(info.size, HEAD)) if regular else None
 
     def read(self, index: int, limits: Limits) -> bytes:
         with self._lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -110,8 +111,10 @@ def _save(figure: Figure, path: Path, title: str = "") -> None:
     if title:
         figure.suptitle(title, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # No date, so that the same results make the same file.
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    # Neither a date nor random names, so that the same results make the same file.
+    with mpl.rc_context({"svg.hashsalt": "covidjax"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # of a script that the font has not
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def _confusion_matrix(axis: Axes, confusion: Sequence[Sequence[int]], classes: Sequence[str], size: int) -> None:
@@ -122,5 +125,7 @@ def _confusion_matrix(axis: Axes, confusion: Sequence[Sequence[int]], classes: S
         color = "white" if shares[row, column] > 0.5 else "black"
         axis.text(column, row, str(count), ha="center", va="center", color=color, fontsize=size)
     ticks = range(len(counts))
-    axis.set_xticks(ticks, classes, fontsize=size - 1)
-    axis.set_yticks(ticks, classes, fontsize=size - 1)
+    text: dict[str, Any] = {"fontsize": size - 1, "parse_math": False}  # classes may be called as they like
+    turned = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if sum(map(len, classes)) > 36 else {}
+    axis.set_xticks(ticks, classes, **text, **turned)
+    axis.set_yticks(ticks, classes, **text)

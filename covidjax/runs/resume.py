@@ -58,6 +58,8 @@ def find(run: Path | None, settings: Config, flags: Collection[str], *, changed:
         saved = replace(saved, data=replace(saved.data, path=settings.data.path))
     elif not flags:
         settings = replace(settings, data=replace(settings.data, path=saved.data.path))
+    if settings.data.val_fold is None:  # the dataset may have brought one, with its publisher's split
+        settings = replace(settings, data=replace(settings.data, val_fold=saved.data.val_fold))
     if changed and set(flags) != {"data.path"} and settings != saved:
         raise UsageError(f"{run} was begun with other settings; resume it without giving any, or start a new run.")
     return run, saved, True

@@ -3,44 +3,82 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from covidjax.data.label_tables import SEVERAL, LabelRow, decide, find_image, no_match, read_labels, tables_beside
+from covidjax.data.tables import PathIndex
 from covidjax.errors import UserError
-from covidjax.files import read_csv
-from covidjax.labels import class_of
+from covidjax.images.archives import folder_name
+from covidjax.images.find import FoundImages
+from covidjax.labels import ClassNames
 
 LabelLookup = Callable[[str], str | None]
 """Path → class name, or None where it is not known."""
 
 
-def labels_from_folders(roots: Sequence[Path]) -> LabelLookup:
+def labels_from_folders(roots: Sequence[Path], classes: Sequence[str]) -> LabelLookup:
     """Looks up the class that the nearest folder above an image is named after (``Covid-19``, ``NORMAL``, …), among those
-    below a root: the folders above it, a project called covid perhaps, say nothing of its images."""
+    below a root: the folders above it, a project called covid perhaps, say nothing of its images.
+
+    Args:
+      roots: folders and archives.
+      classes: of the model.
+    """
+    names = ClassNames(classes)
 
     def look_up(path: str) -> str | None:
         for root in roots:
             if Path(path).is_relative_to(root):
                 folders = Path(path).relative_to(root).parts[:-1]
-                return next((label for name in reversed(folders) if (label := class_of(name))), None)
+                return names.first(map(folder_name, reversed(folders)))
         return None
 
     return look_up
 
 
-def labels_from_csv(file: Path, classes: Sequence[str]) -> LabelLookup:
-    """Looks an image's class up in a table with the columns ``path`` and ``label``, by its path or by its file name alone.
+def labels_from_table(file: Path, classes: Sequence[str], images: FoundImages) -> tuple[LabelLookup, list[str]]:
+    """Looks an image's class up in a table, one's own or a published collection's, as ``prepare --table`` takes it.
+
+    Args:
+      file: the table.
+      classes: of the model.
+      images: those that are scored.
+
+    Returns:
+      What looks a label up, and what the reader should know of rows that say nothing.
 
     Raises:
-      UserError: no such file or columns, a label that is none of the model's classes, one name with two labels.
+      UserError: no such file or columns, a label of one's own table that is none of the model's classes, one image with two
+        labels, no path that names an image.
     """
-    labels: dict[str, str] = {}
-    for number, row in enumerate(read_csv(file, "path", "label"), 2):
-        label = class_of(row["label"])
-        if label is None or label not in classes:
+    names = ClassNames(classes)
+    _, rows = read_labels(file, tables_beside(file, {}))
+    index = PathIndex(images.paths, images.roots, (row.path for row in rows))
+    rows_of: defaultdict[int, list[LabelRow]] = defaultdict(list)
+    matched = ambiguous = several = 0
+    for row in rows:
+        label, _ = row.decide(names)
+        if row.label and "|" not in row.label and not row.published and label not in classes and not row.left_out:
             known = ", ".join(classes)
-            raise UserError(f"{file}, row {number}: {row['label']!r} is no class of the model; use one of {known}.")
-        if labels.setdefault(row["path"], label) != label:
-            raise UserError(f"{file} gives {row['path']} two labels; remove one.")
-    labels = {os.path.normpath(path): label for path, label in labels.items()}
-    return lambda path: labels.get(os.path.normpath(path)) or labels.get(Path(path).name)
+            raise UserError(f"{file}, row {row.number}: {row.label!r} is no class of the model; use one of {known}.")
+        found = find_image(index, row)
+        matched += bool(found)
+        ambiguous += len(found) > 1
+        if len(found) == 1:
+            rows_of[found[0]].append(row)
+    labels: dict[str, str] = {}
+    for image, of_image in rows_of.items():
+        label, reason = decide(of_image, names)
+        if reason == SEVERAL and len(of_image) > 1 and not of_image[0].published:
+            raise UserError(f"{file} gives {of_image[0].path} two labels; remove one.")
+        several += reason == SEVERAL
+        if label:
+            labels[os.fspath(images.paths[image])] = label
+    if not matched:
+        where = ", ".join(map(str, images.roots[:3])) or "those named"
+        raise no_match([file], rows, images.paths, where)
+    notes = [f"{ambiguous} paths in {file} could be those of several files, so they say nothing"] * bool(ambiguous)
+    notes += [f"{several} images have findings of two classes in {file}, so their truth is not known"] * bool(several)
+    return labels.get, notes

@@ -149,7 +149,8 @@ def _prepare(experiment: Experiment, protocol: str, root: Path, out: Path, conso
 
             prepare([root / source for source in films.sources], path, options, progress=progress)
     dataset = Dataset(path)
-    if dataset.manifest["options"] != json.loads(json.dumps(asdict(options))):
+    begun = asdict(Options()) | dataset.manifest["options"]  # an earlier version may not have had them all
+    if json.loads(json.dumps(begun)) != json.loads(json.dumps(asdict(options))):
         raise UserError(f"{path} was prepared by another version of this experiment; remove it, or name another --out.")
     return dataset
 

@@ -1,92 +1,222 @@
-"""Published collections of chest X-rays, each read by a small reader of its own."""
+"""Collections of chest X-rays, one's own and published ones, each layout read by a small reader of its own."""
 
 from __future__ import annotations
 
+import os
+import shlex
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
-from covidjax.data.readers import folder, ieee8023
-from covidjax.data.readers.base import Collection
+from covidjax.data.readers import folder, ieee8023, table
+from covidjax.data.readers.base import Collection, Tree
+from covidjax.data.tables import read_table
 from covidjax.errors import UsageError, UserError
+from covidjax.images.archives import folder_name, is_archive
+from covidjax.labels import ClassNames, options_for, shown
 
 __all__ = ["LAYOUTS", "MASKED", "detect", "read"]
 
-LAYOUTS = {
+TABLES = ("nih", "rsna", "chexpert", "covidx")
+"""Layouts of published tables."""
+
+LAYOUTS: dict[str, Callable[[Collection], None]] = {
     "folder": folder.read_folder,
+    "split": folder.read_split,
+    "table": partial(table.read_layout, layout="table"),
     "ozturk": folder.read_ozturk,
     "ieee8023": ieee8023.read_ieee8023,
     "radiography": folder.read_radiography,
+    **{layout: partial(table.read_layout, layout=layout) for layout in TABLES},
 }
 
-MASKED = {"lungs": folder.read_lungs, "ieee8023": ieee8023.read_ieee8023_masks}
+MASKED: dict[str, Callable[[Collection], None]] = {
+    "lungs": folder.read_lungs,
+    "ieee8023": ieee8023.read_ieee8023_masks,
+    "radiography": folder.read_radiography_masks,
+}
 """Layouts whose images have lung masks."""
 
 _REQUIRED = {
-    "ieee8023": {"metadata.csv", "images"},
-    "ozturk": set(folder.OZTURK),
-    "radiography": set(folder.RADIOGRAPHY),
-    "lungs": {"cxr", "masks"},
+    "ieee8023": [{"metadata.csv", "images"}],
+    "ozturk": [set(folder.OZTURK)],
+    "radiography": [set(folder.RADIOGRAPHY), set(folder.RADIOGRAPHY_NOW)],
+    "lungs": [{"cxr", "masks"}],
 }
-"""Files and folders that tell a layout; the first that fits is taken."""
+"""Files and folders that tell a layout, in the forms it has; the first that fits is taken."""
 
 
-def detect(root: Path) -> str:
-    """The layout of a folder, told by what lies in it.
+def detect(root: Path, names: ClassNames = ClassNames()) -> str:
+    """The layout of a folder or an archive, told by what lies in it.
 
     Raises:
       UserError: nothing is there, or nothing that is known.
     """
-    if all(path.name.startswith(".") for path in root.iterdir()):
-        raise UserError(f"{root} is empty; name a folder that holds one subfolder of images for each class.")
-    for layout in _REQUIRED:
-        if not _missing(root, layout):
-            return layout
-    if folder.class_folders(root):
-        return "folder"
-    raise UserError(
-        f"{root} has no subfolder named after a class (COVID-19, No-Findings, Pneumonia) and is no known collection; "
-        "sort the images into such subfolders or name the layout with --layout."
-    )
+    tree = Tree.open(root)
+    layout, _ = _locate(tree, names, lambda inner: _layout_of(inner, names))
+    return layout or _unknown(tree, names)
 
 
-def read(root: Path, layout: str = "auto", *, source: str | None = None, masks: bool = False) -> Collection:
+def read(
+    root: Path,
+    layout: str = "auto",
+    *,
+    source: str | None = None,
+    masks: bool = False,
+    names: ClassNames = ClassNames(),
+    labels: Path | None = None,
+) -> Collection:
     """List the images of a collection; nothing is decoded.
 
     Args:
-      root: its folder.
+      root: its folder, or an archive of it; a folder that holds nothing but one folder stands for that.
       layout: one of ``LAYOUTS`` or ``MASKED``, or ``auto``.
       source: the name its images carry; the folder's name if None.
       masks: list the images that have lung masks, for a segmenter, and not the classes.
+      names: what the names of folders, labels and findings mean.
+      labels: a table of the images, whosever it is; only those that it lists are taken.
 
     Raises:
       UserError: no such folder or layout, the folder is empty or laid out otherwise, it has masks where classes are
         wanted or the other way round, or a class folder has no image.
     """
-    if not root.is_dir():
+    if not root.is_dir() and not (root.is_file() and is_archive(root)):
         problem = "is a file" if root.exists() else "does not exist"
         expected = "cxr/ and masks/" if masks else "one subfolder of images for each class"
         raise UsageError(f"{root} {problem}; name a folder that holds {expected}.")
     known = sorted({*LAYOUTS, *MASKED})
     if layout not in ("auto", *known):
         raise UsageError(f"There is no layout {layout!r}; choose one of auto, {', '.join(known)}.")
+    tree = Tree.open(root)
+    if labels:
+        if layout not in ("auto", "table", "ieee8023", *TABLES):
+            raise UsageError(f"--table tells what the images are, and --layout {layout} has folders do so; leave one out.")
+        collection = Collection(root, "table", source or root.resolve().name, tree, names)
+        table.read_tables(collection, [labels])
+    else:
+        layout, tree = _chosen(tree, layout, masks, names)
+        collection = Collection(tree.root, layout, source or root.resolve().name, tree, names)
+        _check_masks(collection, masks)
+        (MASKED if masks else LAYOUTS)[layout](collection)
+    _check(collection, masks)
+    return collection
+
+
+def _chosen(tree: Tree, layout: str, masks: bool, names: ClassNames) -> tuple[str, Tree]:
+    """The layout of a tree, and the folder within it that is laid out so.
+
+    Raises:
+      UserError: it is laid out otherwise, or in no known way.
+    """
     if layout == "auto" and masks:
-        layout = next((name for name in MASKED if not _missing(root, name)), "folder")
-    layout = detect(root) if layout == "auto" else layout
-    if missing := _missing(root, layout):
-        raise UserError(f"{root} is not laid out as {layout}: it has no {missing[0]}; leave --layout out to have it told.")
-    if masks and (layout not in MASKED or (layout == "ieee8023" and not (root / "lung_masks").is_dir())):
+        found, inner = _locate(
+            tree, names, lambda inner: next((name for name in MASKED if not _missing(inner, name)), None)
+        )
+        return found or "folder", inner  # of a folder without masks the next check says so
+    if layout == "auto":
+        found, inner = _locate(tree, names, lambda inner: _layout_of(inner, names))
+        return found or _unknown(tree, names), inner
+    if layout in _REQUIRED:
+        found, inner = _locate(tree, names, lambda inner: None if _missing(inner, layout) else layout)
+        if not found:
+            (missing, *_) = _missing(tree, layout)
+            told = "leave --layout out to have it told"
+            raise UserError(f"{tree.root} is not laid out as {layout}: it has no {missing}; {told}.")
+        return layout, inner
+    tells: dict[str, Callable[[Tree], object]] = {
+        "folder": lambda inner: folder.class_folders(inner, names),
+        "split": lambda inner: folder.split_folders(inner, names),
+    }
+    tell = tells.get(layout, lambda inner: table.tables_of(inner, layout))
+    found, inner = _locate(tree, names, lambda inner: layout if tell(inner) else None)
+    return layout, inner if found else tree
+
+
+def _locate(tree: Tree, names: ClassNames, layout_of: Callable[[Tree], str | None]) -> tuple[str | None, Tree]:
+    """What a function says of a tree, or of the only folder in it, as archives have one, and so on."""
+    while True:
+        beside = tree.files or any(len(tree.parts(file)) == 1 for file in tree.images)
+        inner = tree.below(tree.folders[0]) if len(tree.folders) == 1 and not beside else None
+        # A collection of several classes may well be called as one of them: tuberculosis/.
+        if inner and (len(folder.classes_of(inner, names)) > 1 or folder.split_folders(inner, names)):
+            tree = inner
+            continue
+        if layout := layout_of(tree):
+            return layout, tree
+        if not inner:
+            return None, tree
+        tree = inner
+
+
+def _layout_of(tree: Tree, names: ClassNames) -> str | None:
+    for layout in _REQUIRED:
+        if not _missing(tree, layout):
+            # Hugging Face's tables of images are called as ieee8023's is.
+            return "table" if layout == "ieee8023" and _is_own_table(tree) else layout
+    for layout in TABLES:
+        if table.tables_of(tree, layout):
+            return layout
+    if folder.class_folders(tree, names):
+        return "folder"
+    if folder.split_folders(tree, names):
+        return "split"
+    return "table" if table.tables_of(tree, "table") else None
+
+
+def _missing(tree: Tree, layout: str) -> list[str]:
+    """What a layout needs and a tree has not, in the layout's first form; empty if it has what any of its forms needs."""
+    missing = [sorted(name for name in form if not tree.exists(name)) for form in _REQUIRED.get(layout, [])]
+    return [] if not all(missing) else missing[0]
+
+
+def _is_own_table(tree: Tree) -> bool:
+    metadata = read_table(tree.files["metadata.csv"])
+    return metadata.column("finding") is None and bool(metadata.role("path") and metadata.role("label"))
+
+
+def _unknown(tree: Tree, names: ClassNames) -> NoReturn:
+    if not (tree.images or tree.masks or tree.others or tree.folders or tree.unreadable):
+        raise UserError(f"{tree.root} is empty; name a folder that holds one subfolder of images for each class.")
+    for file in tree.unreadable:
+        raise UserError(f"{os.fspath(file)} cannot be read: {file.error}; name another.")
+    if inside := [name for name in tree.folders if folder.class_folders(tree.below(name), names)]:
+        sources = " ".join(shlex.quote(str(tree.root / name)) for name in inside[:3])
+        raise UserError(f"{tree.root} has class folders one folder deeper; name each as a source: {sources}.")
+    counts = {folder_name(name): len(tree.below(name).images) for name in tree.folders}
+    unknown = {name: count for name, count in counts.items() if count}
+    remedy = "sort the images into such subfolders or name the layout with --layout"
+    raise UserError(
+        f"{tree.root} has no subfolder named after a class ({', '.join(names.classes)}) and is no known collection; "
+        f"{f'it has {shown(unknown)}: {options_for(unknown)}' if unknown else remedy}."
+    )
+
+
+def _check_masks(collection: Collection, masks: bool) -> None:
+    root, layout, tree = collection.root, collection.layout, collection.tree
+    has_masks = {
+        "lungs": True,
+        "ieee8023": tree.exists("lung_masks"),
+        "radiography": any(tree.exists(f"{name}/masks") for name in tree.folders),
+    }
+    if masks and not has_masks.get(layout):
         raise UserError(f"{root} has no lung masks; name a folder with cxr/ and masks/, or ieee8023 with lung_masks/.")
+    if masks and not root.is_dir():
+        raise UserError(f"{root} lies in an archive, where masks are not read; unpack it.")
     if not masks and layout not in LAYOUTS:
         raise UserError(f"{root} holds lung masks and no classes; add --masks to prepare it for a segmenter.")
-    collection = Collection(root, layout, source or root.resolve().name)
-    (MASKED if masks else LAYOUTS)[layout](collection)
+
+
+def _check(collection: Collection, masks: bool) -> None:
+    root = collection.root
     if collection.empty:
         raise UserError(f"{collection.empty[0]} holds no image; add images to this class folder, or remove it.")
     if not collection.examples and masks:
         raise UserError(f"{root} holds no image with a mask; both files of a pair have the same name but for the ending.")
     if not collection.examples:
-        raise UserError(f"{root} holds no image of a known class; one subfolder of images for each class is needed.")
-    return collection
+        unknown = collection.unknown_names
+        remedy = f"{shown(unknown)} name none: {options_for(unknown)}" if unknown else _NEEDED
+        raise UserError(f"{root} holds no image of a known class; {remedy}.")
 
 
-def _missing(root: Path, layout: str) -> list[str]:
-    return sorted(name for name in _REQUIRED.get(layout, ()) if not (root / name).exists())
+_NEEDED = "one subfolder of images for each class is needed"

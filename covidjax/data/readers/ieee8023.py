@@ -2,62 +2,44 @@
 
 from __future__ import annotations
 
+from covidjax.data.label_tables import class_of_finding, ieee8023_rows, no_match
 from covidjax.data.readers.base import Collection, Example
 from covidjax.data.readers.names import image_key, patient_of
-from covidjax.files import read_csv
+from covidjax.data.tables import PathIndex, read_table
 
-VIEWS = ("PA", "AP", "AP Supine")
-"""Frontal projections; lateral X-rays and CT slices are left out."""
+__all__ = ["class_of_finding", "read_ieee8023", "read_ieee8023_masks"]
 
-PNEUMONIA = frozenset(
-    (
-        *("Pneumonia", "Viral", "SARS", "MERS-CoV", "Influenza", "H1N1", "Varicella", "Herpes"),
-        *("Bacterial", "Streptococcus", "Staphylococcus", "Klebsiella", "E.Coli", "Legionella", "Nocardia"),
-        *("Mycoplasma", "Mycoplasma Bacterial Pneumonia", "Chlamydophila"),
-        *("Fungal", "Pneumocystis", "Aspergillosis", "Lipoid", "Aspiration"),
-    )
-)
-"""Findings of the collection that are pneumonias other than COVID-19."""
-
-
-def class_of_finding(finding: str) -> str | None:
-    """The class of a ``finding``, in the spelling of 2020 (``COVID-19, ARDS``) or the later one (``Pneumonia/Viral/SARS``).
-
-    Returns None for what is no pneumonia, or nothing yet (``ARDS``, ``Tuberculosis``, ``todo``).
-    """
-    parts = [part.strip() for part in finding.replace("/", ",").split(",")]
-    if "COVID-19" in parts:
-        return "COVID-19"
-    if parts == ["No Finding"]:
-        return "No-Findings"
-    return "Pneumonia" if parts[0] in PNEUMONIA else None
+METADATA = "metadata.csv"
 
 
 def read_ieee8023(collection: Collection) -> None:
-    """Images in ``images/`` by the rows of ``metadata.csv``.
+    """Images in ``images/`` by the rows of ``metadata.csv``; only frontal X-rays are taken.
 
     Raises:
       UserError: a metadata.csv without the columns that are read.
     """
-    root, left_out = collection.root, collection.left_out
-    files = {path.name: path for path in collection.list_images(root / "images")}
-    for row in read_csv(root / "metadata.csv", "patientid", "finding", "view", "modality", "filename"):
-        path = files.pop(row["filename"], None)
-        label = class_of_finding(row["finding"])
-        if path is None:
+    tree, left_out = collection.tree.below("images"), collection.left_out
+    images = collection.list_images(tree)
+    rows = [*ieee8023_rows(read_table(collection.tree.files[METADATA]))]
+    index, unused = PathIndex(images, [tree.root], (row.path for row in rows)), set(range(len(images)))
+    for row in rows:
+        found = [image for image in index.find(row.path, tree.root) if image in unused]
+        label, reason = row.decide(collection.names)
+        if len(found) != 1:
             left_out["named in metadata.csv but not in images/"] += 1
-        elif row["modality"] != "X-ray":
-            left_out[f"modality {row['modality'] or 'not stated'}"] += 1
-        elif row["view"] not in VIEWS:
-            left_out[f"view {row['view']}" if row["view"] else "view not stated"] += 1
-        elif label is None:
-            left_out[f"finding {row['finding'] or 'not stated'}"] += 1
-        else:
-            patient = f"ieee8023:{row['patientid']}"
-            key = image_key(path.name)
-            example = Example(path, label, patient, collection.source, view=row["view"], image_key=key)
-            collection.examples.append(example)
-    left_out["in images/ but not in metadata.csv"] += len(files)
+            continue
+        unused.discard(found[0])
+        if label is None:
+            left_out[reason if row.left_out else f"finding {row.label or 'not stated'}"] += 1
+            if not row.left_out and row.label:
+                collection.unknown_names[row.label] += 1
+            continue
+        path = images[found[0]]
+        collection.known_names[row.label] += 1
+        collection.add(path, label, published=path.name, patient=row.patient, view=row.view)
+    left_out["in images/ but not in metadata.csv"] += len(unused)
+    if rows and len(unused) == len(images):
+        raise no_match([collection.tree.files[METADATA]], rows, images, str(collection.root))
 
 
 def read_ieee8023_masks(collection: Collection) -> None:
@@ -66,11 +48,13 @@ def read_ieee8023_masks(collection: Collection) -> None:
     Raises:
       UserError: a metadata.csv without the columns that are read.
     """
-    table = read_csv(collection.root / "metadata.csv", "patientid", "view", "filename")
-    rows = {row["filename"]: row for row in table}
+    table = read_table(collection.tree.files[METADATA])
+    patient_column, view_column, name_column = table.require("patientid", "view", "filename")
+    rows = {row[name_column]: row for row in table.rows}
     for path, mask in collection.list_pairs("images", "lung_masks"):
-        row = rows.get(path.name)
-        patient = f"ieee8023:{row['patientid']}" if row else patient_of(path.name)
-        view, key = row["view"] if row else "", image_key(path.name)
+        name = path.name
+        row = rows.get(name) or rows.get(path.stem)
+        patient = f"ieee8023:{row[patient_column]}" if row else patient_of(name)
+        view, key = row[view_column] if row else "", image_key(name)
         example = Example(path, "lungs", patient, collection.source, view=view, image_key=key, mask=mask)
         collection.examples.append(example)
