@@ -33,9 +33,8 @@ from covidjax.data.dataset import Dataset
 from covidjax.data.patient_key import PatientKey
 from covidjax.data.prepare import Options, prepare
 from covidjax.data.readers import names
-from covidjax.data.readers.base import Collection, Example
+from covidjax.data.readers.base import Collection, Example, Tree
 from covidjax.errors import UsageError, UserError
-from covidjax.images.archives import members
 from covidjax.labels import CLASSES
 
 SMALL = Preprocess(image_size=32)
@@ -111,7 +110,7 @@ def folds_of(dataset: Path) -> dict[str, set[int]]:
 
 def collection(root: Path, *names_of_files: str, source: str = "ward", layout: str = "folder") -> Collection:
     """A collection of files that need not be there."""
-    made = Collection(root, layout, source)
+    made = Collection(root, layout, source, Tree(root, [], []))
     for name in names_of_files:
         label = name.partition("/")[0]
         made.examples.append(Example(root / name, label, names.file_patient(source, Path(name)), source))
@@ -143,9 +142,9 @@ def test_a_zipped_export_has_the_same_patients(tmp_path: Path, key: PatientKey):
     with zipfile.ZipFile(tmp_path / "pacs.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for path in sorted(root.rglob("*.dcm")):
             archive.write(path, path.relative_to(root))
-    found, _ = members(str(tmp_path / "pacs.zip"))
-    zipped = Collection(tmp_path / "pacs.zip", "folder", "pacs")
-    zipped.examples = [Example(member, "COVID-19", "file:x", "pacs") for member in found]  # pyright: ignore[reportArgumentType]
+    tree = Tree.open(tmp_path / "pacs.zip")
+    zipped = Collection(tmp_path / "pacs.zip", "folder", "pacs", tree)
+    zipped.examples = [Example(member, "COVID-19", "file:x", "pacs") for member in tree.images]
     plain = collection(root, *(str(path.relative_to(root)) for path in sorted(root.rglob("*.dcm"))), source="pacs")
     told = [Counter(example.patient for example in patients.identify([which], key=key)) for which in (zipped, plain)]
     assert told[0] == told[1]
@@ -385,11 +384,10 @@ def test_a_table_that_fits_nothing_shows_a_path_of_each(films: Path, tmp_path: P
     file = table(tmp_path, "wards/1.png,X")
     message = refused("prepare", films, "--out", tmp_path / "out", "--patients", file, code=1)
     assert "wards/1.png" in message and "COVID-19/phantom-0-00000-00000.png" in message
-    file = table(tmp_path, "1.png,X", "1.png,Y")
-    assert "row 3: 1.png has two patients" in refused(
-        "prepare", films, "--out", tmp_path / "out", "--patients", file, code=1
-    )
-    file = table(tmp_path, "1.png,X", head="file,patient")
+    file = table(tmp_path, "phantom-0-00000-00000.png,X", "COVID-19/phantom-0-00000-00000.png,Y")
+    message = refused("prepare", films, "--out", tmp_path / "out", "--patients", file, code=1)
+    assert "row 3: " in message and message.endswith("phantom-0-00000-00000.png has two patients; remove one.")
+    file = table(tmp_path, "1.png,X", head="a,patient")
     assert "has no column path" in refused("prepare", films, "--out", tmp_path / "out", "--patients", file, code=1)
 
 

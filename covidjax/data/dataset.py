@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import os
@@ -18,7 +19,6 @@ import tensorflow_datasets as tfds
 from covidjax.config import Preprocess
 from covidjax.data.source import Source
 from covidjax.errors import UsageError, UserError, one_line
-from covidjax.files import read_csv
 
 FORMAT = 2
 
@@ -94,8 +94,11 @@ class Dataset:
     def original_files(self) -> list[dict[str, str]] | None:
         """What the original file of each image was, see ``IMAGE_COLUMNS``, in the order of ``source`` of all folds; None in
         datasets that do not say it."""
-        file = self.path / IMAGES
-        return read_csv(file, *IMAGE_COLUMNS) if file.is_file() else None
+        try:
+            with (self.path / IMAGES).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+                return list(csv.DictReader(file))
+        except FileNotFoundError:
+            return None
 
     def class_counts(self, folds: Sequence[int]) -> np.ndarray:
         """Images of each class in some folds, int ``[classes]``."""

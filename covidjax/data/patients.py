@@ -21,15 +21,17 @@ from typing import IO, Any, NamedTuple
 from covidjax.data.patient_key import PatientKey
 from covidjax.data.readers import names
 from covidjax.data.readers.base import Collection, Example
+from covidjax.data.tables import PathIndex, read_table
 from covidjax.errors import UsageError, UserError
-from covidjax.files import read_csv
 from covidjax.images import dicom, stream
-from covidjax.images.archives import LoadedMember, Member, Source
+from covidjax.images.archives import LoadedMember, Member, Source, folder_name
 from covidjax.images.formats import Limits, is_dicom
-from covidjax.labels import class_of
 
 WAYS = ("auto", "dicom", "folder", "name")
 """What tells the patient; anything else is a regular expression."""
+
+OWN = ("folder", "split", "table")
+"""Layouts of whoever's X-rays; others are of published collections."""
 
 MANY = 20
 """X-rays. A number that more than so many of a source carry, and more than half of its DICOM files, is no patient's: an
@@ -179,7 +181,7 @@ def _by_header(collection: Collection, way: str, key: PatientKey, limits: Limits
         elif names.is_one_file(patient):
             patient = by_name or patient
         number, issuer = names.number_in_table(patient), _issuer(example.source)
-        published = names.is_published(patient) and collection.layout != "folder"
+        published = names.is_published(patient) and collection.layout not in OWN
         if not number and not published and header.patient and (header.issuer, header.patient) != shared:
             number = header.patient
             if header.issuer or default:
@@ -211,8 +213,8 @@ def _folder(collection: Collection, label: str, path: PurePath) -> str | None:
     """The first folder below the class folder, since below a patient's lie those of studies and series; None where the
     image lies in the class folder itself."""
     parts = [part for part in path.parts[:-1] if part.lower() != "images"]
-    classes = [place for place, part in enumerate(parts) if class_of(part) or part == label]
-    first = classes[-1] + 1 if classes else int(collection.layout == "folder")
+    classes = [place for place, part in enumerate(parts) if collection.names.of(folder_name(part)) or part == label]
+    first = classes[-1] + 1 if classes else int(collection.layout in OWN)
     return next(iter(parts[first:]), None)
 
 
@@ -220,41 +222,35 @@ def _folder(collection: Collection, label: str, path: PurePath) -> str | None:
 
 
 def numbers_of_table(table: Path, collections: Sequence[Collection]) -> dict[str, str]:
-    """Path of an image → patient's number, by a table with the columns ``path`` and ``patient``.
-
-    Paths are absolute, relative to the table's folder or below a source; a bare name will do where no other image has it.
+    """Path of an image → patient's number, by a table with a path and a patient in each row, see ``data.tables``.
 
     Raises:
-      UserError: none of them is an image's, or one has two patients.
+      UserError: it has no such columns, none of its paths is an image's, or one image has two patients.
     """
+    rows = read_table(table)
+    path_column, patient_column = rows.role("path"), rows.role("patient")
+    if not path_column or not patient_column:
+        raise rows.lacks([name for name, column in (("path", path_column), ("patient", patient_column)) if not column])
+    paths = [example.path for collection in collections for example in collection.examples]
+    index = PathIndex(paths, [collection.root for collection in collections], (row[path_column] for row in rows.rows))
     numbers: dict[str, str] = {}
-    for line, row in enumerate(read_csv(table, "path", "patient"), 2):
-        path, number = os.path.normpath(row["path"].strip().replace("\\", "/")), row["patient"].strip()
-        if numbers.setdefault(path, number) != number:
-            raise UserError(f"{table}, row {line}: {path} has two patients; remove one.")
-    examples = [(collection, example) for collection in collections for example in collection.examples]
-    bare = Counter(PurePath(os.fspath(example.path)).name for _, example in examples)
-    folder = table.absolute().parent
-    found: dict[str, str] = {}
-    used: set[str] = set()
-    for collection, example in examples:
-        path = os.path.normpath(Path(example.path).absolute())
-        below = str(_below(collection, example))
-        ways = [path, os.path.relpath(path, folder), below, os.path.join(collection.root.name, below)]
-        name = PurePath(path).name
-        ways += [name] * (bare[name] == 1)
-        if hit := next((way for way in ways if way in numbers), None):
-            used.add(hit)
-            found[os.fspath(example.path)] = numbers[hit]
-    if not found and examples:
-        listed = next(iter(numbers), "no row")
+    unused = 0
+    for line, row in zip(rows.numbers, rows.rows, strict=True):
+        found = index.find(row[path_column], table.absolute().parent)
+        unused += len(found) != 1
+        if len(found) == 1 and (number := row[patient_column]):
+            path = os.fspath(paths[found[0]])
+            if numbers.setdefault(path, number) != number:
+                raise UserError(f"{table}, row {line}: {path} has two patients; remove one.")
+    if not numbers and paths:
+        listed = rows.rows[0][path_column] if rows.rows else "no row"
         raise UserError(
-            f"{table} names none of the images: it has {listed}, an image is {_below(*examples[0])}; paths are relative to "
+            f"{table} names none of the images: it has {listed}, an image is {os.fspath(paths[0])}; paths are relative to "
             "the table's folder or to SOURCE."
         )
-    if unused := len(numbers) - len(used):
+    if unused:
         collections[0].notes.append(f"{unused} rows of {table.name} name no image that was found")
-    return found
+    return numbers
 
 
 # DICOM headers

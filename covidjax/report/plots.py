@@ -111,9 +111,9 @@ def _save(figure: Figure, path: Path, title: str = "") -> None:
     if title:
         figure.suptitle(title, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Neither a date nor random names, so that the same results make the same file.
-    with mpl.rc_context({"svg.hashsalt": "covidjax"}), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # of a script that the font has not
+        # No date, so that the same results make the same file.
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 

@@ -21,6 +21,7 @@ from covidjax.data.label_tables import (
     tables_beside,
 )
 from covidjax.data.readers.base import NO_IMAGE, Collection, Tree
+from covidjax.data.readers.names import table_patient
 from covidjax.data.tables import SUFFIXES_OF_TABLES, PathIndex, read_text
 from covidjax.errors import UserError
 from covidjax.images.archives import Member, Source
