@@ -176,7 +176,7 @@ def test_table_of_ones_own(write_films, tmp_path: Path):
     assert manifest["undecided"] == [{"path": str(source / "y/z/5.png"), "source": "set", "label": "Normal|TB"}]
     assert manifest["sources"][0]["layout"] == "table"
     (example, *_) = readers.read(source, labels=table, names=readers.ClassNames(("TB", "Normal"))).examples
-    assert (example.patient, example.view) == ("table:set:p0", "PA")
+    assert (example.patient, example.view) == ("table:p0", "PA")
 
 
 def test_table_within_the_folder_is_found(write_films, tmp_path: Path):
