@@ -16,7 +16,7 @@ from pydicom.encaps import encapsulate
 
 from covidjax.errors import ImageError
 from covidjax.images import decode as images
-from covidjax.images import dicom, dicom_pixels, values
+from covidjax.images import dicom, dicom_display, dicom_pixels, values
 from covidjax.images.find import walk
 from covidjax.images.formats import Limits
 
@@ -80,7 +80,9 @@ def decode(dataset: pydicom.Dataset) -> np.ndarray:
 
 
 def shown(dataset: pydicom.Dataset) -> np.ndarray:
-    return values.to_gray(dicom_pixels.samples(dataset, LARGEST)).pixels
+    samples = dicom_pixels.samples(dataset, LARGEST)
+    dicom_display.describe(samples, dataset)
+    return values.to_gray(samples).pixels
 
 
 @pytest.mark.parametrize(
@@ -219,7 +221,7 @@ def test_data_set_without_preamble_and_a_file_of_any_name_are_read(tmp_path):
         (make(NumberOfFrames=3, PixelData=FILM.tobytes() * 3), "3 frames"),
         (make(Rows=200, Columns=200), "megapixels"),
         (make(Rows=0), "no size"),
-        (make(PixelData=FILM.tobytes()[:100]), "cannot be decoded"),
+        (make(PixelData=FILM.tobytes()[:100]), "100 bytes of pixels"),
         (make(FILM[:20]), "at least 32×32"),
     ],
 )

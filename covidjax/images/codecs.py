@@ -8,6 +8,7 @@ warning.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import struct
 import zlib
@@ -29,7 +30,11 @@ SECTOR = 512
 """Bytes that disks and copies write at least; what was not written begins at a multiple of it."""
 
 LARGE = 0.1
-"""Share of the pixels that are zeros at the end where no X-ray is black, as a rule, but at the other edge too."""
+"""Share of the pixels that are zeros at the end where no X-ray is black, as a rule, but at the other edge too. Compressed
+data does not end in so many either, whatever the image."""
+
+BESIDE = 16
+"""Bytes before and after zeros of a file that are not all zeros too, if a sector is missing there."""
 
 _END_OF_IMAGE = b"\xff\xd9"
 """Of JPEG, JPEG-LS and JPEG 2000."""
@@ -51,6 +56,8 @@ class Header(NamedTuple):
     """``JPEG``, ``JPEG-LS``, ``JPEG 2000``, …"""
     baseline: bool = False
     """Whether it is a JPEG of 8 bits that loses detail: nearly all are."""
+    lossless: bool = False
+    """Whether it is a JPEG that loses none."""
 
 
 class Image(NamedTuple):
@@ -85,8 +92,8 @@ def _jpeg_header(data: bytes) -> Header:
         if marker in _SIZE_MARKERS:
             bits, height, width, channels = struct.unpack_from(">BHHB", data, place + 4)
             kind = "JPEG-LS" if marker == _JPEG_LS else "JPEG"
-            baseline = bits == 8 and kind == "JPEG" and marker % 4 != 3
-            return Header(height, width, channels, bits, kind, baseline)
+            lossless = kind == "JPEG" and marker % 4 == 3
+            return Header(height, width, channels, bits, kind, kind == "JPEG" and bits == 8 and not lossless, lossless)
         # A marker may be filled up with bytes of 255; one of zeros is none.
         place += 1 if marker in (0x00, 0xFF) else 2
         if marker not in _WITHOUT_LENGTH:
@@ -126,6 +133,30 @@ def decode(data: bytes, header: Header, at_least: int | None = None) -> Image:
         return Image(codecs.jpegls_decode(data), [])
     check_compressed(data)
     return Image(_jpeg2000(data), [])
+
+
+def decode_rle(frame: bytes, kind: np.dtype[Any], count: int) -> np.ndarray:
+    """Decode a frame of DICOM's run-length encoding (PS3.5, G).
+
+    Args:
+      frame: its bytes, which may be padded with zeros.
+      kind: of a value.
+      count: values of all channels.
+
+    Returns:
+      The values ``[count]``, channel after channel.
+
+    Raises:
+      ImageError: it gives another number of values.
+    """
+    bare = frame.rstrip(b"\0")
+    # Runs may end in zeros too, of which there are few.
+    for data in (frame, *(bare + bytes(zeros) for zeros in range(4))):
+        with contextlib.suppress(RuntimeError, ValueError):
+            decoded = _imagecodecs().dicomrle_decode(data, kind)
+            if len(decoded) == count * kind.itemsize:
+                return np.frombuffer(decoded, kind)
+    raise ImageError("damaged: its runs do not make up the image")
 
 
 def _baseline_jpeg(data: bytes, header: Header, at_least: int | None) -> Image:
@@ -195,36 +226,51 @@ def check_png(data: bytes) -> list[str]:
     raise ImageError(TRUNCATED)
 
 
-def check_compressed(data: bytes | memoryview, end: bytes = _END_OF_IMAGE) -> None:
-    """Check that compressed data does not end in zeros before its end mark.
-
-    Args:
-      data: all of it.
-      end: the mark; without one the zeros alone decide.
+def check_compressed(data: bytes | memoryview) -> None:
+    """Check that a codestream does not end in zeros before its end mark.
 
     Raises:
       ImageError: it does.
     """
     rest = bytes(data).rstrip(b"\0")
     zeros = len(data) - len(rest)
-    if zeros >= ZEROS and not (end and rest.endswith(end)):
+    if zeros >= ZEROS and not rest.endswith(_END_OF_IMAGE):
         raise ImageError(f"damaged: its last {zeros} bytes are zeros")
 
 
-def check_webp(data: bytes) -> None:
-    """``check_compressed`` for the chunk of a WebP file that holds the image.
+def tail_warning(data: bytes | memoryview) -> str:
+    """A warning where compressed data that has no end mark ends in more zeros than it does by itself; else nothing."""
+    zeros = len(data) - len(bytes(data).rstrip(b"\0"))
+    return f"its last {zeros} bytes are zeros: the file may be cut off" if zeros >= max(ZEROS, LARGE * len(data)) else ""
 
-    Raises:
-      ImageError: it ends in zeros.
-    """
-    place = 12
+
+def webp_warning(data: bytes) -> str:
+    """``tail_warning`` for the chunks of a WebP file that hold the image."""
+    place, warning = 12, ""
     while place + 8 <= len(data):
         name, length = struct.unpack_from("<4sI", data, place)
         if name in (b"VP8 ", b"VP8L", b"ALPH", b"ANMF"):
-            check_compressed(memoryview(data)[place + 8 : place + 8 + length], b"")
+            warning = warning or tail_warning(memoryview(data)[place + 8 : place + 8 + length])
         elif not name.strip().isalnum():
-            raise ImageError("damaged: it has no chunk where one must begin")
+            return "a part of it is no part of such a file"
         place += 8 + length + length % 2
+    return warning
+
+
+def holes_warning(data: bytes) -> str:
+    """A warning where whole sectors of a disk are zeros amid other bytes, as in a file that was not written whole; else
+    nothing. An image's own zeros begin and end at a sector only by chance."""
+    sectors = len(data) // SECTOR
+    empty = ~np.frombuffer(data, np.uint64, sectors * (SECTOR // 8)).reshape(sectors, -1).any(1)
+    if not empty.any():
+        return ""
+    # Where a run of empty sectors begins, and where the sector after it does.
+    edges = np.diff(empty.astype(np.int8), prepend=0, append=0)
+    for first, last in zip(np.flatnonzero(edges == 1) * SECTOR, np.flatnonzero(edges == -1) * SECTOR, strict=True):
+        before, after = data[max(first - BESIDE, 0) : first], data[last : last + BESIDE]
+        if any(before) and (any(after) or last + SECTOR > len(data)):
+            return f"{last - first} bytes amid it are zeros: it may not have been written whole"
+    return ""
 
 
 def zeros_warning(pixels: np.ndarray, offset: int) -> str:
@@ -233,10 +279,10 @@ def zeros_warning(pixels: np.ndarray, offset: int) -> str:
     there is no such edge above; else nothing.
 
     Args:
-      pixels: ``[H, W]`` or ``[H, W, C]``, in the order in which they are stored.
+      pixels: numbers ``[rows, values]``, in the order in which they are stored.
       offset: bytes of the file before them.
     """
-    rows = np.ascontiguousarray(pixels).reshape(len(pixels), -1).view(np.uint8)
+    rows = pixels != 0
     height, width = rows.shape
     filled = np.flatnonzero(rows.any(1))
     if not len(filled) or filled[-1] < 1:
@@ -244,12 +290,12 @@ def zeros_warning(pixels: np.ndarray, offset: int) -> str:
     last = int(filled[-1])
     tear = int(np.flatnonzero(rows[last])[-1]) + 1  # the column of the first zero
     missing = (height - 1 - last) * width + width - tear
-    if missing < max(4 * width, SECTOR):
+    if missing < 4 * width:
         return ""
     above = np.count_nonzero(rows[last - 1, tear:]) if tear < width else np.count_nonzero(rows[last])
     abrupt = above > 0.5 * (width - tear or width)
     amidst = width // 16 < tear < width - width // 16
-    at_sector = (offset + last * width + tear) % SECTOR == 0
+    at_sector = (offset + (last * width + tear) * pixels.itemsize) % SECTOR == 0
     large = missing > LARGE * rows.size and filled[0] == 0 and np.count_nonzero(rows[last - 1]) > 0.9 * width
     if abrupt and (amidst or at_sector or large):
         return f"its last {100 * missing / rows.size:.0f} % are zeros: the file may be cut off"

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from covidjax.errors import ImageError, one_line
-from covidjax.images import dicom, dicom_pixels, polarity, rasters, values
+from covidjax.images import codecs, dicom, dicom_display, dicom_pixels, polarity, rasters, values
 from covidjax.images.formats import HEAD, KNOWN, Limits, is_dicom, too_long, too_many_pixels
 from covidjax.images.values import NO_INFO, ImageInfo, Samples
 
@@ -118,9 +118,9 @@ def _read(source: FileOrBytes, at_least: int | None, size: int | None, invert: I
             if kind == "negative":
                 whole = polarity.to_positive(whole)
             remarks.append(polarity.REMARKS[kind])
-        remarks += samples.warnings
+        remarks += [*samples.warnings, "" if samples.format == "PNG" else codecs.holes_warning(data)]
         refused = "next to no contrast" if flat else ""
-        warning = "; ".join(filter(None, remarks))
+        warning = "; ".join(dict.fromkeys(filter(None, remarks)))
         return DecodedImage(np.asarray(_resized(whole, size)), warning, refused, samples.format, samples.info)
     except Image.DecompressionBombError:
         raise too_many_pixels(limits.pixels) from None
@@ -138,7 +138,9 @@ def _samples(data: bytes, most_pixels: int, at_least: int | None) -> tuple[Sampl
     if not is_dicom(data[:HEAD]):
         return rasters.read(data, most_pixels, at_least), []
     dataset = dicom.read(data)
-    return dicom_pixels.samples(dataset, most_pixels, at_least), [dicom.warning_of(dataset)]
+    samples = dicom_pixels.samples(dataset, most_pixels, at_least)
+    dicom_display.describe(samples, dataset)
+    return samples, [dicom.warning_of(dataset)]
 
 
 def read_bytes(path: str | os.PathLike[str], limits: Limits = Limits()) -> bytes:

@@ -74,7 +74,7 @@ def kind_of(head: bytes) -> str:
     # Two letters begin many a file; these have zeros where no text has any, or a number and no other letter after them.
     if head[:2] == b"BM" and head[6:10] == b"\0\0\0\0" and head[14:18] in _BMP_HEADERS:
         return "BMP"
-    return "PNM" if re.match(rb"P[1-6](\s+|\s*#[^\n]*\n\s*)\d+\s", head) else ""
+    return "PNM" if re.match(rb"P[1-6](?:\s|#[^\n]*\n)+\d+\s", head) else ""
 
 
 _BMP_HEADERS = frozenset(struct.pack("<I", length) for length in (12, 40, 52, 56, 64, 108, 124))

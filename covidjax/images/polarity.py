@@ -87,7 +87,7 @@ def to_positive(gray: Image.Image) -> Image.Image:
 
 def content_box(gray: Image.Image) -> tuple[int, int, int, int]:
     """Left, upper, right and lower edge in pixels of the X-ray in an image in mode ``L``, without its page and margins."""
-    (left, upper, right, lower), _ = _content(_cells(gray))
+    (left, upper, right, lower), _ = _within_page(gray)
     pixels = np.asarray(gray)
     rows = pixels[:, left * gray.width // _GRID : -(-right * gray.width // _GRID)]
     columns = pixels[upper * gray.height // _GRID : -(-lower * gray.height // _GRID)].T
@@ -120,7 +120,7 @@ def features(gray: Image.Image) -> np.ndarray:
     right edge, one of which makes it whole. What is too small to be judged has none.
     """
     cells = _cells(gray)
-    (left, upper, right, lower), page = _content(cells)
+    (left, upper, right, lower), page = _within_page(gray)
     cells, page = cells[upper:lower, left:right], page[upper:lower, left:right]
     if min(cells.shape) < _SMALLEST or page.all():
         return np.zeros((0, SIDE * SIDE), np.float32)
@@ -139,16 +139,39 @@ def _scaled(cells: np.ndarray) -> np.ndarray:
     return small / max(small.std(), np.float32(1e-3))
 
 
-def _cells(gray: Image.Image) -> np.ndarray:
-    """float32 ``[_GRID, _GRID]`` from -127.5 to 127.5.
+def _samples(gray: Image.Image) -> np.ndarray:
+    """uint8 ``[_GRID · _SAMPLES, _GRID · _SAMPLES]``.
 
     Samples and not averages of all pixels: exactly those of the negative with the other sign, and as fast for any size.
     """
     side = _GRID * _SAMPLES
-    samples = np.asarray(gray.resize((side, side), Image.Resampling.NEAREST))
-    rows = samples.reshape(_GRID, _SAMPLES, side).sum(axis=1, dtype=np.uint16)
+    return np.asarray(gray.resize((side, side), Image.Resampling.NEAREST))
+
+
+def _cells(gray: Image.Image) -> np.ndarray:
+    """The mean of each cell, float32 ``[_GRID, _GRID]`` from -127.5 to 127.5."""
+    rows = _samples(gray).reshape(_GRID, _SAMPLES, -1).sum(axis=1, dtype=np.uint16)
     sums = rows.reshape(_GRID, _GRID, _SAMPLES) @ np.ones(_SAMPLES, np.float32)
     return sums / _SAMPLES**2 - np.float32(127.5)
+
+
+def _within_page(gray: Image.Image) -> _Content:
+    """Where the X-ray is. Lines of text are gray by the means of cells, as an X-ray is, and as the page by what most of a
+    cell is: of the samples above each other the two in the middle, and of those beside each other likewise."""
+    content = _content(_cells(gray))
+    if not content.page.any():
+        return content
+    samples = _samples(gray)
+    columns = _middle([samples[row::_SAMPLES] for row in range(_SAMPLES)])
+    middle = [_middle([part[:, column::_SAMPLES] for column in range(_SAMPLES)]) for part in columns]
+    medians = sum(part.astype(np.float32) for pair in middle for part in pair) / 4
+    return _content(np.asarray(medians) - np.float32(127.5))
+
+
+def _middle(four: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The second and the third of four values, element by element, in any order."""
+    a, b, c, d = four
+    return np.maximum(np.minimum(a, b), np.minimum(c, d)), np.minimum(np.maximum(a, b), np.maximum(c, d))
 
 
 def _content(cells: np.ndarray) -> _Content:

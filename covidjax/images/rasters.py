@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import logging
+import re
 import struct
 from typing import Any
 
@@ -46,6 +47,8 @@ def read(data: bytes, most_pixels: int, at_least: int | None = None) -> Samples:
             return _codestream(data, kind, most_pixels, at_least)
         if kind == "TIFF":
             return _tiff(data, most_pixels)
+        if kind == "PNM" and data[:2] in (b"P5", b"P6"):
+            return _pnm(data, most_pixels)
     except (ImageError, MemoryError):
         raise
     # Decoders raise nearly anything of a file that they decline, which is not always the file's fault.
@@ -94,6 +97,26 @@ def _png(data: bytes, most_pixels: int) -> Samples:
     return Samples(values, bits, "PNG", info, orientation=orientation, warnings=warnings)
 
 
+def _pnm(data: bytes, most_pixels: int) -> Samples:
+    """Binary PGM and PPM, of which Pillow keeps 8 bits of a colour."""
+    header = re.match(rb"P[56]" + 3 * rb"(?:\s|#[^\n]*\n)+(\d+)" + rb"\s", data)
+    if not header:
+        raise ImageError(codecs.TRUNCATED)
+    width, height, greatest = map(int, header.groups())
+    if width * height > most_pixels:
+        raise too_many_pixels(most_pixels)
+    channels, kind = 3 if data[:2] == b"P6" else 1, ">u2" if greatest > 255 else "u1"
+    if len(data) < header.end() + width * height * channels * np.dtype(kind).itemsize:
+        raise ImageError(codecs.TRUNCATED)
+    values = np.frombuffer(data, kind, width * height * channels, header.end()).reshape(height, width * channels)
+    warnings = [*filter(None, [codecs.zeros_warning(values, header.end())])]
+    values = values.astype(np.uint16 if greatest > 255 else np.uint8)
+    if greatest < 255:
+        values = np.minimum(values * (255 / max(greatest, 1)), 255).astype(np.uint8)
+    values = values.reshape(height, width, channels) if channels > 1 else values
+    return Samples(values, 16 if greatest > 255 else 8, "PNM", warnings=warnings)
+
+
 def _orientation(data: bytes, *signs: bytes) -> int:
     """EXIF's orientation where there is any of the signs of one; 1 where it cannot be read: the image can."""
     if not any(sign in data for sign in signs):
@@ -112,15 +135,15 @@ def _by_pillow(data: bytes, most_pixels: int, kind: str = "") -> Samples:
         raise too_many_pixels(most_pixels)
     warnings = [_of_pages(image, "frames", "first")] if getattr(image, "is_animated", False) else []
     if name == "WebP":
-        codecs.check_webp(data)
+        warnings.append(codecs.webp_warning(data))
     orientation = int(image.getexif().get(_ORIENTATION, 1))
     if image.mode in ("1", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV") or "transparency" in image.info:
         image = image.convert("RGBA" if image.mode == "PA" or "transparency" in image.info else "RGB")
     values = np.asarray(image)
     bits = 8 if values.dtype == np.uint8 else 0 if values.dtype.kind == "f" else 16
-    if name in ("BMP", "PNM") and values.size < len(data) * 2:
-        stored = values[::-1] if name == "BMP" else values
-        warnings.append(codecs.zeros_warning(stored, len(data) - stored.nbytes))
+    if name == "BMP" and values.size < 2 * len(data):  # not compressed
+        stored = values.reshape(len(values), -1)[::-1]
+        warnings.append(codecs.zeros_warning(stored, struct.unpack_from("<I", data, 10)[0]))
     return Samples(values, bits, name, orientation=orientation, warnings=[*filter(None, warnings)])
 
 
@@ -134,14 +157,17 @@ def _tiff(data: bytes, most_pixels: int) -> Samples:
         page = max(pages, key=lambda page: page.imagelength * page.imagewidth)
         if page.imagelength * page.imagewidth > most_pixels:
             raise too_many_pixels(most_pixels)
-        _check_segments(page, data)
+        warnings = [_segments_warning(page, data)]
         values = page.asarray()
-        warnings = [] if len(pages) == 1 else [f"{len(pages)} pages, of which the largest is read"]
+        if len(pages) > 1:
+            warnings.append(f"{len(pages)} pages, of which the largest is read")
         planar = page.planarconfig == 2 and page.samplesperpixel > 1
         if planar and values.ndim == 3:
             values = np.moveaxis(values, 0, -1)
-        if values.ndim not in (2, 3) or values.dtype.kind not in "biuf":
-            raise ImageError(f"a TIFF of {values.ndim} dimensions of kind {values.dtype}, which no X-ray has")
+        if values.ndim not in (2, 3) or values.shape[:2] != (page.imagelength, page.imagewidth):
+            raise ImageError(f"a TIFF of {'×'.join(map(str, values.shape))} values, which no X-ray has")
+        if values.dtype.kind not in "biuf":
+            raise ImageError(f"a TIFF of values of kind {values.dtype}, which no X-ray has")
         if values.dtype.kind == "b":
             values = values.astype(np.uint8)
         tags = page.tags
@@ -151,25 +177,33 @@ def _tiff(data: bytes, most_pixels: int) -> Samples:
             bits = max(bits)
         samples = Samples(values, bits, "TIFF", orientation=int(orientation), warnings=warnings)
         _photometric(samples, page)
-        if page.compression == 1:
-            warnings.append(codecs.zeros_warning(values, page.dataoffsets[0]))
     samples.warnings = [*filter(None, warnings)]
     return samples
 
 
-def _check_segments(page: Any, data: bytes) -> None:
-    """tifffile shows a part that is missing as if it were black.
+def _segments_warning(page: Any, data: bytes) -> str:
+    """A warning where a part of the pixels may be missing, which tifffile shows as if it were black; else nothing.
 
     Raises:
-      ValueError: there is one.
+      ValueError: one is missing.
       ImageError: damaged.
     """
-    for offset, length in zip(page.dataoffsets, page.databytecounts, strict=True):
+    segments = sorted(zip(page.dataoffsets, page.databytecounts, strict=True))
+    for offset, length in segments:
         if not length or offset + length > len(data):
             raise ValueError("a part of its pixels is missing")
-        if page.compression != 1:
-            jpeg = page.compression in (6, 7)
-            codecs.check_compressed(memoryview(data)[offset : offset + length], b"\xff\xd9" if jpeg else b"")
+    parts = [memoryview(data)[offset : offset + length] for offset, length in segments]
+    if page.compression in (6, 7):  # JPEG
+        for part in parts:
+            codecs.check_compressed(part)
+        return ""
+    if page.compression != 1:
+        return next(filter(None, map(codecs.tail_warning, parts)), "")
+    kind = f"u{page.dtype.itemsize}" if page.bitspersample in (8, 16, 32, 64) else "u1"
+    width = (page.tilewidth if page.is_tiled else page.imagewidth) * (page.samplesperpixel if page.planarconfig == 1 else 1)
+    values = np.frombuffer(b"".join(parts), kind, sum(map(len, parts)) // np.dtype(kind).itemsize)
+    rows = len(values) // width
+    return codecs.zeros_warning(values[: rows * width].reshape(rows, width), segments[0][0]) if rows else ""
 
 
 def _photometric(samples: Samples, page: Any) -> None:

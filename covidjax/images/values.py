@@ -32,6 +32,9 @@ CORE, MARGIN = 2.0, 0.5
 at each end, by at most this share of their range. Hot pixels, dead rows, frames and markers take up to so many percent, and
 may lie far from all that is an X-ray."""
 
+OUTLIERS = 0.3
+"""Most values at an end that are left out of the shown range for lying far from all others."""
+
 FEWEST_LEVELS = 8
 """Values that lie within fewer gray levels than that are no image, but noise."""
 
@@ -179,6 +182,24 @@ def brightness(values: np.ndarray, bits: int) -> np.ndarray:
     return gray
 
 
+def _without_outliers(values: np.ndarray) -> np.ndarray:
+    """Values ``[N]`` without those at either end that lie farther from all others than these from each other, such as
+    frames, markers, dead rows, and padding that no header tells of; at most ``OUTLIERS`` of them. Sorted."""
+    values = np.sort(values)
+    most = int(OUTLIERS * len(values))
+    if most < 1:
+        return values
+    for _ in range(2):  # the greatest, then the least
+        gaps = np.diff(values[-most - 1 :].astype(np.float64))
+        place = len(values) - most + int(gaps.argmax())
+        rest = values[:place]
+        core = np.percentile(rest, (CORE, 100 - CORE)) if len(rest) else np.zeros(2)
+        if np.ptp(core) > 0 and gaps.max() > float(rest[-1]) - float(rest[0]):
+            values = rest
+        values = -values[::-1].astype(np.float64)
+    return values
+
+
 def _shown(values: np.ndarray, samples: Samples) -> tuple[np.ndarray, bool]:
     """Values ``[H, W]`` → uint8, and whether they have next to no contrast."""
     step = math.ceil(math.sqrt(values.size / _SAMPLE))
@@ -207,11 +228,12 @@ def _steps(values: np.ndarray, stored: np.ndarray, samples: Samples) -> tuple[np
       uint8 of the values' shape, and whether the image has next to no contrast.
     """
     modality = samples.modality or (lambda array: array.astype(np.float64))
-    real = modality(stored)
+    real = _without_outliers(modality(stored))
     core = np.percentile(real, (CORE, 100 - CORE))
     # Levels are those of stored values, of which a slope says how far apart they are.
     apart = abs(samples.modality.slope) if isinstance(samples.modality, Linear) else 1.0
-    flat = bool(np.ptp(core) < FEWEST_LEVELS * apart) if stored.dtype.kind in "iu" else bool(np.ptp(core) == 0)
+    fewest = min(FEWEST_LEVELS, 2**samples.bits / 4) * apart if stored.dtype.kind in "iu" else 0
+    flat = bool(np.ptp(core) < fewest or np.ptp(core) == 0)
     shown = _apply_voi(samples, modality(values), core, flat)
     if shown is None:
         least, most = _shown_range(samples, real, core)
@@ -236,7 +258,7 @@ def _apply_voi(samples: Samples, values: np.ndarray, core: np.ndarray, flat: boo
         return voi(array) / (2**voi.bits - 1) if isinstance(voi, Table) else voi(array)
 
     visible = np.clip(look(np.linspace(core[0], core[1], 64)), 0, 1)
-    if np.ptp(visible) * 255 < FEWEST_LEVELS and not flat:
+    if np.ptp(visible) * 255 < 2 * FEWEST_LEVELS and not flat:
         samples.warnings.append("its window shows nothing of it and is left out")
         return None
     return look(values)
