@@ -283,10 +283,107 @@ def test_half_a_file_is_never_a_silent_image(kind: str, share: float):
     assert read(data).warning == ""
     at = int(len(data) * share)
     for damaged in (data[:at], data[:at] + bytes(len(data) - at)):
-        try:
-            assert read(damaged).warning != ""
-        except ImageError as error:
-            assert str(error)
+        speaks(damaged)
+
+
+def speaks(damaged: bytes) -> None:
+    """There is an error or a warning."""
+    try:
+        assert read(damaged).warning != ""
+    except ImageError as error:
+        assert str(error)
+
+
+def uncompressed() -> dict[str, bytes]:
+    small = np.clip(FILM, 1, 255).astype(np.uint16)
+    colour = np.stack([np.clip(FILM, 1, 255)] * 3, -1)
+    planes = make(colour, PlanarConfiguration=1, PixelData=np.moveaxis(colour, -1, 0).tobytes())
+    floats = make(FILM, BitsAllocated=32)
+    del floats.PixelData
+    floats.FloatPixelData = (small.astype("<f4") / 7).tobytes()
+    wide = make(small.astype(np.uint32))
+    file = io.BytesIO()
+    Image.fromarray(np.dstack([colour, np.full_like(FILM, 255)])).save(file, "BMP")
+    return {
+        "8 bits in words": written(make(small, bits=8)),
+        "32 bits": written(wide),
+        "floats": written(floats),
+        "planes": written(planes),
+        "TIFF words": tiff(small),
+        "TIFF 32 bits": tiff(small.astype(np.uint32)),
+        "TIFF planes": tiff(np.moveaxis(colour, -1, 0).copy(), photometric="rgb", planarconfig="separate"),
+        "TIFF tiles": tiff(np.clip(FILM, 1, 255), tile=(32, 32)),
+        "BMP of 32 bits": file.getvalue(),
+        "PGM of 16 bits": b"P5 160 128 65535\n" + small.astype(">u2").tobytes(),
+        "PPM of 16 bits": b"P6 160 128 65535\n" + np.stack([small] * 3, -1).astype(">u2").tobytes(),
+    }
+
+
+@pytest.mark.parametrize("kind", uncompressed())
+@pytest.mark.parametrize("share", [0.25, 0.4, 0.6, 0.8])
+def test_zeros_at_the_end_of_uncompressed_pixels(kind: str, share: float):
+    data = uncompressed()[kind]
+    assert read(data).warning == ""
+    for at in (int(len(data) * share), int(len(data) * share) // 512 * 512):
+        speaks(data[:at] + bytes(len(data) - at))
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *uncompressed()])
+def test_holes_of_whole_sectors(kind: str):
+    data = encoded(kind) if kind in KINDS else uncompressed()[kind]
+    for first in range(1024, len(data) - 2048, max(len(data) // 5 // 512 * 512, 512)):
+        before, after = data[:first], data[first + 1024 :]
+        if any(before[-16:]) and any(after[:16]):
+            speaks(before + bytes(1024) + after)
+
+
+def test_black_margins_of_compressed_images_are_no_damage():
+    wide = np.asarray(Image.fromarray(FILM).resize((1280, 1024))).copy()
+    wide[:100] = wide[-150:] = 0
+    for kind, options in (("WEBP", {}), ("WEBP", {"lossless": True}), ("JPEG", {}), ("GIF", {}), ("JPEG2000", {})):
+        file = io.BytesIO()
+        Image.fromarray(wide).save(file, kind, **options)
+        assert read(file.getvalue()).warning == ""
+    for compression in ("lzw", "zlib", "packbits", "lerc", "zstd"):
+        assert read(tiff(wide, compression=compression)).warning == ""
+    dataset = make(wide)
+    dataset.compress(uid.RLELossless)
+    assert read(written(dataset)).warning == ""
+
+
+def test_padding_after_the_runs_of_a_frame():
+    dataset = make(FILM)
+    dataset.compress(uid.RLELossless)
+    from pydicom.encaps import get_frame
+
+    frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
+    dataset.PixelData = encapsulate([frame + bytes(64)])
+    np.testing.assert_array_equal(read(written(dataset)).pixels, FILM)
+    dataset.PixelData = encapsulate([frame[:300] + b"\xff" * 200 + frame[500:]])
+    with pytest.raises(ImageError, match="its runs do not make up the image"):
+        read(written(dataset))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("greatest", [255, 4095, 65535])
+def test_portable_maps_of_all_depths(channels: int, greatest: int):
+    values = FILM.astype(np.uint32) * min(greatest, 4095) // 255
+    kind = ">u2" if greatest > 255 else "u1"
+    stacked = np.stack([values] * channels, -1).astype(kind)
+    data = f"P{6 if channels == 3 else 5}\n# one\n# two\n160 128\n{greatest}\n".encode() + stacked.tobytes()
+    assert kind_of(data[:132]) == "PNM"
+    image = read(data)
+    assert distance(image.pixels, FILM if greatest == 255 else stretched(FILM)) < 1
+    with pytest.raises(ImageError, match="truncated"):
+        read(data[:-1])
+
+
+def test_slices_in_one_page_are_no_image():
+    slices = np.stack([FILM] * 64)
+    file = io.BytesIO()
+    tifffile.imwrite(file, slices, volumetric=True, tile=(16, 16, 16), metadata=None)
+    with pytest.raises(ImageError, match="which no X-ray has"):
+        read(file.getvalue())
 
 
 @pytest.mark.parametrize("place", range(0, 100, 7))

@@ -15,9 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pydicom import uid
+from pydicom.encaps import encapsulate
 from test_dicom import make, written
 
 from covidjax.data import synthetic
+from covidjax.errors import ImageError
 from covidjax.images import decode
 
 FILM = synthetic.draw(5, size=96).image[:80]  # 80 high, 96 wide
@@ -344,3 +346,121 @@ def test_next_to_no_contrast_is_refused(kind: str, value: int, noise: int):
 def test_faint_image_is_not_refused(kind: str):
     values = (FILM.astype(float) / 5 + 90).astype(np.uint8) if kind == "uint8" else FILM.astype(np.uint16) + 3000
     assert decode.read_reduced(encoded_png(values)).refused == ""
+
+
+def lossless(words: np.ndarray, syntax: str, bits: int) -> bytes:
+    """Words as a codestream of so many bits."""
+    import imagecodecs
+
+    if syntax == uid.JPEGLSLossless:
+        return bytes(imagecodecs.jpegls_encode(words))
+    if syntax == uid.JPEG2000Lossless:
+        return bytes(imagecodecs.jpeg2k_encode(words, level=0, codecformat="j2k", bitspersample=bits))
+    return bytes(imagecodecs.jpeg8_encode(words, lossless=True, bitspersample=bits))
+
+
+@pytest.mark.parametrize("syntax", [uid.JPEGLSLossless, uid.JPEG2000Lossless, uid.JPEGLosslessSV1, uid.RLELossless])
+@pytest.mark.parametrize("kind", ["high", "overlay", "signed", "signed high"])
+def test_bits_lie_where_the_header_says_in_compressed_frames_too(syntax: str, kind: str):
+    values = deep().astype(np.int64) + 3
+    stored = (values - 2048) % 4096 if "signed" in kind else values
+    words = (stored << 4 | 5 if "high" in kind else stored).astype(np.uint16)
+    if kind == "overlay":
+        words[::7] |= 0x8000
+    dataset = make(words, bits=12, HighBit=15 if "high" in kind else 11, PixelRepresentation=int("signed" in kind))
+    dataset.WindowCenter, dataset.WindowWidth = (0 if "signed" in kind else 2048), 4096
+    if syntax == uid.RLELossless:
+        dataset.compress(syntax)
+    else:
+        dataset.PixelData = encapsulate([lossless(words, syntax, 16)])
+        dataset.file_meta.TransferSyntaxUID = uid.UID(syntax)
+        dataset["PixelData"].is_undefined_length = True
+    image = read(dataset)
+    assert np.abs(image.pixels.astype(int) - FILM).max() <= 1
+    assert image.warning == ""
+
+
+@pytest.mark.parametrize(
+    ("pixels", "header"),
+    [
+        (np.stack([FILM] * 3, -1), {"SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2"}),
+        (FILM.astype(np.uint16) * 16, {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}),
+        (FILM, {"Rows": 40}),
+        (FILM, {"Rows": 64, "Columns": 96}),
+        (FILM, {"Columns": 80}),
+        (FILM, {"Rows": 120}),
+    ],
+)
+def test_pixels_that_the_header_does_not_fit(pixels: np.ndarray, header: dict[str, Any]):
+    with pytest.raises(ImageError, match="bytes of pixels, where its header says"):
+        read(make(pixels, **header))
+
+
+@pytest.mark.parametrize("kind", ["frame", "marker", "salt", "dead rows", "background"])
+@pytest.mark.parametrize("share", [0.03, 0.2])
+def test_up_to_a_third_of_the_pixels_may_lie_far_from_the_others(kind: str, share: float):
+    values = np.asarray(Image.fromarray(FILM).resize((256, 256))).astype(np.uint16) * 16 + 20000
+    far = np.zeros(values.shape, bool)
+    if kind == "frame":
+        width = round(256 * share / 4)
+        far[:width] = far[-width:] = True
+        far[:, :width] = far[:, -width:] = True
+    elif kind == "marker":
+        far[: round(256 * share**0.5), : round(256 * share**0.5)] = True
+    elif kind == "salt":
+        far = np.random.default_rng(0).random(values.shape) < share
+    else:
+        far[: round(256 * share)] = True
+    low = kind in ("dead rows", "background")
+    spoilt = np.where(far, 0 if low else 65535, values).astype(np.uint16)
+    image = decode.read_reduced(encoded_png(spoilt), invert="never")
+    # The rest may be less of the X-ray, and so of a smaller range.
+    rest = values[~far].astype(float)
+    expected = np.clip((values - rest.min()) * 255 / (rest.max() - rest.min()), 0, 255)
+    assert np.abs(image.pixels[~far] - expected[~far]).mean() < 4
+    assert (image.pixels[far] == (0 if low else 255)).all()
+    assert image.refused == ""
+
+
+def test_colours_that_the_header_calls_gray_are_gray():
+    colour = np.stack([FILM, FILM // 2, FILM // 4], -1)
+    expected = np.asarray(Image.fromarray(colour).convert("L"))
+    image = read(make(colour, PhotometricInterpretation="MONOCHROME1"))
+    assert np.abs(image.pixels.astype(int) - (255 - expected.astype(int))).max() <= 1
+
+
+@pytest.mark.parametrize("bits", [1, 2])
+def test_few_bits_are_not_flat(bits: int):
+    values = (FILM.astype(int) * 2**bits // 256).astype(np.uint8)
+    dataset = make(values, bits=bits)
+    if bits == 1:
+        dataset.PixelData = np.packbits(values.ravel(), bitorder="little").tobytes()
+        dataset.BitsAllocated = dataset.BitsStored = 1
+        dataset.HighBit = 0
+    assert read(dataset).refused == ""
+    assert np.unique(read(dataset).pixels).tolist() == [0, 255] if bits == 1 else [0, 85, 170, 255]
+
+
+def test_a_later_table_or_spacing_is_taken_where_the_first_cannot_be_used():
+    good = table(0, 16, (np.arange(4096)[::-1] * 16).astype("<u2").tobytes(), 4096)
+    bad = table(0, 16, b"\0\1", 4096)
+    dataset = make(deep(), bits=12, VOILUTSequence=pydicom.Sequence([bad[0], good[0]]))
+    assert correlation(read(dataset).pixels, 255 - FILM) > 0.999
+    dataset = make(FILM[::2].copy(), PixelSpacing=[0.1, 100], ImagerPixelSpacing=[0.2, 0.1])
+    assert read(dataset).pixels.shape == FILM.shape
+    assert read(dataset).warning == ""
+
+
+def test_8_bits_with_a_window_of_12_are_shown_as_they_are():
+    data = encapsulate([encoded_jpeg(FILM)])
+    dataset = make(deep(), bits=12, WindowCenter=2048, WindowWidth=4096, PixelData=data)
+    dataset.file_meta.TransferSyntaxUID = uid.JPEGBaseline8Bit
+    dataset["PixelData"].is_undefined_length = True
+    assert correlation(read(dataset).pixels, FILM) > 0.99
+    assert read(dataset).pixels.max() > 200
+
+
+def encoded_jpeg(values: np.ndarray) -> bytes:
+    import imagecodecs
+
+    return bytes(imagecodecs.jpeg8_encode(values, 95))

@@ -198,7 +198,7 @@ def _segments_warning(page: Any, data: bytes) -> str:
             codecs.check_compressed(part)
         return ""
     if page.compression != 1:
-        return next(filter(None, map(codecs.tail_warning, parts)), "")
+        return codecs.tail_warning(b"".join(parts))
     kind = f"u{page.dtype.itemsize}" if page.bitspersample in (8, 16, 32, 64) else "u1"
     width = (page.tilewidth if page.is_tiled else page.imagewidth) * (page.samplesperpixel if page.planarconfig == 1 else 1)
     values = np.frombuffer(b"".join(parts), kind, sum(map(len, parts)) // np.dtype(kind).itemsize)
