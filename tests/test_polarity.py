@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.ndimage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
@@ -203,3 +204,15 @@ def test_hands_knees_and_photographs_are_mostly_not_turned(shared_data):
         paths = walk(shared_data / "not-chest" / kind).images[::4]
         found = [decode.read_reduced(path, 256).warning for path in paths]
         assert sum(NEGATIVE in warning for warning in found) <= 0.15 * len(found), kind
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0.05, 0.95))
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_parts_are_those_of_scipy(seed: int, share: float):
+    mask = np.random.default_rng(seed).random((20, 23)) < share
+    parts, count = polarity._parts(mask)
+    expected, many = scipy.ndimage.label(mask)  # pyright: ignore[reportGeneralTypeIssues]
+    assert count == many
+    # The same parts, whatever their numbers.
+    pairs = set(zip(parts.ravel().tolist(), expected.ravel().tolist(), strict=True))
+    assert len(pairs) == count + bool((~mask).any())
