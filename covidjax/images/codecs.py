@@ -31,7 +31,7 @@ SECTOR = 512
 
 LARGE = 0.1
 """Share of the pixels that are zeros at the end where no X-ray is black, as a rule, but at the other edge too. Compressed
-data does not end in so many either, whatever the image."""
+data does not end in half as many, whatever the image."""
 
 BESIDE = 16
 """Bytes before and after zeros of a file that are not all zeros too, if a sector is missing there."""
@@ -241,7 +241,7 @@ def check_compressed(data: bytes | memoryview) -> None:
 def tail_warning(data: bytes | memoryview) -> str:
     """A warning where compressed data that has no end mark ends in more zeros than it does by itself; else nothing."""
     zeros = len(data) - len(bytes(data).rstrip(b"\0"))
-    return f"its last {zeros} bytes are zeros: the file may be cut off" if zeros >= max(ZEROS, LARGE * len(data)) else ""
+    return f"its last {zeros} bytes are zeros: the file may be cut off" if zeros >= max(ZEROS, LARGE * len(data) / 2) else ""
 
 
 def webp_warning(data: bytes) -> str:
