@@ -34,6 +34,7 @@ from covidjax.data.patient_key import PatientKey
 from covidjax.data.prepare import Options, prepare
 from covidjax.data.readers import names
 from covidjax.data.readers.base import Collection, Example, Tree
+from covidjax.data.written import Numbers
 from covidjax.errors import UsageError, UserError
 from covidjax.labels import CLASSES
 
@@ -176,6 +177,71 @@ def test_no_number_and_no_key_is_written(tmp_path: Path):
         content = file.read_bytes()
         assert b"MRN0" not in content and b"Doe" not in content and KEY not in content, file
     assert all(patient.startswith("patient:") for _, patient, _ in records(tmp_path / "out"))
+
+
+def named_by_number(root: Path) -> Path:
+    """Files and folders that are called as their patients, in the spellings of several systems; one damaged, one plain."""
+    for label in CLASSES[:2]:
+        for index in range(6):
+            number = f"SECRET-{label[0]}{index // 2}"
+            dataset = header(number, index + 10 * (label == CLASSES[0]))
+            plain = number.replace("-", "")
+            for place in (
+                (f"{number}_{index}.dcm", f"{plain.lower()}/{index}") if index % 2 else (f"{plain}/{number}/x.dcm",)
+            ):
+                save(dataset, root / label / place)
+    whole = (root / "COVID-19" / "SECRETC0" / "SECRET-C0" / "x.dcm").read_bytes()
+    (root / "COVID-19" / "SECRET-C0_9.dcm").write_bytes(whole[:140])
+    Image.fromarray(np.random.default_rng(99).integers(0, 256, (40, 40), np.uint8)).save(root / "COVID-19" / "as it is.png")
+    return root
+
+
+def test_no_number_is_written_within_a_name(tmp_path: Path):
+    source = named_by_number(tmp_path / "pacs")
+    (tmp_path / "key").write_bytes(KEY)
+    prepare([source], tmp_path / "out", Options(SMALL, folds=2, found_classes=True), patient_key=tmp_path / "key")
+    for file in (tmp_path / "out").iterdir():
+        assert b"secret" not in file.read_bytes().lower(), file
+    skipped = json.loads((tmp_path / "out" / "manifest.json").read_text())["skipped"]
+    written = {name: patient for _, patient, name in records(tmp_path / "out")}
+    assert written["as it is.png"] == "file:pacs/COVID-19/as it is"
+    (start,) = {
+        name[:8]
+        for name in written
+        if name.endswith("_1.dcm") and written[name] == PatientKey(tmp_path / "key").hash("source pacs", "SECRET-C0")
+    }
+    assert [entry["path"] for entry in skipped] == [str(source / "COVID-19" / f"{start}_9.dcm")]
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("COVID-19/MRN-00123_0.png", "COVID-19/01234567_0.png"),
+        ("COVID-19/mrn00123/MRN_00123.png", "COVID-19/01234567/01234567.png"),
+        ("COVID-19/MRN-0/0123.png", "COVID-19/MRN-0/0123.png"),
+        ("COVID-19/12.png", "COVID-19/12.png"),
+    ],
+)
+def test_a_number_is_found_in_a_path_however_it_is_spelled(path: str, expected: str):
+    numbers = {"MRN-00123": "patient:key:0123456789abcdef", "12": "patient:key:fedcba9876543210"}
+    assert Numbers([numbers]).without(path, numbers) == expected
+
+
+def test_no_number_of_a_table_is_written_within_a_path(write_films, tmp_path: Path):
+    root = write_films(tmp_path / "set", *(f"x/SECRET{number}_{view}.png" for number in range(5) for view in "ab"))
+    rows = [
+        f"x/SECRET{number}_{view}.png,{('covid', 'normal')[number % 2]},SECRET{number}"
+        for number in range(4)
+        for view in "ab"
+    ]
+    rows += ["x/SECRET4_a.png,covid|normal,SECRET4", "x/SECRET4_b.png,covid|normal,"]
+    (tmp_path / "labels.csv").write_text("path,label,patient\n" + "\n".join(rows))
+    result = run("prepare", root, "--table", tmp_path / "labels.csv", "--out", tmp_path / "out", "--folds", 2)
+    assert result.exit_code == 0, result.output
+    for file in (tmp_path / "out").iterdir():
+        assert b"SECRET" not in file.read_bytes(), file
+    undecided = json.loads((tmp_path / "out" / "manifest.json").read_text())["undecided"]
+    assert len(undecided) == 2
 
 
 def test_folds_do_not_depend_on_the_key_and_hashes_do(tmp_path: Path):

@@ -202,7 +202,7 @@ def _choose(
             example = examples[row]
             image = {
                 "image": str(number),
-                "path": os.fspath(example.path),
+                "path": example.written_path,
                 "source": example.source,
                 "label": example.label,
             }
@@ -291,7 +291,7 @@ def _write(
     """Add the images to the dataset. Returns the manifest's lists of files: ``skipped``, ``remarks``, ``whole_films``."""
     lists = defaultdict(list)
     for done, (example, fold, image) in enumerate(zip(examples, fold_of, images, strict=True), 1):
-        file = {"path": os.fspath(example.path), "source": example.source}
+        file = {"path": example.written_path, "source": example.source}
         if image.image is None or image.refused:
             lists["skipped"].append({**file, "reason": image.error or image.refused})
         else:
@@ -317,6 +317,10 @@ def _facts(collections: Sequence[Collection], prints: duplicates.Fingerprints) -
         },
         "identical_files": len(prints.digests) - len(set(prints.digests.values())),
         "near_duplicates": len(prints.pairs),
-        "undecided": [image for collection in collections for image in collection.undecided],
+        "undecided": [
+            {"path": image.written_path, "source": image.source, "label": image.label}
+            for collection in collections
+            for image in collection.undecided
+        ],
         "notes": [f"{collection.source}: {note}" for collection in collections for note in collection.notes],
     }

@@ -11,7 +11,7 @@ import os
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -101,7 +101,7 @@ class Writer:
           mask: uint8 ``[S, S, 1]`` of 0 and 1, in a dataset of images with lung masks.
           original: what the original file was.
         """
-        texts = {**vars(example), "name": example.path.name, "sha256": sha256}
+        texts = {**vars(example), "name": PurePath(example.written_path).name, "sha256": sha256}
         # Names may hold bytes that are no UTF-8; they are stored as the file system has them.
         features = {"image": image, "label": example.label, **{key: os.fsencode(texts[key]) for key in TEXTS}}
         if self._masks:

@@ -20,7 +20,7 @@ from covidjax.data.label_tables import (
     split_of,
     tables_beside,
 )
-from covidjax.data.readers.base import NO_IMAGE, Collection, Tree
+from covidjax.data.readers.base import NO_IMAGE, Collection, Example, Tree
 from covidjax.data.readers.names import table_patient
 from covidjax.data.tables import SUFFIXES_OF_TABLES, PathIndex, read_text
 from covidjax.errors import UserError
@@ -105,16 +105,17 @@ def _add(collection: Collection, path: Path | Member, rows: Sequence[LabelRow], 
     for name in dict.fromkeys(finding.names[0] for row in rows for finding in row.findings if not finding.uncertain):
         known = any(finding.class_of(classes) for row in rows for finding in row.findings if finding.names[0] == name)
         (collection.known_names if known else collection.unknown_names)[name] += 1
+    patient, split = row.patient, row.split
+    if patient and not row.published:
+        patient = table_patient(patient)
     if label is None:
         collection.left_out[reason] += 1
         if reason == SEVERAL:
             labels = " and ".join(dict.fromkeys(row.label for row in rows))
-            collection.undecided.append({"path": os.fspath(path), "source": collection.source, "label": labels})
+            patient = patient or collection.file_patient(path)
+            collection.undecided.append(Example(path, labels, patient, collection.source))
         return
     name, source = path.name, row.source or collection.source
-    patient, split = row.patient, row.split
-    if patient and not row.published:
-        patient = table_patient(patient)
     if test:
         split = "test" if name in test else "train"
     # The name of every second file of CheXpert is view1_frontal.jpg.
