@@ -347,6 +347,9 @@ def test_without_a_number_the_images_of_a_study_stay_together(tmp_path: Path, ke
     [
         (["COVID-19/IM-0001-0001.jpg", "COVID-19/IM-0001-0002.jpg"], [False, False]),
         (["COVID-19/IM-0001-0001.jpg", "Pneumonia/person1_virus_6.jpeg"], [True, True]),
+        (["normal/IM-0001-0001.jpg", "normal/NORMAL2-IM-0001-0001.jpeg"], [True, True]),
+        (["normal/IM-0001-0001.jpg", "normal/person1_virus_6.jpeg"], [False, True]),
+        ([*(f"normal/IM-{number:04d}-0001.jpg" for number in range(10)), "x/person1_virus_6.jpeg"], [*[False] * 10, True]),
         (["COVID-19/00000013_001.png", "COVID-19/20200131_001.png"], [True, False]),
         (["COVID-19/MCUCXR_0001_0.png", "COVID-19/person7_front.png"], [True, False]),
         (["COVID-19/phantom-0-00001-00002.png", "COVID-19/1.png"], [True, False]),
@@ -359,7 +362,12 @@ def test_a_name_tells_the_patient_where_it_is_unmistakable(tmp_path: Path, key: 
 
 def test_every_published_pattern_counts_where_it_is_asked_for(tmp_path: Path, key: PatientKey):
     which = collection(tmp_path, "COVID-19/IM-0001-0001.jpg", "COVID-19/a/IM-0001-0002.jpg", "COVID-19/x.jpg")
-    assert told(which, key, "name") == ["kermany:IM-0001", "kermany:IM-0001", "file:ward/COVID-19/x"]
+    one, two, three = told(which, key, "name")
+    assert one == two and names.is_known(one) and three == "file:ward/COVID-19/x"
+    other = collection(tmp_path, "COVID-19/IM-0001-0001.jpg", source="other")
+    assert told(other, key, "name") != [one]  # another hospital's
+    published = collection(tmp_path, "COVID-19/IM-0001-0001.jpg", "Pneumonia/person1_virus_6.jpeg", layout="radiography")
+    assert told(published, key, "name") == ["kermany:IM-0001", "kermany:person1"]
 
 
 # Folders and expressions

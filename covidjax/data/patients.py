@@ -170,11 +170,13 @@ def _by_way(collection: Collection, way: str, key: PatientKey, limits: Limits, t
     if way in ("auto", "dicom"):
         return _by_header(collection, way, key, limits, tick)
     whose = []
-    for example in collection.examples:
+    told = _told_by_names(collection) if way == "name" else [None] * len(collection.examples)
+    for example, patient in zip(collection.examples, told, strict=True):
         path, issuer = _below(collection, example), _issuer(example.source)
-        patient = names.published_patient(path.name) if way == "name" else None
         number = None
-        if way == "folder":
+        if way == "name" and not patient and (patient := names.published_patient(path.name)) and collection.layout in OWN:
+            patient = key.hash(issuer, patient)  # the system of another hospital gives the same name to another patient
+        elif way == "folder":
             number = _folder(collection, example.label, path)
         elif way != "name" and (match := re.search(way, path.as_posix())):
             number = match[1]
@@ -184,6 +186,10 @@ def _by_way(collection: Collection, way: str, key: PatientKey, limits: Limits, t
         numbers = {number: key.hash(issuer, number) for number in known if number}
         whose.append(Whose(patient or names.file_patient(collection.source, path), numbers))
     return whose
+
+
+def _told_by_names(collection: Collection) -> list[str | None]:
+    return names.patients_of_collection((example.path.name, example.label) for example in collection.examples)
 
 
 def _by_header(
@@ -206,7 +212,7 @@ def _by_header(
     issuers = {header.issuer for header in headers if header.issuer}
     # Some devices leave out who issued the number, which is the same then.
     default = issuers.pop() if len(issuers) == 1 else ""
-    told = names.patients_of_collection(_below(collection, example).name for example in collection.examples)
+    told = _told_by_names(collection)
     whose = []
     for example, header, by_name in zip(collection.examples, headers, told, strict=True):
         patient = example.patient
