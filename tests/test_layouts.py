@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import tarfile
 import zipfile
@@ -510,6 +511,45 @@ def test_folder_of_an_archive_may_be_called_as_a_class(write_films, tmp_path: Pa
     source = write_films(tmp_path / inner, *numbered("TB", 4), *numbered("normal", 4))
     archive = packed(source, tmp_path / "set.zip")
     assert prepare(tmp_path / "data", archive, "--classes", "TB,normal")["per_class"] == {"TB": 4, "normal": 4}
+
+
+@pytest.mark.parametrize("ending", ["", ".zip", ".tar"])
+def test_a_licence_beside_the_folder_of_a_collection_changes_nothing(write_films, tmp_path: Path, ending: str):
+    names = [
+        name
+        for part in ("train", "val", "test")
+        for label in ("covid", "normal")
+        for name in numbered(f"{part}/{label}", 2)
+    ]
+    write_films(tmp_path / "set" / "chest_xray", *names)
+    for name in ("README.txt", "LICENSE", "readme.md"):
+        (tmp_path / "set" / name).write_text("Images: CC BY 4.0\nhttps://example.org/a, b\n")
+    source = packed(tmp_path / "set", tmp_path / f"all{ending}") if ending else tmp_path / "set"
+    manifest = prepare(tmp_path / "data", source)
+    assert (manifest["images"], manifest["sources"][0]["layout"]) == (12, "split")
+
+
+def test_a_licence_beside_a_published_collection_changes_nothing(shared_cases, tmp_path: Path):
+    manifest = prepare(tmp_path / "data", packed(shared_cases / "ieee8023-ap-erect", tmp_path / "all.zip"))
+    assert manifest["sources"][0]["layout"] == "ieee8023"
+
+
+@pytest.mark.parametrize("ending", [".zip", ".tar.gz"])
+def test_folders_within_an_archive_are_sources_as_the_error_names_them(write_films, tmp_path: Path, ending: str):
+    write_films(tmp_path / "set" / "a b", *numbered("TB", 3), *numbered("normal", 3))
+    write_films(
+        tmp_path / "set" / "c",
+        *(f"{part}/{label}/{n}.png" for part in ("train", "test") for label in ("TB", "normal") for n in (1, 2)),
+    )
+    archive = packed(tmp_path / "set", tmp_path / f"all{ending}")
+    words = ("--classes", "TB,normal")
+    message = refused("prepare", archive, "--out", tmp_path / "data", *words, code=1)
+    assert "class folders deeper" in message
+    sources = shlex.split(message.partition("as a source: ")[2].removesuffix("."))
+    assert sources == [f"{archive}/set/a b", f"{archive}/set/c"]
+    manifest = prepare(tmp_path / "data", *sources, *words)
+    assert (manifest["images"], [source["layout"] for source in manifest["sources"]]) == (14, ["folder", "split"])
+    assert "does not exist" in refused("prepare", f"{archive}/other", "--out", tmp_path / "other", *words, code=2)
 
 
 def test_archives_below_a_folder_and_two_sources_of_which_one_is_an_archive(write_films, tmp_path: Path):

@@ -38,6 +38,12 @@ def tables_of(tree: Tree, layout: str) -> list[Source]:
     return found[:1] if layout == "rsna" else found
 
 
+def may_list_images(tree: Tree) -> bool:
+    """Whether a table lies right in a folder; a text is one only where it reads as a table of images."""
+    named = {file: name.lower() for name, file in tree.files.items() if name.lower().endswith(SUFFIXES_OF_TABLES)}
+    return any(not name.endswith(".txt") or file in _kinds(tree) for file, name in named.items())
+
+
 def read_layout(collection: Collection, layout: str) -> None:
     """The images of a folder that its own tables list.
 
