@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from covidjax.data.label_tables import may_be
 from covidjax.data.readers.base import Collection
 from covidjax.errors import UserError
 from covidjax.labels import ClassNames, options_for, shown
@@ -42,6 +43,17 @@ def found_classes(collections: Sequence[Collection], names: ClassNames) -> tuple
     if unknown and not names.asked:
         only = f"There are images of {found[0]} only" if found else "There is no image of a known class"
         raise UserError(f"{only}, and {shown(unknown)} name no class; {options_for(unknown, known)}.")
+    if had := sum(_had(collection, names, missing[0]) for collection in collections):
+        raise UserError(
+            f"{had} images have {missing[0]}, and none of them can be taken, as each has a finding of another class too, "
+            "or an uncertain one, or is no frontal X-ray; name fewer --classes, or join some with --map NAME=CLASS."
+        )
     if unknown:
         remedy = f"{shown(unknown)} name no class: {options_for(unknown)}"
     raise UserError(f"There is no image of class {missing[0]}; {remedy}.")
+
+
+def _had(collection: Collection, names: ClassNames, label: str) -> int:
+    """How many images a class has of which none was taken."""
+    certain = sum(count for name, count in collection.known_names.items() if names.of(name) == label)
+    return certain + collection.left_out[may_be(label)]
