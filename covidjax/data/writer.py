@@ -23,7 +23,7 @@ from covidjax.data.dataset import FORMAT, IMAGE_COLUMNS, IMAGES, MANIFEST, NAME,
 from covidjax.data.readers.base import Example
 from covidjax.data.readers.names import is_known
 from covidjax.errors import UsageError, UserError, one_line
-from covidjax.files import explaining, fsync, hidden_beside, lock, write_csv
+from covidjax.files import NO_SPACE, explaining, fsync, hidden_beside, lock, write_csv
 from covidjax.images.workers import FileFacts
 
 
@@ -33,7 +33,8 @@ def _os_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise OSError(one_line(error)) from error
+        full = (number for number in NO_SPACE if os.strerror(number) in str(error))
+        raise OSError(next(full, None), one_line(error)) from error
 
 
 def _template(folder: Path, fold: int) -> tfds.core.ShardedFileTemplate:
