@@ -295,6 +295,20 @@ def test_chexpert_as_it_comes(write_films, tmp_path: Path):
     }
 
 
+def test_a_class_that_images_have_with_others_only_is_not_said_to_be_missing(write_films, tmp_path: Path):
+    source, out = chexpert(tmp_path / "renamed", write_films), tmp_path / "data"
+    message = refused("prepare", source, "--out", out, "--classes", "Support Devices,No Finding,Pneumonia", code=1)
+    assert message.startswith("1 images have Support Devices, and none of them can be taken")
+    assert "name fewer --classes" in message
+    message = refused("prepare", source, "--out", out, "--classes", "Edema,No Finding", code=1)
+    assert message.startswith("There is no image of class Edema")
+    table = tmp_path / "uncertain.csv"
+    rows = [row.replace("1.0,,,1.0", ",,-1.0,").replace(",,0.0,1.0,", ",0.0,1.0,,") for row in CHEXPERT.splitlines()]
+    table.write_text("\n".join(rows))
+    message = refused("prepare", source, "--table", table, "--out", out, "--classes", "Pneumonia,Cardiomegaly", code=1)
+    assert message.startswith("3 images have Pneumonia, and none")
+
+
 def test_covidx_as_it_comes(write_films, tmp_path: Path):
     source = tmp_path / "covidx"
     lines = COVIDX.splitlines()
@@ -511,6 +525,17 @@ def test_folder_of_an_archive_may_be_called_as_a_class(write_films, tmp_path: Pa
     source = write_films(tmp_path / inner, *numbered("TB", 4), *numbered("normal", 4))
     archive = packed(source, tmp_path / "set.zip")
     assert prepare(tmp_path / "data", archive, "--classes", "TB,normal")["per_class"] == {"TB": 4, "normal": 4}
+
+
+def test_a_zip_archive_whose_folders_are_parted_by_backslashes(write_films, tmp_path: Path):
+    source = write_films(tmp_path / "set", *numbered("TB", 4), *numbered("normal", 4))
+    with zipfile.ZipFile(tmp_path / "old.zip", "w") as archive:
+        archive.writestr("set\\TB\\", b"")
+        for file in sorted(source.rglob("*.png")):
+            archive.writestr(str(file.relative_to(tmp_path)).replace("/", "\\"), file.read_bytes())
+    manifest = prepare(tmp_path / "data", tmp_path / "old.zip", "--classes", "TB,normal")
+    assert manifest["per_class"] == {"TB": 4, "normal": 4}
+    assert manifest["left_out"] == {"old.zip": {}}
 
 
 @pytest.mark.parametrize("ending", ["", ".zip", ".tar"])
