@@ -501,13 +501,13 @@ def test_a_hash_is_hmac_sha256_with_the_key(key: PatientKey):
 
 
 @pytest.mark.parametrize(
-    ("content", "part"), [(None, "cannot be read (no such file)"), (b"short\n", "has 5 bytes, too few")]
+    ("content", "code", "part"), [(None, 2, "key does not exist; name a file"), (b"short\n", 1, "has 5 bytes, too few")]
 )
-def test_a_key_that_cannot_be_used_is_said(content: bytes | None, part: str, tmp_path: Path):
+def test_a_key_that_cannot_be_used_is_said(content: bytes | None, code: int, part: str, tmp_path: Path):
     if content:
         (tmp_path / "key").write_bytes(content)
     words = ("prepare", export(tmp_path / "pacs", patients=6), "--out", tmp_path / "out", "--folds", 2)
-    assert part in refused(*words, "--patient-key", tmp_path / "key", code=1)
+    assert part in refused(*words, "--patient-key", tmp_path / "key", code=code)
     assert not (tmp_path / "out").exists()
 
 
