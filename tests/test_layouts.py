@@ -180,6 +180,29 @@ def test_table_of_ones_own(write_films, tmp_path: Path):
     assert (example.patient, example.view) == ("table:p0", "PA")
 
 
+def test_one_table_of_two_sources_counts_a_row_once(write_films, tmp_path: Path):
+    sources = [write_films(tmp_path / name, *numbered(name, 4)) for name in ("a", "b")]
+    rows = [f"{name}/{number}.png,{('covid', 'normal')[number % 2]}" for name in "ab" for number in range(1, 6)]
+    (tmp_path / "labels.csv").write_text("ImgPath,label\n" + "\n".join([*rows, "c/1.png,covid"]))
+    left_out = prepare(tmp_path / "data", *sources, "--table", tmp_path / "labels.csv")["left_out"]
+    assert left_out == {"a": {"not there, but listed in labels.csv": 3}, "b": {}}
+
+
+def test_a_table_that_lacks_a_column_is_named(write_films, tmp_path: Path):
+    source = write_films(tmp_path / "set", *numbered("images", 2))
+    (source / "list.csv").write_text("radiograph,what\n1.png,covid\n")
+    message = refused("prepare", source, "--out", tmp_path / "data", code=1)
+    assert (
+        f"{source / 'list.csv'} has no column label, path; give it that header; its columns are radiograph, what" in message
+    )
+    assert "--classes" not in message
+
+
+def test_a_part_of_a_split_without_classes_is_called_so(write_films, tmp_path: Path):
+    source = write_films(tmp_path / "set", *numbered("train/covid", 3), *numbered("train/normal", 3), *numbered("test", 2))
+    assert prepare(tmp_path / "data", source)["left_out"]["set"] == {"folder 'test' holds no class folders": 2}
+
+
 def test_table_within_the_folder_is_found(write_films, tmp_path: Path):
     source = write_films(tmp_path / "set", *numbered("images", 8))
     lines = [f"images/{number}.png,{('TB', 'normal')[number % 2]},{number}" for number in range(1, 9)]

@@ -18,7 +18,7 @@ from covidjax.data import duplicates, folds, readers
 from covidjax.data.patient_key import PatientKey
 from covidjax.data.patients import check_way, identify
 from covidjax.data.readers.base import Collection, Example
-from covidjax.data.readers.understood import check_names, found_classes
+from covidjax.data.readers.understood import check_names, count_absent_once, found_classes
 from covidjax.data.splits import keep_split
 from covidjax.data.writer import Writer, create_dataset, refuse_existing
 from covidjax.errors import UsageError, UserError
@@ -160,6 +160,8 @@ def _read_collections(sources: Sequence[Path], options: Options) -> tuple[list[C
     collections = [
         readers.read(root, options.layout, source=name, **about) for root, name in zip(sources, names, strict=True)
     ]
+    if options.table:
+        count_absent_once(collections)
     check_names(collections, classes)
     return collections, options.preprocess.classes if options.masks else found_classes(collections, classes)
 

@@ -204,11 +204,12 @@ def _unknown(tree: Tree, names: ClassNames) -> NoReturn:
         raise UserError(f"{tree.root} has class folders deeper; name each as a source: {sources}.")
     counts = {folder_name(name): len(inner.images) for name, inner in below.items()}
     unknown = {name: count for name, count in counts.items() if count}
-    remedy = "sort the images into such subfolders or name the layout with --layout"
-    raise UserError(
-        f"{tree.root} has no subfolder named after a class ({', '.join(names.classes)}) and is no known collection; "
-        f"{f'it has {shown(unknown)}: {options_for(unknown)}' if unknown else remedy}."
-    )
+    remedies = [f"it has {shown(unknown)}: {options_for(unknown)}"] if unknown else []
+    if problem := table.problem_of(tree):  # one folder beside a table is no class
+        remedies = [*(remedies if len(unknown) > 1 else []), problem]
+    remedy = "; ".join(remedies) or "sort the images into such subfolders or name the layout with --layout"
+    classes = ", ".join(names.classes)
+    raise UserError(f"{tree.root} has no subfolder named after a class ({classes}) and is no known collection; {remedy}.")
 
 
 def _check_masks(collection: Collection, masks: bool) -> None:

@@ -142,6 +142,8 @@ class Collection:
     """Names of folders, labels and findings that stand for a class → number of images."""
     unknown_names: Counter[str] = field(default_factory=Counter)
     """Those that stand for none."""
+    absent: set[tuple[str, int]] = field(default_factory=set)
+    """Rows of tables, by table and line, whose image is not there."""
     undecided: list[Example] = field(default_factory=list)
     """Images with findings of two classes, which are left out."""
 

@@ -72,6 +72,22 @@ def _kinds(tree: Tree) -> dict[Source, str]:
     return kinds
 
 
+def problem_of(tree: Tree) -> str:
+    """Why the first CSV file right in a folder is no table of images; empty where there is none."""
+    for name, file in sorted(tree.files.items()):
+        if name.lower().endswith(SUFFIXES_OF_TABLES) and not name.lower().endswith(".txt"):
+            try:
+                read_labels(file, tables_beside(file, tree.files))
+            except UserError as error:
+                return str(error).removesuffix(".")
+    return ""
+
+
+def not_there(table: str) -> str:
+    """Why a row of a table has no image."""
+    return f"not there, but listed in {Path(table).name}"
+
+
 def read_tables(collection: Collection, tables: Sequence[Source]) -> None:
     """The images that tables list, which are found by the paths below the tables' folder or the collection's.
 
@@ -92,9 +108,11 @@ def read_tables(collection: Collection, tables: Sequence[Source]) -> None:
         found = find_image(index, row)
         if len(found) == 1:
             rows_of[found[0]].append(row)
+        elif found:
+            collection.left_out[f"several files have the name that is in {Path(row.table).name}"] += 1
         else:
-            reason = "several files have the name that is in" if found else "not there, but listed in"
-            collection.left_out[f"{reason} {Path(row.table).name}"] += 1
+            collection.absent.add((row.table, row.number))
+            collection.left_out[not_there(row.table)] += 1
     if not rows_of:
         raise no_match(tables, rows, images, str(collection.root))
     test = _nih_test_list(collection) if collection.layout == "nih" else set()

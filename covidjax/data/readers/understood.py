@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from covidjax.data.label_tables import may_be
 from covidjax.data.readers.base import Collection
+from covidjax.data.readers.table import not_there
 from covidjax.errors import UserError
 from covidjax.labels import ClassNames, options_for, shown
 
@@ -22,6 +23,14 @@ def check_names(collections: Sequence[Collection], names: ClassNames) -> None:
         if unknown := collection.unknown_names:
             taken = options_for(unknown, collection.known_names)
             collection.notes.append(f"{shown(unknown)} name no class, so images of nothing else were left out; {taken}")
+
+
+def count_absent_once(collections: Sequence[Collection]) -> None:
+    """Of one table of several collections, count the rows whose image is in none of them, and only once."""
+    nowhere = set.intersection(*(collection.absent for collection in collections))
+    for index, collection in enumerate(collections):
+        for table, number in collection.absent:
+            collection.left_out[not_there(table)] -= index > 0 or (table, number) not in nowhere
 
 
 def found_classes(collections: Sequence[Collection], names: ClassNames) -> tuple[str, ...]:
