@@ -38,7 +38,10 @@ class Numbers:
         replaced = dict(numbers)
         if self._known and not replaced:
             replaced = dict(self._known[words] for words in _words(path) if words in self._known)
-        replaced = {number: key for number, key in replaced.items() if len(_plain(number)) >= SHORTEST}
+        plain = _plain(path)
+        replaced = {
+            number: key for number, key in replaced.items() if len(_plain(number)) >= SHORTEST and _plain(number) in plain
+        }
         if not replaced:
             return path
         longest_first = sorted(replaced, key=len, reverse=True)
