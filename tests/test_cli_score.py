@@ -163,7 +163,18 @@ def test_labels_from_a_table(trained: Path, films: Path, tmp_path: Path):
     assert with_table["metrics"] == with_folders["metrics"]
     labels.write_text("path,label\nx.png,Tuberculosis\n")
     message = refused("score", flat, "--checkpoint", trained, "--labels", labels, code=1)
-    assert "'Tuberculosis' is no class of the model; use one of COVID-19, No-Findings, Pneumonia" in message
+    assert (
+        "row 2: 'Tuberculosis' is no class of the model, nor is another label; use one of COVID-19, No-Findings" in message
+    )
+    other = {"COVID-19": "Pneumonia", "Pneumonia": "COVID-19", "No-Findings": "COVID-19"}[lines[1].rpartition(",")[2]]
+    twice, strange = f"{lines[1].partition(',')[0]},{other}", f"{lines[2].partition(',')[0]},Tuberculosis"
+    labels.write_text("\n".join([*lines[:2], twice, strange, *lines[3:]]))
+    result = run("score", flat, "--checkpoint", trained, "--labels", labels, "--json")
+    assert result.exit_code == 0, result.output
+    assert "1 images have findings of two classes" in result.stderr
+    assert f"1 rows of {labels} have a label that is no class of the model, such as row 4, 'Tuberculosis'" in result.stderr
+    per_class = json.loads(result.stdout)["metrics"]["per_class"].values()
+    assert sum(row["support"] for row in per_class) == len(lines) - 1 - 2
     labels.write_text("a,b\n")
     assert "has no column label, path" in refused("score", flat, "--checkpoint", trained, "--labels", labels, code=1)
 

@@ -50,6 +50,10 @@ class Served:
         """Bytes after which the next connections break off."""
         self.ranges: list[str | None] = []
         self.status, self.knows_ranges, self.says_length = 200, True, True
+        self.busy = 0
+        """Connections that are refused for their number."""
+        self.ranges_begin_at: int | None = None
+        """Where parts of the file begin, whatever was asked for."""
         self.address = ""
 
 
@@ -65,10 +69,19 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
             if state.status != 200:
                 self.send_error(state.status)
                 return
+            if state.busy:
+                state.busy -= 1
+                self.send_error(429)
+                return
             start = 0
             if asked and state.knows_ranges and self.headers.get("If-Range") == state.tag:
                 start = int(re.findall(r"\d+", asked)[0])
-            self.send_response(206 if start else 200)
+            partial = bool(start)
+            if partial and state.ranges_begin_at is not None:
+                start = state.ranges_begin_at
+            self.send_response(206 if partial else 200)
+            if partial:
+                self.send_header("Content-Range", f"bytes {start}-{len(state.content) - 1}/{len(state.content)}")
             if state.says_length:
                 self.send_header("Content-Length", str(len(state.content) - start))
             self.send_header("ETag", state.tag)
@@ -134,6 +147,28 @@ def test_the_same_command_goes_on_later(served: Served, tmp_path: Path):
     download.download(entry(served), tmp_path)
     assert served.ranges == ["bytes=100000-"]
     assert names(tmp_path) == WHOLE
+
+
+def test_without_a_length_the_registry_says_when_it_is_whole(served: Served, tmp_path: Path):
+    served.says_length, served.cuts = False, [100_000, 250_000]
+    known, told = entry(served, bytes=len(served.content)), []
+    receipt = download.download(known, tmp_path, progress=lambda *done: told.append(done))
+    assert receipt["sha256"] == hashlib.sha256(served.content).hexdigest()
+    assert served.ranges == [None, "bytes=100000-", "bytes=350000-"]
+    assert told[-1] == (len(served.content), len(served.content))
+
+
+def test_a_part_that_begins_elsewhere_is_not_appended(served: Served, tmp_path: Path):
+    served.cuts, served.ranges_begin_at = [100_000], 50_000
+    receipt = download.download(entry(served), tmp_path)
+    assert receipt["sha256"] == hashlib.sha256(served.content).hexdigest()
+    assert served.ranges == [None, "bytes=100000-", None]
+
+
+def test_a_busy_server_is_asked_again(served: Served, tmp_path: Path):
+    served.busy = 2
+    download.download(entry(served), tmp_path)
+    assert len(served.ranges) == 3
 
 
 @pytest.mark.parametrize("change", ["another file", "no ranges"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import tarfile
 import zipfile
@@ -179,6 +180,29 @@ def test_table_of_ones_own(write_films, tmp_path: Path):
     assert (example.patient, example.view) == ("table:p0", "PA")
 
 
+def test_one_table_of_two_sources_counts_a_row_once(write_films, tmp_path: Path):
+    sources = [write_films(tmp_path / name, *numbered(name, 4)) for name in ("a", "b")]
+    rows = [f"{name}/{number}.png,{('covid', 'normal')[number % 2]}" for name in "ab" for number in range(1, 6)]
+    (tmp_path / "labels.csv").write_text("ImgPath,label\n" + "\n".join([*rows, "c/1.png,covid"]))
+    left_out = prepare(tmp_path / "data", *sources, "--table", tmp_path / "labels.csv")["left_out"]
+    assert left_out == {"a": {"not there, but listed in labels.csv": 3}, "b": {}}
+
+
+def test_a_table_that_lacks_a_column_is_named(write_films, tmp_path: Path):
+    source = write_films(tmp_path / "set", *numbered("images", 2))
+    (source / "list.csv").write_text("radiograph,what\n1.png,covid\n")
+    message = refused("prepare", source, "--out", tmp_path / "data", code=1)
+    assert (
+        f"{source / 'list.csv'} has no column label, path; give it that header; its columns are radiograph, what" in message
+    )
+    assert "--classes" not in message
+
+
+def test_a_part_of_a_split_without_classes_is_called_so(write_films, tmp_path: Path):
+    source = write_films(tmp_path / "set", *numbered("train/covid", 3), *numbered("train/normal", 3), *numbered("test", 2))
+    assert prepare(tmp_path / "data", source)["left_out"]["set"] == {"folder 'test' holds no class folders": 2}
+
+
 def test_table_within_the_folder_is_found(write_films, tmp_path: Path):
     source = write_films(tmp_path / "set", *numbered("images", 8))
     lines = [f"images/{number}.png,{('TB', 'normal')[number % 2]},{number}" for number in range(1, 9)]
@@ -292,6 +316,20 @@ def test_chexpert_as_it_comes(write_films, tmp_path: Path):
         "Pneumonia uncertain (-1)": 2,
         "no finding that names a class": 1,
     }
+
+
+def test_a_class_that_images_have_with_others_only_is_not_said_to_be_missing(write_films, tmp_path: Path):
+    source, out = chexpert(tmp_path / "renamed", write_films), tmp_path / "data"
+    message = refused("prepare", source, "--out", out, "--classes", "Support Devices,No Finding,Pneumonia", code=1)
+    assert message.startswith("1 images have Support Devices, and none of them can be taken")
+    assert "name fewer --classes" in message
+    message = refused("prepare", source, "--out", out, "--classes", "Edema,No Finding", code=1)
+    assert message.startswith("There is no image of class Edema")
+    table = tmp_path / "uncertain.csv"
+    rows = [row.replace("1.0,,,1.0", ",,-1.0,").replace(",,0.0,1.0,", ",0.0,1.0,,") for row in CHEXPERT.splitlines()]
+    table.write_text("\n".join(rows))
+    message = refused("prepare", source, "--table", table, "--out", out, "--classes", "Pneumonia,Cardiomegaly", code=1)
+    assert message.startswith("3 images have Pneumonia, and none")
 
 
 def test_covidx_as_it_comes(write_films, tmp_path: Path):
@@ -510,6 +548,56 @@ def test_folder_of_an_archive_may_be_called_as_a_class(write_films, tmp_path: Pa
     source = write_films(tmp_path / inner, *numbered("TB", 4), *numbered("normal", 4))
     archive = packed(source, tmp_path / "set.zip")
     assert prepare(tmp_path / "data", archive, "--classes", "TB,normal")["per_class"] == {"TB": 4, "normal": 4}
+
+
+def test_a_zip_archive_whose_folders_are_parted_by_backslashes(write_films, tmp_path: Path):
+    source = write_films(tmp_path / "set", *numbered("TB", 4), *numbered("normal", 4))
+    with zipfile.ZipFile(tmp_path / "old.zip", "w") as archive:
+        archive.writestr("set\\TB\\", b"")
+        for file in sorted(source.rglob("*.png")):
+            archive.writestr(str(file.relative_to(tmp_path)).replace("/", "\\"), file.read_bytes())
+    manifest = prepare(tmp_path / "data", tmp_path / "old.zip", "--classes", "TB,normal")
+    assert manifest["per_class"] == {"TB": 4, "normal": 4}
+    assert manifest["left_out"] == {"old.zip": {}}
+
+
+@pytest.mark.parametrize("ending", ["", ".zip", ".tar"])
+def test_a_licence_beside_the_folder_of_a_collection_changes_nothing(write_films, tmp_path: Path, ending: str):
+    names = [
+        name
+        for part in ("train", "val", "test")
+        for label in ("covid", "normal")
+        for name in numbered(f"{part}/{label}", 2)
+    ]
+    write_films(tmp_path / "set" / "chest_xray", *names)
+    for name in ("README.txt", "LICENSE", "readme.md"):
+        (tmp_path / "set" / name).write_text("Images: CC BY 4.0\nhttps://example.org/a, b\n")
+    source = packed(tmp_path / "set", tmp_path / f"all{ending}") if ending else tmp_path / "set"
+    manifest = prepare(tmp_path / "data", source)
+    assert (manifest["images"], manifest["sources"][0]["layout"]) == (12, "split")
+
+
+def test_a_licence_beside_a_published_collection_changes_nothing(shared_cases, tmp_path: Path):
+    manifest = prepare(tmp_path / "data", packed(shared_cases / "ieee8023-ap-erect", tmp_path / "all.zip"))
+    assert manifest["sources"][0]["layout"] == "ieee8023"
+
+
+@pytest.mark.parametrize("ending", [".zip", ".tar.gz"])
+def test_folders_within_an_archive_are_sources_as_the_error_names_them(write_films, tmp_path: Path, ending: str):
+    write_films(tmp_path / "set" / "a b", *numbered("TB", 3), *numbered("normal", 3))
+    write_films(
+        tmp_path / "set" / "c",
+        *(f"{part}/{label}/{n}.png" for part in ("train", "test") for label in ("TB", "normal") for n in (1, 2)),
+    )
+    archive = packed(tmp_path / "set", tmp_path / f"all{ending}")
+    words = ("--classes", "TB,normal")
+    message = refused("prepare", archive, "--out", tmp_path / "data", *words, code=1)
+    assert "class folders deeper" in message
+    sources = shlex.split(message.partition("as a source: ")[2].removesuffix("."))
+    assert sources == [f"{archive}/set/a b", f"{archive}/set/c"]
+    manifest = prepare(tmp_path / "data", *sources, *words)
+    assert (manifest["images"], [source["layout"] for source in manifest["sources"]]) == (14, ["folder", "split"])
+    assert "does not exist" in refused("prepare", f"{archive}/other", "--out", tmp_path / "other", *words, code=2)
 
 
 def test_archives_below_a_folder_and_two_sources_of_which_one_is_an_archive(write_films, tmp_path: Path):

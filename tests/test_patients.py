@@ -34,6 +34,7 @@ from covidjax.data.patient_key import PatientKey
 from covidjax.data.prepare import Options, prepare
 from covidjax.data.readers import names
 from covidjax.data.readers.base import Collection, Example, Tree
+from covidjax.data.written import Numbers
 from covidjax.errors import UsageError, UserError
 from covidjax.labels import CLASSES
 
@@ -178,6 +179,71 @@ def test_no_number_and_no_key_is_written(tmp_path: Path):
     assert all(patient.startswith("patient:") for _, patient, _ in records(tmp_path / "out"))
 
 
+def named_by_number(root: Path) -> Path:
+    """Files and folders that are called as their patients, in the spellings of several systems; one damaged, one plain."""
+    for label in CLASSES[:2]:
+        for index in range(6):
+            number = f"SECRET-{label[0]}{index // 2}"
+            dataset = header(number, index + 10 * (label == CLASSES[0]))
+            plain = number.replace("-", "")
+            for place in (
+                (f"{number}_{index}.dcm", f"{plain.lower()}/{index}") if index % 2 else (f"{plain}/{number}/x.dcm",)
+            ):
+                save(dataset, root / label / place)
+    whole = (root / "COVID-19" / "SECRETC0" / "SECRET-C0" / "x.dcm").read_bytes()
+    (root / "COVID-19" / "SECRET-C0_9.dcm").write_bytes(whole[:140])
+    Image.fromarray(np.random.default_rng(99).integers(0, 256, (40, 40), np.uint8)).save(root / "COVID-19" / "as it is.png")
+    return root
+
+
+def test_no_number_is_written_within_a_name(tmp_path: Path):
+    source = named_by_number(tmp_path / "pacs")
+    (tmp_path / "key").write_bytes(KEY)
+    prepare([source], tmp_path / "out", Options(SMALL, folds=2, found_classes=True), patient_key=tmp_path / "key")
+    for file in (tmp_path / "out").iterdir():
+        assert b"secret" not in file.read_bytes().lower(), file
+    skipped = json.loads((tmp_path / "out" / "manifest.json").read_text())["skipped"]
+    written = {name: patient for _, patient, name in records(tmp_path / "out")}
+    assert written["as it is.png"] == "file:pacs/COVID-19/as it is"
+    (start,) = {
+        name[:8]
+        for name in written
+        if name.endswith("_1.dcm") and written[name] == PatientKey(tmp_path / "key").hash("source pacs", "SECRET-C0")
+    }
+    assert [entry["path"] for entry in skipped] == [str(source / "COVID-19" / f"{start}_9.dcm")]
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("COVID-19/MRN-00123_0.png", "COVID-19/01234567_0.png"),
+        ("COVID-19/mrn00123/MRN_00123.png", "COVID-19/01234567/01234567.png"),
+        ("COVID-19/MRN-0/0123.png", "COVID-19/MRN-0/0123.png"),
+        ("COVID-19/12.png", "COVID-19/12.png"),
+    ],
+)
+def test_a_number_is_found_in_a_path_however_it_is_spelled(path: str, expected: str):
+    numbers = {"MRN-00123": "patient:key:0123456789abcdef", "12": "patient:key:fedcba9876543210"}
+    assert Numbers([numbers]).without(path, numbers) == expected
+
+
+def test_no_number_of_a_table_is_written_within_a_path(write_films, tmp_path: Path):
+    root = write_films(tmp_path / "set", *(f"x/SECRET{number}_{view}.png" for number in range(5) for view in "ab"))
+    rows = [
+        f"x/SECRET{number}_{view}.png,{('covid', 'normal')[number % 2]},SECRET{number}"
+        for number in range(4)
+        for view in "ab"
+    ]
+    rows += ["x/SECRET4_a.png,covid|normal,SECRET4", "x/SECRET4_b.png,covid|normal,"]
+    (tmp_path / "labels.csv").write_text("path,label,patient\n" + "\n".join(rows))
+    result = run("prepare", root, "--table", tmp_path / "labels.csv", "--out", tmp_path / "out", "--folds", 2)
+    assert result.exit_code == 0, result.output
+    for file in (tmp_path / "out").iterdir():
+        assert b"SECRET" not in file.read_bytes(), file
+    undecided = json.loads((tmp_path / "out" / "manifest.json").read_text())["undecided"]
+    assert len(undecided) == 2
+
+
 def test_folds_do_not_depend_on_the_key_and_hashes_do(tmp_path: Path):
     source, made = export(tmp_path / "pacs"), []
     for number in range(2):
@@ -281,6 +347,9 @@ def test_without_a_number_the_images_of_a_study_stay_together(tmp_path: Path, ke
     [
         (["COVID-19/IM-0001-0001.jpg", "COVID-19/IM-0001-0002.jpg"], [False, False]),
         (["COVID-19/IM-0001-0001.jpg", "Pneumonia/person1_virus_6.jpeg"], [True, True]),
+        (["normal/IM-0001-0001.jpg", "normal/NORMAL2-IM-0001-0001.jpeg"], [True, True]),
+        (["normal/IM-0001-0001.jpg", "normal/person1_virus_6.jpeg"], [False, True]),
+        ([*(f"normal/IM-{number:04d}-0001.jpg" for number in range(10)), "x/person1_virus_6.jpeg"], [*[False] * 10, True]),
         (["COVID-19/00000013_001.png", "COVID-19/20200131_001.png"], [True, False]),
         (["COVID-19/MCUCXR_0001_0.png", "COVID-19/person7_front.png"], [True, False]),
         (["COVID-19/phantom-0-00001-00002.png", "COVID-19/1.png"], [True, False]),
@@ -293,7 +362,12 @@ def test_a_name_tells_the_patient_where_it_is_unmistakable(tmp_path: Path, key: 
 
 def test_every_published_pattern_counts_where_it_is_asked_for(tmp_path: Path, key: PatientKey):
     which = collection(tmp_path, "COVID-19/IM-0001-0001.jpg", "COVID-19/a/IM-0001-0002.jpg", "COVID-19/x.jpg")
-    assert told(which, key, "name") == ["kermany:IM-0001", "kermany:IM-0001", "file:ward/COVID-19/x"]
+    one, two, three = told(which, key, "name")
+    assert one == two and names.is_known(one) and three == "file:ward/COVID-19/x"
+    other = collection(tmp_path, "COVID-19/IM-0001-0001.jpg", source="other")
+    assert told(other, key, "name") != [one]  # another hospital's
+    published = collection(tmp_path, "COVID-19/IM-0001-0001.jpg", "Pneumonia/person1_virus_6.jpeg", layout="radiography")
+    assert told(published, key, "name") == ["kermany:IM-0001", "kermany:person1"]
 
 
 # Folders and expressions
@@ -427,13 +501,13 @@ def test_a_hash_is_hmac_sha256_with_the_key(key: PatientKey):
 
 
 @pytest.mark.parametrize(
-    ("content", "part"), [(None, "cannot be read (no such file)"), (b"short\n", "has 5 bytes, too few")]
+    ("content", "code", "part"), [(None, 2, "key does not exist; name a file"), (b"short\n", 1, "has 5 bytes, too few")]
 )
-def test_a_key_that_cannot_be_used_is_said(content: bytes | None, part: str, tmp_path: Path):
+def test_a_key_that_cannot_be_used_is_said(content: bytes | None, code: int, part: str, tmp_path: Path):
     if content:
         (tmp_path / "key").write_bytes(content)
     words = ("prepare", export(tmp_path / "pacs", patients=6), "--out", tmp_path / "out", "--folds", 2)
-    assert part in refused(*words, "--patient-key", tmp_path / "key", code=1)
+    assert part in refused(*words, "--patient-key", tmp_path / "key", code=code)
     assert not (tmp_path / "out").exists()
 
 

@@ -15,7 +15,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from covidjax.config import Preprocess
-from covidjax.data import loader, synthetic
+from covidjax.data import loader, synthetic, writer
 from covidjax.data.dataset import Dataset
 from covidjax.data.duplicates import compare
 from covidjax.data.folds import assign_folds, patients_of
@@ -376,6 +376,17 @@ def test_out_below_a_file_cannot_be_written(films, tmp_path):
     assert error_of(make, films, out).startswith(f"{out} cannot be written (")
     out = tmp_path / "file" / "deeper" / "out"
     assert error_of(make, films, out).startswith(f"{out} cannot be written (")
+
+
+def test_a_full_disk_is_said_with_what_mends_it(films, tmp_path, monkeypatch):
+    def full(self, record):
+        raise RuntimeError("UNKNOWN: File writer error; No space left on device")  # as ArrayRecord says it
+
+    monkeypatch.setattr(writer.ArrayRecordWriter, "write", full)
+    message = error_of(make, films, tmp_path / "out")
+    assert "No space left on device" in message
+    assert message.endswith("free some space, and give the command again.")
+    assert names_in(tmp_path) == [".out.lock"] or names_in(tmp_path) == []
 
 
 @pytest.mark.parametrize("group_by", ["patient", "none"])

@@ -10,6 +10,7 @@ import errno
 import http.client
 import json
 import logging
+import re
 import shutil
 import stat
 import time
@@ -197,7 +198,7 @@ class _Downloader:
             if error.code == 416:  # there is no more than is here already, or it is another file
                 self._partial.unlink(missing_ok=True)
                 return False
-            if error.code >= 500:
+            if error.code >= 500 or error.code == 429:  # too many requests
                 return False
             raise UserError(f"{url} cannot be had ({error.code} {error.reason}); see whether it has moved.") from error
         except http.client.HTTPException:
@@ -212,6 +213,9 @@ class _Downloader:
 
     def _receive(self, url: str, answer: Any, tag: str) -> bool:
         begun = self._size() if answer.status == 206 else 0
+        if begun and not _begins(answer, begun):  # what it gives does not belong behind what is here
+            self._partial.unlink()
+            return False
         length = answer.headers.get("Content-Length")
         total = begun + int(length) if length else 0
         if total and self._expected and total != self._expected:
@@ -234,10 +238,16 @@ class _Downloader:
                 except (OSError, ValueError, http.client.HTTPException):
                     return False
                 if not piece:
-                    return done == total or not total
+                    return done >= (total or self._expected)  # what is too long is refused when it is checked
                 file.write(piece)
                 done += len(piece)
-                self._progress(done, total)
+                self._progress(done, total or self._expected)
+
+
+def _begins(answer: Any, start: int) -> bool:
+    """Whether a part of a file begins there; a server that does not say it is believed."""
+    stated = re.match(r"\s*bytes\s+(\d+)-", answer.headers.get("Content-Range") or "", re.IGNORECASE)
+    return not stated or int(stated[1]) == start
 
 
 def _unpack(archive: Path, to: Path, inside: str) -> int:

@@ -49,6 +49,11 @@ def split_of(name: str) -> str:
     return next((split for split, names in SPLITS.items() if words[0] in names), "")
 
 
+def may_be(label: str) -> str:
+    """Why an image has no class where one may or may not be there."""
+    return f"{label} uncertain (-1)"
+
+
 class Finding(NamedTuple):
     """Something that a row says of an image."""
 
@@ -105,7 +110,7 @@ class LabelRow:
             return None, SEVERAL
         for label in names.classes:
             if label in uncertain:
-                return None, f"{label} uncertain (-1)"
+                return None, may_be(label)
         return (certain[0], "") if certain else (None, NO_CLASS)
 
 

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 from covidjax.data.readers.names import hashed_patient
-from covidjax.errors import UserError
+from covidjax.errors import UsageError, UserError
 from covidjax.files import explaining
 
 KEY_BYTES = 32
@@ -44,6 +44,7 @@ class PatientKey:
           study: which of the two.
 
         Raises:
+          UsageError: there is no such file.
           UserError: the secret key cannot be read or made.
         """
         digest = self._digest(f"{issuer}\0{number}".encode("utf-8", "surrogateescape"))
@@ -60,7 +61,7 @@ class PatientKey:
     @cached_property
     def _secret(self) -> bytes:
         if self._file:
-            return _read(self._file, "name another file with --patient-key")
+            return _read(self._file, "name a file that holds a key with --patient-key")
         file = user_key_file()
         if not file.exists():
             if not self._keep:
@@ -77,9 +78,11 @@ def user_key_file() -> Path:
 
 
 def _read(file: Path, remedy: str) -> bytes:
+    if not file.exists():
+        raise UsageError(f"{file} does not exist; {remedy}.")
     with explaining(file, remedy, "read"):
         if not file.is_file():  # a pipe would be waited for
-            raise OSError("no such file" if not file.exists() else "not a regular file")
+            raise OSError("not a regular file")
         secret = file.read_bytes()
     if len(secret.strip()) < LEAST_BYTES:
         raise UserError(

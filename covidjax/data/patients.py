@@ -1,6 +1,7 @@
 """Whose X-ray each is: by a table, by DICOM headers, by folders, by an expression, or by the names of published files.
 
-A number that a hospital gave to a patient, wherever it stands, is hashed (see ``patient_key``) and goes no further.
+A number that a hospital gave to a patient is hashed (see ``patient_key``) and goes no further: where it stands in the path
+of an image, the dataset has a hash in its place (see ``written``).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from covidjax.data.patient_key import PatientKey
 from covidjax.data.readers import names
 from covidjax.data.readers.base import Collection, Example
 from covidjax.data.tables import PathIndex, read_table
+from covidjax.data.written import Numbers
 from covidjax.errors import UsageError, UserError
 from covidjax.images import dicom, stream
 from covidjax.images.archives import LoadedMember, Member, Source, folder_name
@@ -74,6 +76,15 @@ class HeaderIds(NamedTuple):
     study: str
 
 
+class Whose(NamedTuple):
+    """Whose X-ray one is."""
+
+    patient: str
+    """Key."""
+    numbers: dict[str, str]
+    """What hospitals call the patient → the key that this is hashed to."""
+
+
 def check_way(way: str) -> None:
     """See that ``way`` is one of ``WAYS`` or a regular expression.
 
@@ -120,12 +131,17 @@ def identify(
     listed = numbers_of_table(table, collections) if table else {}
     identified, told = [], 0
     for collection in collections:
-        patients = _by_way(collection, way, key, limits, tick)
-        for example, patient in zip(collection.examples, patients, strict=True):
-            number = listed.get(os.fspath(example.path))
-            patient = key.hash(_issuer(example.source), number) if number else patient
-            told += names.is_known(patient)
-            identified.append(dataclasses.replace(example, patient=patient))
+        count = len(collection.examples)
+        everything = dataclasses.replace(collection, examples=collection.examples + collection.undecided)
+        whose = _by_way(everything, way, key, limits, tick)
+        for row, example in enumerate(everything.examples):
+            if number := listed.get(os.fspath(example.path)):
+                patient = key.hash(_issuer(example.source), number)
+                whose[row] = Whose(patient, whose[row].numbers | {number: patient})
+        examples = _written(everything, whose)
+        collection.undecided[:] = examples[count:]
+        identified += examples[:count]
+        told += sum(names.is_known(example.patient) for example in examples[:count])
     if way != "auto" and not told and identified:
         path = os.fspath(identified[0].path)
         raise UserError(
@@ -135,26 +151,50 @@ def identify(
     return identified
 
 
-def _by_way(collection: Collection, way: str, key: PatientKey, limits: Limits, tick: Callable[[], object]) -> list[str]:
-    """The patient's key of each image of a collection."""
+def _written(collection: Collection, whose: Sequence[Whose]) -> list[Example]:
+    """The examples of a collection, each with its patient and the path that is written."""
+    numbers, examples = Numbers(of_image.numbers for of_image in whose), []
+    for example, (patient, own) in zip(collection.examples, whose, strict=True):
+        below = _below(collection, example).as_posix()
+        written = numbers.without(below, own)
+        if written != below:
+            if names.is_one_file(patient):
+                patient = names.file_patient(collection.source, PurePath(written))
+            example = dataclasses.replace(example, written=os.fspath(collection.root / written))
+        examples.append(dataclasses.replace(example, patient=patient))
+    return examples
+
+
+def _by_way(collection: Collection, way: str, key: PatientKey, limits: Limits, tick: Callable[[], object]) -> list[Whose]:
+    """Whose each image of a collection is."""
     if way in ("auto", "dicom"):
         return _by_header(collection, way, key, limits, tick)
-    patients = []
-    for example in collection.examples:
-        path = _below(collection, example)
-        patient = names.published_patient(path.name) if way == "name" else None
+    whose = []
+    told = _told_by_names(collection) if way == "name" else [None] * len(collection.examples)
+    for example, patient in zip(collection.examples, told, strict=True):
+        path, issuer = _below(collection, example), _issuer(example.source)
         number = None
-        if way == "folder":
+        if way == "name" and not patient and (patient := names.published_patient(path.name)) and collection.layout in OWN:
+            patient = key.hash(issuer, patient)  # the system of another hospital gives the same name to another patient
+        elif way == "folder":
             number = _folder(collection, example.label, path)
         elif way != "name" and (match := re.search(way, path.as_posix())):
             number = match[1]
         if number:
-            patient = key.hash(_issuer(example.source), number)
-        patients.append(patient or names.file_patient(collection.source, path))
-    return patients
+            patient = key.hash(issuer, number)
+        known = (number, names.number_in_table(example.patient))
+        numbers = {number: key.hash(issuer, number) for number in known if number}
+        whose.append(Whose(patient or names.file_patient(collection.source, path), numbers))
+    return whose
 
 
-def _by_header(collection: Collection, way: str, key: PatientKey, limits: Limits, tick: Callable[[], object]) -> list[str]:
+def _told_by_names(collection: Collection) -> list[str | None]:
+    return names.patients_of_collection((example.path.name, example.label) for example in collection.examples)
+
+
+def _by_header(
+    collection: Collection, way: str, key: PatientKey, limits: Limits, tick: Callable[[], object]
+) -> list[Whose]:
     """By DICOM headers; with ``auto`` also by what the reader of the collection knows."""
     headers: list[HeaderIds] = []
     jobs = (partial(read_ids, stream.load_source(example.path, limits), limits) for example in collection.examples)
@@ -172,26 +212,30 @@ def _by_header(collection: Collection, way: str, key: PatientKey, limits: Limits
     issuers = {header.issuer for header in headers if header.issuer}
     # Some devices leave out who issued the number, which is the same then.
     default = issuers.pop() if len(issuers) == 1 else ""
-    told = names.patients_of_collection(_below(collection, example).name for example in collection.examples)
-    patients = []
+    told = _told_by_names(collection)
+    whose = []
     for example, header, by_name in zip(collection.examples, headers, told, strict=True):
         patient = example.patient
+        in_table = names.number_in_table(patient)
         if way == "dicom":
             patient = names.file_patient(collection.source, _below(collection, example))
         elif names.is_one_file(patient):
             patient = by_name or patient
-        number, issuer = names.number_in_table(patient), _issuer(example.source)
+        number, issuer, numbers = names.number_in_table(patient), _issuer(example.source), {}
         published = names.is_published(patient) and collection.layout not in OWN
-        if not number and not published and header.patient and (header.issuer, header.patient) != shared:
-            number = header.patient
-            if header.issuer or default:
-                issuer = f"issuer {header.issuer or default}"
+        if not published and header.patient and (header.issuer, header.patient) != shared:
+            of_header = f"issuer {header.issuer or default}" if header.issuer or default else issuer
+            numbers[header.patient] = key.hash(of_header, header.patient)
+            if not number:
+                patient = numbers[header.patient]
+        if in_table:  # also where the header wins
+            numbers[in_table] = key.hash(_issuer(example.source), in_table)
         if number:
-            patient = key.hash(issuer, number)
-        elif names.is_one_file(patient) and header.study and header.study != shared_studies:
+            patient = numbers[number]
+        elif not numbers and names.is_one_file(patient) and header.study and header.study != shared_studies:
             patient = key.hash("study", header.study, study=True)
-        patients.append(patient)
-    return patients
+        whose.append(Whose(patient, numbers))
+    return whose
 
 
 def _issuer(source: str) -> str:

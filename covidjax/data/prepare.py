@@ -18,7 +18,7 @@ from covidjax.data import duplicates, folds, readers
 from covidjax.data.patient_key import PatientKey
 from covidjax.data.patients import check_way, identify
 from covidjax.data.readers.base import Collection, Example
-from covidjax.data.readers.understood import check_names, found_classes
+from covidjax.data.readers.understood import check_names, count_absent_once, found_classes
 from covidjax.data.splits import keep_split
 from covidjax.data.writer import Writer, create_dataset, refuse_existing
 from covidjax.errors import UsageError, UserError
@@ -160,6 +160,8 @@ def _read_collections(sources: Sequence[Path], options: Options) -> tuple[list[C
     collections = [
         readers.read(root, options.layout, source=name, **about) for root, name in zip(sources, names, strict=True)
     ]
+    if options.table:
+        count_absent_once(collections)
     check_names(collections, classes)
     return collections, options.preprocess.classes if options.masks else found_classes(collections, classes)
 
@@ -202,7 +204,7 @@ def _choose(
             example = examples[row]
             image = {
                 "image": str(number),
-                "path": os.fspath(example.path),
+                "path": example.written_path,
                 "source": example.source,
                 "label": example.label,
             }
@@ -291,7 +293,7 @@ def _write(
     """Add the images to the dataset. Returns the manifest's lists of files: ``skipped``, ``remarks``, ``whole_films``."""
     lists = defaultdict(list)
     for done, (example, fold, image) in enumerate(zip(examples, fold_of, images, strict=True), 1):
-        file = {"path": os.fspath(example.path), "source": example.source}
+        file = {"path": example.written_path, "source": example.source}
         if image.image is None or image.refused:
             lists["skipped"].append({**file, "reason": image.error or image.refused})
         else:
@@ -317,6 +319,10 @@ def _facts(collections: Sequence[Collection], prints: duplicates.Fingerprints) -
         },
         "identical_files": len(prints.digests) - len(set(prints.digests.values())),
         "near_duplicates": len(prints.pairs),
-        "undecided": [image for collection in collections for image in collection.undecided],
+        "undecided": [
+            {"path": image.written_path, "source": image.source, "label": image.label}
+            for collection in collections
+            for image in collection.undecided
+        ],
         "notes": [f"{collection.source}: {note}" for collection in collections for note in collection.notes],
     }

@@ -11,7 +11,7 @@ import os
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from covidjax.data.dataset import FORMAT, IMAGE_COLUMNS, IMAGES, MANIFEST, NAME,
 from covidjax.data.readers.base import Example
 from covidjax.data.readers.names import is_known
 from covidjax.errors import UsageError, UserError, one_line
-from covidjax.files import explaining, fsync, hidden_beside, lock, write_csv
+from covidjax.files import NO_SPACE, explaining, fsync, hidden_beside, lock, write_csv
 from covidjax.images.workers import FileFacts
 
 
@@ -33,7 +33,8 @@ def _os_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise OSError(one_line(error)) from error
+        full = (number for number in NO_SPACE if os.strerror(number) in str(error))
+        raise OSError(next(full, None), one_line(error)) from error
 
 
 def _template(folder: Path, fold: int) -> tfds.core.ShardedFileTemplate:
@@ -101,7 +102,7 @@ class Writer:
           mask: uint8 ``[S, S, 1]`` of 0 and 1, in a dataset of images with lung masks.
           original: what the original file was.
         """
-        texts = {**vars(example), "name": example.path.name, "sha256": sha256}
+        texts = {**vars(example), "name": PurePath(example.written_path).name, "sha256": sha256}
         # Names may hold bytes that are no UTF-8; they are stored as the file system has them.
         features = {"image": image, "label": example.label, **{key: os.fsencode(texts[key]) for key in TEXTS}}
         if self._masks:

@@ -173,11 +173,17 @@ class _Zip:
     def __init__(self, path: str):
         self._zip = zipfile.ZipFile(path)
         self.close = self._zip.close
-        self._infos = [info for info in self._zip.infolist() if not info.is_dir()]
+        names = self._zip.namelist()
+        # Old programs of Windows part folders so.
+        self._backslashes = any("\\" in name for name in names) and not any("/" in name for name in names)
+        self._infos = [info for info in self._zip.infolist() if not self._name(info).endswith("/")]
+
+    def _name(self, info: zipfile.ZipInfo) -> str:
+        return info.filename.replace("\\", "/") if self._backslashes else info.filename
 
     def entries(self) -> Iterator[_Entry]:
         for info in self._infos:
-            yield info.filename, info.file_size, partial(self._bytes, info, HEAD)
+            yield self._name(info), info.file_size, partial(self._bytes, info, HEAD)
 
     def read(self, index: int, limits: Limits) -> bytes:
         info = self._infos[index]

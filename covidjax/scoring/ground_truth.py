@@ -50,19 +50,22 @@ def labels_from_table(file: Path, classes: Sequence[str], images: FoundImages) -
       What looks a label up, and what the reader should know of rows that say nothing.
 
     Raises:
-      UserError: no such file or columns, a label of one's own table that is none of the model's classes, one image with two
-        labels, no path that names an image.
+      UserError: no such file or columns, a table of one's own no label of which is a class of the model, no path that names
+        an image.
     """
     names = ClassNames(classes)
     _, rows = read_labels(file, tables_beside(file, {}))
     index = PathIndex(images.paths, images.roots, (row.path for row in rows))
     rows_of: defaultdict[int, list[LabelRow]] = defaultdict(list)
+    strange = [row for row in rows if row.label and not row.published and not set(row.classes(names)) & set(classes)]
+    if strange and len(strange) == sum(bool(row.label) for row in rows):
+        known = ", ".join(classes)
+        raise UserError(
+            f"{file}, row {strange[0].number}: {strange[0].label!r} is no class of the model, nor is another label; use "
+            f"one of {known}."
+        )
     matched = ambiguous = several = 0
     for row in rows:
-        label, _ = row.decide(names)
-        if row.label and "|" not in row.label and not row.published and label not in classes and not row.left_out:
-            known = ", ".join(classes)
-            raise UserError(f"{file}, row {row.number}: {row.label!r} is no class of the model; use one of {known}.")
         found = find_image(index, row)
         matched += bool(found)
         ambiguous += len(found) > 1
@@ -71,8 +74,6 @@ def labels_from_table(file: Path, classes: Sequence[str], images: FoundImages) -
     labels: dict[str, str] = {}
     for image, of_image in rows_of.items():
         label, reason = decide(of_image, names)
-        if reason == SEVERAL and len(of_image) > 1 and not of_image[0].published:
-            raise UserError(f"{file} gives {of_image[0].path} two labels; remove one.")
         several += reason == SEVERAL
         if label:
             labels[os.fspath(images.paths[image])] = label
@@ -81,4 +82,9 @@ def labels_from_table(file: Path, classes: Sequence[str], images: FoundImages) -
         raise no_match([file], rows, images.paths, where)
     notes = [f"{ambiguous} paths in {file} could be those of several files, so they say nothing"] * bool(ambiguous)
     notes += [f"{several} images have findings of two classes in {file}, so their truth is not known"] * bool(several)
+    if strange:
+        notes.append(
+            f"{len(strange)} rows of {file} have a label that is no class of the model, such as row {strange[0].number}, "
+            f"{strange[0].label!r}, so they say nothing"
+        )
     return labels.get, notes

@@ -54,8 +54,8 @@ def detect(root: Path, names: ClassNames = ClassNames()) -> str:
       UserError: nothing is there, or nothing that is known.
     """
     tree = Tree.open(root)
-    layout, _ = _locate(tree, names, lambda inner: _layout_of(inner, names))
-    return layout or _unknown(tree, names)
+    layout, inner = _locate(tree, names, lambda inner: _layout_of(inner, names))
+    return layout or _unknown(inner if inner.folders else tree, names)
 
 
 def read(
@@ -70,7 +70,8 @@ def read(
     """List the images of a collection; nothing is decoded.
 
     Args:
-      root: its folder, or an archive of it; a folder that holds nothing but one folder stands for that.
+      root: its folder, an archive of it, or a folder within an archive (``archive.zip/inner``); a folder that holds one
+        folder, and no images or tables, stands for that.
       layout: one of ``LAYOUTS`` or ``MASKED``, or ``auto``.
       source: the name its images carry; the folder's name if None.
       masks: list the images that have lung masks, for a segmenter, and not the classes.
@@ -81,14 +82,14 @@ def read(
       UserError: no such folder or layout, the folder is empty or laid out otherwise, it has masks where classes are
         wanted or the other way round, or a class folder has no image.
     """
-    if not root.is_dir() and not (root.is_file() and is_archive(root)):
+    tree = _opened(root)
+    if not tree:
         problem = "is a file" if root.exists() else "does not exist"
         expected = "cxr/ and masks/" if masks else "one subfolder of images for each class"
         raise UsageError(f"{root} {problem}; name a folder that holds {expected}.")
     known = sorted({*LAYOUTS, *MASKED})
     if layout not in ("auto", *known):
         raise UsageError(f"There is no layout {layout!r}; choose one of auto, {', '.join(known)}.")
-    tree = Tree.open(root)
     if labels:
         if layout not in ("auto", "table", "ieee8023", *TABLES):
             raise UsageError(f"--table tells what the images are, and --layout {layout} has folders do so; leave one out.")
@@ -101,6 +102,20 @@ def read(
         (MASKED if masks else LAYOUTS)[layout](collection)
     _check(collection, masks)
     return collection
+
+
+def _opened(root: Path) -> Tree | None:
+    """The files of a folder, of an archive, or of a folder within an archive; None if it is neither."""
+    if root.is_dir() or (root.is_file() and is_archive(root)):
+        return Tree.open(root)
+    archive = next((parent for parent in root.parents if is_archive(parent) and parent.is_file()), None)
+    if not archive:
+        return None
+    whole = Tree.open(archive)
+    inner = whole.below(os.fspath(root.relative_to(archive)))
+    if inner.images or inner.others:
+        return inner
+    return whole if whole.unreadable else None
 
 
 def _chosen(tree: Tree, layout: str, masks: bool, names: ClassNames) -> tuple[str, Tree]:
@@ -116,7 +131,7 @@ def _chosen(tree: Tree, layout: str, masks: bool, names: ClassNames) -> tuple[st
         return found or "folder", inner  # of a folder without masks the next check says so
     if layout == "auto":
         found, inner = _locate(tree, names, lambda inner: _layout_of(inner, names))
-        return found or _unknown(tree, names), inner
+        return found or _unknown(inner if inner.folders else tree, names), inner
     if layout in _REQUIRED:
         found, inner = _locate(tree, names, lambda inner: None if _missing(inner, layout) else layout)
         if not found:
@@ -134,9 +149,10 @@ def _chosen(tree: Tree, layout: str, masks: bool, names: ClassNames) -> tuple[st
 
 
 def _locate(tree: Tree, names: ClassNames, layout_of: Callable[[Tree], str | None]) -> tuple[str | None, Tree]:
-    """What a function says of a tree, or of the only folder in it, as archives have one, and so on."""
+    """What a function says of a tree, or of the only folder in it, as archives have one, and so on: a licence or a README
+    may lie beside it, but neither images nor a table of them."""
     while True:
-        beside = tree.files or any(len(tree.parts(file)) == 1 for file in tree.images)
+        beside = table.may_list_images(tree) or any(len(tree.parts(file)) == 1 for file in tree.images)
         inner = tree.below(tree.folders[0]) if len(tree.folders) == 1 and not beside else None
         # A collection of several classes may well be called as one of them: tuberculosis/.
         if inner and (len(folder.classes_of(inner, names)) > 1 or folder.split_folders(inner, names)):
@@ -180,16 +196,20 @@ def _unknown(tree: Tree, names: ClassNames) -> NoReturn:
         raise UserError(f"{tree.root} is empty; name a folder that holds one subfolder of images for each class.")
     for file in tree.unreadable:
         raise UserError(f"{os.fspath(file)} cannot be read: {file.error}; name another.")
-    if inside := [name for name in tree.folders if folder.class_folders(tree.below(name), names)]:
+    below = {name: tree.below(name) for name in tree.folders}
+    if inside := [
+        name for name, inner in below.items() if folder.class_folders(inner, names) or folder.split_folders(inner, names)
+    ]:
         sources = " ".join(shlex.quote(str(tree.root / name)) for name in inside[:3])
-        raise UserError(f"{tree.root} has class folders one folder deeper; name each as a source: {sources}.")
-    counts = {folder_name(name): len(tree.below(name).images) for name in tree.folders}
+        raise UserError(f"{tree.root} has class folders deeper; name each as a source: {sources}.")
+    counts = {folder_name(name): len(inner.images) for name, inner in below.items()}
     unknown = {name: count for name, count in counts.items() if count}
-    remedy = "sort the images into such subfolders or name the layout with --layout"
-    raise UserError(
-        f"{tree.root} has no subfolder named after a class ({', '.join(names.classes)}) and is no known collection; "
-        f"{f'it has {shown(unknown)}: {options_for(unknown)}' if unknown else remedy}."
-    )
+    remedies = [f"it has {shown(unknown)}: {options_for(unknown)}"] if unknown else []
+    if problem := table.problem_of(tree):  # one folder beside a table is no class
+        remedies = [*(remedies if len(unknown) > 1 else []), problem]
+    remedy = "; ".join(remedies) or "sort the images into such subfolders or name the layout with --layout"
+    classes = ", ".join(names.classes)
+    raise UserError(f"{tree.root} has no subfolder named after a class ({classes}) and is no known collection; {remedy}.")
 
 
 def _check_masks(collection: Collection, masks: bool) -> None:

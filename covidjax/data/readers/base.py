@@ -38,6 +38,13 @@ class Example:
     """Its lung mask."""
     split: str = ""
     """The publisher's split it belongs to: ``train``, ``val``, ``test`` or what a table calls it."""
+    written: str = ""
+    """Its path without the patient's number; empty where that is not in it."""
+
+    @property
+    def written_path(self) -> str:
+        """The path that a dataset may hold."""
+        return self.written or os.fspath(self.path)
 
 
 class Tree:
@@ -135,8 +142,10 @@ class Collection:
     """Names of folders, labels and findings that stand for a class → number of images."""
     unknown_names: Counter[str] = field(default_factory=Counter)
     """Those that stand for none."""
-    undecided: list[dict[str, str]] = field(default_factory=list)
-    """Images with findings of two classes, which are left out: ``path`` and ``label``."""
+    absent: set[tuple[str, int]] = field(default_factory=set)
+    """Rows of tables, by table and line, whose image is not there."""
+    undecided: list[Example] = field(default_factory=list)
+    """Images with findings of two classes, which are left out."""
 
     def list_images(self, tree: Tree) -> list[Path | Member]:
         """Every image of a tree; its other files are counted into ``left_out``."""

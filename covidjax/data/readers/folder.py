@@ -62,7 +62,8 @@ def read_split(collection: Collection) -> None:
         if name in parts:
             _read_classes(collection, tree.below(name), split=parts[name])
         else:
-            reason = f"folder {name!r} is no part of the split"
+            holds = "holds no class folders" if split_of(folder_name(name)) else "is no part of the split"
+            reason = f"folder {name!r} {holds}"
             collection.left_out[reason] += len(collection.list_images(tree.below(name)))
     collection.left_out["beside the class folders, so of no class"] += _beside(tree)
 

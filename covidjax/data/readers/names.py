@@ -35,6 +35,9 @@ _PUBLISHED = _UNMISTAKABLE | {r"(IM-\d+)-\d+": "kermany:"}
 """Kermany's normal X-rays are ``IM-<number>-…``, and so are the files of many a PACS export, whose numbers count anew in
 each: that name means something in a published collection only."""
 
+LEAST_SHARE = 0.1
+"""In Kermany's collection it is far more."""
+
 _FILE, _SERIES, _STUDY, _HASHED, _TABLE = "file:", "series:", "study:", "patient:", "table:"
 _PREFIXES = (_FILE, _SERIES, _STUDY, _HASHED)
 """From what says least to what says most; a published number says more."""
@@ -63,13 +66,22 @@ def unmistakable_patient(name: str) -> str | None:
     return _told_by(name, _UNMISTAKABLE)
 
 
-def patients_of_collection(file_names: Iterable[str]) -> list[str | None]:
-    """The keys of the patients that the file names of one collection tell: unmistakable ones and, where Kermany's are among
-    them, Kermany's others too."""
-    file_names = list(file_names)
-    told = [unmistakable_patient(name) for name in file_names]
-    if any(key and key.startswith("kermany:") for key in told):
-        told = [key or published_patient(name) for key, name in zip(told, file_names, strict=True)]
+def patients_of_collection(images: Iterable[tuple[str, str]]) -> list[str | None]:
+    """The keys of the patients that the file names of one collection tell: unmistakable ones and, where these images are
+    Kermany's, the others of its names too. A stray image of Kermany's among a hospital's makes them none: at least
+    ``LEAST_SHARE`` of Kermany's names are unmistakable, and its others, of normal X-rays, lie in no class with pneumonia.
+
+    Args:
+      images: name and class of each.
+    """
+    images = list(images)
+    told = [unmistakable_patient(name) for name, _ in images]
+    others = [label for (name, label), key in zip(images, told, strict=True) if not key and published_patient(name)]
+    sure = [(key, label) for key, (_, label) in zip(told, images, strict=True) if key and key.startswith("kermany:")]
+    with_pneumonia = {label for key, label in sure if key.startswith("kermany:person")}
+    enough = len(sure) >= LEAST_SHARE * (len(sure) + len(others))
+    if sure and enough and not with_pneumonia.intersection(others):
+        told = [key or published_patient(name) for key, (name, _) in zip(told, images, strict=True)]
     return told
 
 

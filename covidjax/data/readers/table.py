@@ -20,7 +20,7 @@ from covidjax.data.label_tables import (
     split_of,
     tables_beside,
 )
-from covidjax.data.readers.base import NO_IMAGE, Collection, Tree
+from covidjax.data.readers.base import NO_IMAGE, Collection, Example, Tree
 from covidjax.data.readers.names import table_patient
 from covidjax.data.tables import SUFFIXES_OF_TABLES, PathIndex, read_text
 from covidjax.errors import UserError
@@ -36,6 +36,12 @@ def tables_of(tree: Tree, layout: str) -> list[Source]:
         tables = {name: file for name, file in tables.items() if name in RSNA}
     found = [file for file in tables.values() if _kinds(tree).get(file) == layout]
     return found[:1] if layout == "rsna" else found
+
+
+def may_list_images(tree: Tree) -> bool:
+    """Whether a table lies right in a folder; a text is one only where it reads as a table of images."""
+    named = {file: name.lower() for name, file in tree.files.items() if name.lower().endswith(SUFFIXES_OF_TABLES)}
+    return any(not name.endswith(".txt") or file in _kinds(tree) for file, name in named.items())
 
 
 def read_layout(collection: Collection, layout: str) -> None:
@@ -66,6 +72,22 @@ def _kinds(tree: Tree) -> dict[Source, str]:
     return kinds
 
 
+def problem_of(tree: Tree) -> str:
+    """Why the first CSV file right in a folder is no table of images; empty where there is none."""
+    for name, file in sorted(tree.files.items()):
+        if name.lower().endswith(SUFFIXES_OF_TABLES) and not name.lower().endswith(".txt"):
+            try:
+                read_labels(file, tables_beside(file, tree.files))
+            except UserError as error:
+                return str(error).removesuffix(".")
+    return ""
+
+
+def not_there(table: str) -> str:
+    """Why a row of a table has no image."""
+    return f"not there, but listed in {Path(table).name}"
+
+
 def read_tables(collection: Collection, tables: Sequence[Source]) -> None:
     """The images that tables list, which are found by the paths below the tables' folder or the collection's.
 
@@ -86,9 +108,11 @@ def read_tables(collection: Collection, tables: Sequence[Source]) -> None:
         found = find_image(index, row)
         if len(found) == 1:
             rows_of[found[0]].append(row)
+        elif found:
+            collection.left_out[f"several files have the name that is in {Path(row.table).name}"] += 1
         else:
-            reason = "several files have the name that is in" if found else "not there, but listed in"
-            collection.left_out[f"{reason} {Path(row.table).name}"] += 1
+            collection.absent.add((row.table, row.number))
+            collection.left_out[not_there(row.table)] += 1
     if not rows_of:
         raise no_match(tables, rows, images, str(collection.root))
     test = _nih_test_list(collection) if collection.layout == "nih" else set()
@@ -105,16 +129,17 @@ def _add(collection: Collection, path: Path | Member, rows: Sequence[LabelRow], 
     for name in dict.fromkeys(finding.names[0] for row in rows for finding in row.findings if not finding.uncertain):
         known = any(finding.class_of(classes) for row in rows for finding in row.findings if finding.names[0] == name)
         (collection.known_names if known else collection.unknown_names)[name] += 1
+    patient, split = row.patient, row.split
+    if patient and not row.published:
+        patient = table_patient(patient)
     if label is None:
         collection.left_out[reason] += 1
         if reason == SEVERAL:
             labels = " and ".join(dict.fromkeys(row.label for row in rows))
-            collection.undecided.append({"path": os.fspath(path), "source": collection.source, "label": labels})
+            patient = patient or collection.file_patient(path)
+            collection.undecided.append(Example(path, labels, patient, collection.source))
         return
     name, source = path.name, row.source or collection.source
-    patient, split = row.patient, row.split
-    if patient and not row.published:
-        patient = table_patient(patient)
     if test:
         split = "test" if name in test else "train"
     # The name of every second file of CheXpert is view1_frontal.jpg.

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from covidjax.data.label_tables import may_be
 from covidjax.data.readers.base import Collection
+from covidjax.data.readers.table import not_there
 from covidjax.errors import UserError
 from covidjax.labels import ClassNames, options_for, shown
 
@@ -21,6 +23,14 @@ def check_names(collections: Sequence[Collection], names: ClassNames) -> None:
         if unknown := collection.unknown_names:
             taken = options_for(unknown, collection.known_names)
             collection.notes.append(f"{shown(unknown)} name no class, so images of nothing else were left out; {taken}")
+
+
+def count_absent_once(collections: Sequence[Collection]) -> None:
+    """Of one table of several collections, count the rows whose image is in none of them, and only once."""
+    nowhere = set.intersection(*(collection.absent for collection in collections))
+    for index, collection in enumerate(collections):
+        for table, number in collection.absent:
+            collection.left_out[not_there(table)] -= index > 0 or (table, number) not in nowhere
 
 
 def found_classes(collections: Sequence[Collection], names: ClassNames) -> tuple[str, ...]:
@@ -42,6 +52,17 @@ def found_classes(collections: Sequence[Collection], names: ClassNames) -> tuple
     if unknown and not names.asked:
         only = f"There are images of {found[0]} only" if found else "There is no image of a known class"
         raise UserError(f"{only}, and {shown(unknown)} name no class; {options_for(unknown, known)}.")
+    if had := sum(_had(collection, names, missing[0]) for collection in collections):
+        raise UserError(
+            f"{had} images have {missing[0]}, and none of them can be taken, as each has a finding of another class too, "
+            "or an uncertain one, or is no frontal X-ray; name fewer --classes, or join some with --map NAME=CLASS."
+        )
     if unknown:
         remedy = f"{shown(unknown)} name no class: {options_for(unknown)}"
     raise UserError(f"There is no image of class {missing[0]}; {remedy}.")
+
+
+def _had(collection: Collection, names: ClassNames, label: str) -> int:
+    """How many images a class has of which none was taken."""
+    certain = sum(count for name, count in collection.known_names.items() if names.of(name) == label)
+    return certain + collection.left_out[may_be(label)]
