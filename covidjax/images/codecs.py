@@ -241,7 +241,8 @@ def check_compressed(data: bytes | memoryview) -> None:
 def tail_warning(data: bytes | memoryview) -> str:
     """A warning where compressed data that has no end mark ends in more zeros than it does by itself; else nothing."""
     zeros = len(data) - len(bytes(data).rstrip(b"\0"))
-    return f"its last {zeros} bytes are zeros: the file may be cut off" if zeros >= max(ZEROS, LARGE * len(data) / 2) else ""
+    many = zeros >= max(ZEROS, LARGE * len(data) / 2)
+    return f"its last {zeros} bytes are zeros: the file may be cut off" if many else ""
 
 
 def webp_warning(data: bytes) -> str:
