@@ -196,7 +196,7 @@ def test_real_films_on_pages_are_not_wrong_without_a_warning(shared_data, most: 
         found = [polarity.judge(LAYOUTS[name](film, rng)) for film in films]
         turned = [polarity.judge(LAYOUTS[name](ImageOps.invert(film), rng)) for film in films]
         assert found.count("negative") + turned.count("positive") <= 0.01 * len(films), name
-        assert found.count("unsure") + turned.count("unsure") <= 0.1 * len(films), name
+        assert found.count("unsure") + turned.count("unsure") <= 0.1 * len(found + turned), name  # of both ways
 
 
 def test_hands_knees_and_photographs_are_mostly_not_turned(shared_data):
