@@ -488,10 +488,11 @@ def every_kind(line: list[str], words: str, films: Path, folder: Path) -> subpro
     return subprocess.run(line, cwd=folder, env=os.environ | variables, capture_output=True, text=True)
 
 
-def test_no_command_asks_for_the_network(films: Path, tmp_path: Path):
+@pytest.mark.parametrize("commands", [slice(2, 3), pytest.param(slice(0, 3), marks=pytest.mark.slow)], ids=["score", "all"])
+def test_no_command_asks_for_the_network(films: Path, tmp_path: Path, commands: slice):
     wanted("openvino")
     (tmp_path / "home").mkdir()
-    for words in COMMANDS_OF_ALL_KINDS[:3]:
+    for words in COMMANDS_OF_ALL_KINDS[commands]:
         done = every_kind([sys.executable, "-c", WATCHED], words, films, tmp_path)
         assert done.returncode == 0, done.stderr
         assert "NETWORK" not in done.stderr
@@ -531,7 +532,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     subprocess.run(["umount", str(folder)], capture_output=True)
 
 
-@pytest.mark.parametrize("options", ["size=300k", "nr_inodes=10"])
+@pytest.mark.parametrize("options", ["size=300k", pytest.param("nr_inodes=10", marks=pytest.mark.slow)])
 def test_full_disk_in_training_is_one_sentence_and_training_goes_on(
     prepared: Path, small_disk: Callable[[str], Path], options: str, losses: list[float]
 ):
