@@ -69,9 +69,9 @@ def _groups(controller: str, proc: Path) -> Iterator[tuple[Path, int]]:
             continue
         # Version 2 has one hierarchy, whose line names no controller.
         wanted = "" if kind == "cgroup2" else controller
-        group = next((path for _, names, path in groups if wanted in names.split(",")), "/")
+        path = next((path for _, names, path in groups if wanted in names.split(",")), "/")
         root, point = Path(mount[3]), Path(mount[4])
         # In a container the group may be named from outside of what is mounted there.
-        folder = point / Path(group).relative_to(root) if Path(group).is_relative_to(root) else point
+        folder = point / Path(path).relative_to(root) if Path(path).is_relative_to(root) else point
         version = 2 if kind == "cgroup2" else 1
-        yield from ((each, version) for each in (folder, *folder.parents) if each.is_relative_to(point))
+        yield from ((group, version) for group in (folder, *folder.parents) if group.is_relative_to(point))

@@ -19,6 +19,7 @@ from covidjax.data.dataset import Dataset
 from covidjax.data.prepare import Options, prepare
 from covidjax.data.readers.base import Example
 from covidjax.errors import UsageError, UserError
+from covidjax.images.formats import Limits
 from covidjax.labels import CLASSES
 
 SMALL = Preprocess(image_size=32)
@@ -227,7 +228,7 @@ def test_of_two_sources_of_synthetic_films_none_is_dropped(tmp_path: Path):
         synthetic.write_images(tmp_path / f"seed{seed}", 300, seed=seed)
     sources = [tmp_path / "seed0", tmp_path / "seed1"]
     films = [each for source in sources for each in readers.read(source).examples]
-    hashes = np.stack([found for each in films if (found := duplicates.perceptual_hash(each.path)) is not None])
+    hashes = np.stack([found[1] for each in films if (found := duplicates._fingerprint(each.path, Limits()))])
     apart = [pair for pair in duplicates.alike(hashes) if films[pair[0]].source != films[pair[1]].source]
     assert len(apart) > 5
     manifest = prepare(sources, tmp_path / "out", Options(SMALL))
@@ -246,7 +247,7 @@ def test_command_has_the_choice(overlapping: list[Path], tmp_path: Path):
 def test_measured_basis_of_the_threshold(shared_data: Path):
     """What stands beside MOST_BITS."""
     films = [each for name in ("ozturk", "ieee8023", "radiography") for each in readers.read(shared_data / name).examples]
-    hashes = np.stack([found for each in films if (found := duplicates.perceptual_hash(each.path)) is not None])
+    hashes = np.stack([found[1] for each in films if (found := duplicates._fingerprint(each.path, Limits()))])
     assert len(hashes) == len(films) == 4545
     signs = np.where(hashes, 1, -1).astype(np.float32)
     different = (256 - signs @ signs.T) / 2

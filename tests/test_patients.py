@@ -199,7 +199,7 @@ def named_by_number(root: Path) -> Path:
 def test_no_number_is_written_within_a_name(tmp_path: Path):
     source = named_by_number(tmp_path / "pacs")
     (tmp_path / "key").write_bytes(KEY)
-    prepare([source], tmp_path / "out", Options(SMALL, folds=2, found_classes=True), patient_key=tmp_path / "key")
+    prepare([source], tmp_path / "out", Options(SMALL, folds=2, infer_classes=True), patient_key=tmp_path / "key")
     for file in (tmp_path / "out").iterdir():
         assert b"secret" not in file.read_bytes().lower(), file
     skipped = json.loads((tmp_path / "out" / "manifest.json").read_text())["skipped"]

@@ -108,7 +108,7 @@ def test_manifest_counts_what_was_prepared(films, prepared):
         "limits_by_class": {},
         "table": None,
         "mapping": {},
-        "found_classes": False,
+        "infer_classes": False,
         "keep_split": False,
         "masks": False,
         "limits": {"megapixels": 200.0, "megabytes": 512.0, "seconds": 60.0},

@@ -178,15 +178,12 @@ def test_palettes_however_written(declared: int, packing: str, first: int, littl
     assert np.abs(read(dataset).pixels.astype(int) - FILM // 2).max() <= 1
 
 
-@pytest.mark.parametrize("kind", ["u1", "<u2"])
-@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize(("kind", "bits"), [("u1", 8), ("<u2", 8), ("<u2", 16)])
 def test_segmented_palette(kind: str, bits: int):
     most = 2**bits - 1
     # Some entries one by one, a line from there, and the first segments once more: two times the same 128 levels.
     levels = [0, 2, 0, most // 127 * 1, 1, 126, most]
     repeat = [2, 2, 0, 0] if kind == "<u2" else [2, 2, 0, 0, 0, 0]
-    if (kind, bits) == ("u1", 16):
-        pytest.skip("entries of 16 bits lie in words")
     film = FILM // 2 + 128 * (np.arange(96) % 2).astype(np.uint8)  # by both halves of the palette
     dataset = make(film, PhotometricInterpretation="PALETTE COLOR")
     for colour in ("Red", "Green", "Blue"):

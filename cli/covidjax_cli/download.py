@@ -35,9 +35,10 @@ def download(name: str | None, to: Path | None, accept_licence: bool, listed: bo
     from covidjax.data import download as library
 
     if listed:
-        for each in library.published().values():
-            source = "given out by its owner only" if each.steps else "from Kaggle" if each.kaggle else "from the network"
-            click.echo(f"{each.name}: {each.title}, {source}\n    licence: {each.licence}")
+        for published in library.published().values():
+            owner, kaggle = "given out by its owner only", "from Kaggle" if published.kaggle else "from the network"
+            click.echo(f"{published.name}: {published.title}, {owner if published.steps else kaggle}")
+            click.echo(f"    licence: {published.licence}")
         return
     if not name:
         raise UsageError("No collection is named; give one of those that `covidjax download --list` shows.")
@@ -101,8 +102,8 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
         if now - last >= (0.2 if terminal else common.PLAIN_SECONDS):
             last = now
             of = f" of {total / 1e6:,.1f}" if total else ""
-            click.echo(f"\rDownloading: {done / 1e6:,.1f}{of} MB" if terminal else f"Downloading: {done / 1e6:,.1f}{of} MB",
-                       nl=not terminal, err=True)  # fmt: skip
+            text = f"Downloading: {done / 1e6:,.1f}{of} MB"
+            click.echo(f"\r{text}" if terminal else text, nl=not terminal, err=True)
 
     yield show
     if terminal:

@@ -143,7 +143,7 @@ def prepare(
     from covidjax.data.prepare import prepare as run
 
     preprocess = Preprocess(image_size, lungs, classes or CLASSES, invert)
-    options["found_classes"] = not classes
+    options["infer_classes"] = not classes
     with common.stopping() as stop, common.counting("Decoding") as count:
 
         def progress(done: int, total: int) -> None:

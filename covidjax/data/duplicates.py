@@ -92,10 +92,10 @@ def compare(
     rows, hashes, thumbnails, digests = [], [], [], {}
     paths = (stream.load_source(example.path, limits) for example in examples)
     jobs = (partial(_fingerprint, path, limits) for path in paths)
-    for row, found in enumerate(stream.map_in_order(jobs, workers=workers)):
-        if found:
+    for row, fingerprint in enumerate(stream.map_in_order(jobs, workers=workers)):
+        if fingerprint:
             rows.append(row)
-            digests[row], image_hash, thumbnail = found
+            digests[row], image_hash, thumbnail = fingerprint
             hashes.append(image_hash)
             thumbnails.append(thumbnail)
         if progress:
@@ -141,12 +141,6 @@ def alike(hashes: np.ndarray) -> Pairs:
                 pairs[start + int(a), start + int(b)] = int(SIDE**2 - agree[a, b]) // 2
         start = stop
     return pairs
-
-
-def perceptual_hash(path: Source, limits: Limits = Limits()) -> np.ndarray | None:
-    """The hash of an image, bool ``[256]``, or None where it cannot be read."""
-    found = _fingerprint(path, limits)
-    return found[1] if found else None
 
 
 def _fingerprint(path: Source, limits: Limits) -> tuple[str, np.ndarray, np.ndarray] | None:

@@ -76,8 +76,8 @@ class HeaderIds(NamedTuple):
     study: str
 
 
-class Whose(NamedTuple):
-    """Whose X-ray one is."""
+class Identity(NamedTuple):
+    """The patient of an image."""
 
     patient: str
     """Key."""
@@ -129,20 +129,20 @@ def identify(
     check_way(way)
     key = key or PatientKey()
     listed = numbers_of_table(table, collections) if table else {}
-    identified, told = [], 0
+    identified, known = [], 0
     for collection in collections:
         count = len(collection.examples)
         everything = dataclasses.replace(collection, examples=collection.examples + collection.undecided)
-        whose = _by_way(everything, way, key, limits, tick)
+        identities = _by_way(everything, way, key, limits, tick)
         for row, example in enumerate(everything.examples):
             if number := listed.get(os.fspath(example.path)):
                 patient = key.hash(_issuer(example.source), number)
-                whose[row] = Whose(patient, whose[row].numbers | {number: patient})
-        examples = _written(everything, whose)
+                identities[row] = Identity(patient, identities[row].numbers | {number: patient})
+        examples = _written(everything, identities)
         collection.undecided[:] = examples[count:]
         identified += examples[:count]
-        told += sum(names.is_known(example.patient) for example in examples[:count])
-    if way != "auto" and not told and identified:
+        known += sum(names.is_known(example.patient) for example in examples[:count])
+    if way != "auto" and not known and identified:
         path = os.fspath(identified[0].path)
         raise UserError(
             f"--patient-from {way} tells the patient of none of the images, such as {path}; leave it out, or list the "
@@ -151,10 +151,10 @@ def identify(
     return identified
 
 
-def _written(collection: Collection, whose: Sequence[Whose]) -> list[Example]:
+def _written(collection: Collection, identities: Sequence[Identity]) -> list[Example]:
     """The examples of a collection, each with its patient and the path that is written."""
-    numbers, examples = Numbers(of_image.numbers for of_image in whose), []
-    for example, (patient, own) in zip(collection.examples, whose, strict=True):
+    numbers, examples = Numbers(of_image.numbers for of_image in identities), []
+    for example, (patient, own) in zip(collection.examples, identities, strict=True):
         below = _below(collection, example).as_posix()
         written = numbers.without(below, own)
         if written != below:
@@ -165,13 +165,15 @@ def _written(collection: Collection, whose: Sequence[Whose]) -> list[Example]:
     return examples
 
 
-def _by_way(collection: Collection, way: str, key: PatientKey, limits: Limits, tick: Callable[[], object]) -> list[Whose]:
-    """Whose each image of a collection is."""
+def _by_way(
+    collection: Collection, way: str, key: PatientKey, limits: Limits, tick: Callable[[], object]
+) -> list[Identity]:
+    """The patient of each image of a collection."""
     if way in ("auto", "dicom"):
         return _by_header(collection, way, key, limits, tick)
-    whose = []
-    told = _told_by_names(collection) if way == "name" else [None] * len(collection.examples)
-    for example, patient in zip(collection.examples, told, strict=True):
+    identities = []
+    by_names = _patients_by_name(collection) if way == "name" else [None] * len(collection.examples)
+    for example, patient in zip(collection.examples, by_names, strict=True):
         path, issuer = _below(collection, example), _issuer(example.source)
         number = None
         if way == "name" and not patient and (patient := names.published_patient(path.name)) and collection.layout in OWN:
@@ -184,17 +186,17 @@ def _by_way(collection: Collection, way: str, key: PatientKey, limits: Limits, t
             patient = key.hash(issuer, number)
         known = (number, names.number_in_table(example.patient))
         numbers = {number: key.hash(issuer, number) for number in known if number}
-        whose.append(Whose(patient or names.file_patient(collection.source, path), numbers))
-    return whose
+        identities.append(Identity(patient or names.file_patient(collection.source, path), numbers))
+    return identities
 
 
-def _told_by_names(collection: Collection) -> list[str | None]:
+def _patients_by_name(collection: Collection) -> list[str | None]:
     return names.patients_of_collection((example.path.name, example.label) for example in collection.examples)
 
 
 def _by_header(
     collection: Collection, way: str, key: PatientKey, limits: Limits, tick: Callable[[], object]
-) -> list[Whose]:
+) -> list[Identity]:
     """By DICOM headers; with ``auto`` also by what the reader of the collection knows."""
     headers: list[HeaderIds] = []
     jobs = (partial(read_ids, stream.load_source(example.path, limits), limits) for example in collection.examples)
@@ -212,9 +214,9 @@ def _by_header(
     issuers = {header.issuer for header in headers if header.issuer}
     # Some devices leave out who issued the number, which is the same then.
     default = issuers.pop() if len(issuers) == 1 else ""
-    told = _told_by_names(collection)
-    whose = []
-    for example, header, by_name in zip(collection.examples, headers, told, strict=True):
+    by_names = _patients_by_name(collection)
+    identities = []
+    for example, header, by_name in zip(collection.examples, headers, by_names, strict=True):
         patient = example.patient
         in_table = names.number_in_table(patient)
         if way == "dicom":
@@ -234,8 +236,8 @@ def _by_header(
             patient = numbers[number]
         elif not numbers and names.is_one_file(patient) and header.study and header.study != shared_studies:
             patient = key.hash("study", header.study, study=True)
-        whose.append(Whose(patient, numbers))
-    return whose
+        identities.append(Identity(patient, numbers))
+    return identities
 
 
 def _issuer(source: str) -> str:

@@ -18,7 +18,7 @@ from covidjax.data import duplicates, folds, readers
 from covidjax.data.patient_key import PatientKey
 from covidjax.data.patients import check_way, identify
 from covidjax.data.readers.base import Collection, Example
-from covidjax.data.readers.understood import check_names, count_absent_once, found_classes
+from covidjax.data.readers.understood import check_names, classes_with_images, count_absent_once
 from covidjax.data.splits import keep_split
 from covidjax.data.writer import Writer, create_dataset, refuse_existing
 from covidjax.errors import UsageError, UserError
@@ -56,7 +56,7 @@ class Options:
     """What the images are, in place of the folders they lie in; only those are taken that it lists."""
     mapping: Mapping[str, str] = field(default_factory=dict)
     """Name of a folder, a label or a finding → the class that it stands for."""
-    found_classes: bool = False
+    infer_classes: bool = False
     """The classes are those of the study's three, and of the mapping's, that there are images of; else those of
     ``preprocess``, all of which there must be."""
     keep_split: bool = False
@@ -154,7 +154,7 @@ def _read_collections(sources: Sequence[Path], options: Options) -> tuple[list[C
     names = _source_names(sources)
     if unknown := options.only.keys() - names:
         raise UsageError(f"There is no source {min(unknown)}; the sources are called {', '.join(names)}.")
-    asked = () if options.found_classes or options.masks else options.preprocess.classes
+    asked = () if options.infer_classes or options.masks else options.preprocess.classes
     classes = ClassNames(asked, options.mapping)
     about: dict[str, Any] = {"masks": options.masks, "names": classes, "labels": options.table}
     collections = [
@@ -163,7 +163,7 @@ def _read_collections(sources: Sequence[Path], options: Options) -> tuple[list[C
     if options.table:
         count_absent_once(collections)
     check_names(collections, classes)
-    return collections, options.preprocess.classes if options.masks else found_classes(collections, classes)
+    return collections, options.preprocess.classes if options.masks else classes_with_images(collections, classes)
 
 
 def _source_names(sources: Sequence[Path]) -> list[str]:

@@ -1,19 +1,19 @@
 """Compressed images to stored values, for files and for the frames of DICOM alike, and whether files are whole.
 
 Each decoder refuses what it cannot decode to the end: half an image never looks like a whole one. What a crash, a full
-disk or a copy that was broken off left out of a file is often there as zeros. Compressed data never ends in many of them,
-so that is damage. In pixels as they are they may be a black edge; there the zeros have to begin as no edge does, and are a
-warning.
+disk or a copy that was broken off left out of a file is often there as zeros. Before a codestream's end mark they are
+damage. Elsewhere they may belong to the image, a black edge perhaps, so they are a warning, and only where they lie as an
+image's own hardly do.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import struct
 import zlib
 from typing import Any, NamedTuple
 
+import imagecodecs
 import numpy as np
 
 from covidjax.errors import ImageError, one_line
@@ -49,15 +49,12 @@ class Header(NamedTuple):
 
     height: int
     width: int
-    channels: int
     bits: int
-    """Of each value."""
+    """Of a value."""
     kind: str
     """``JPEG``, ``JPEG-LS``, ``JPEG 2000``, …"""
     baseline: bool = False
     """Whether it is a JPEG of 8 bits that loses detail: nearly all are."""
-    lossless: bool = False
-    """Whether it is a JPEG that loses none."""
 
 
 class Image(NamedTuple):
@@ -90,10 +87,11 @@ def _jpeg_header(data: bytes) -> Header:
         place = data.index(b"\xff", place)
         marker = data[place + 1]
         if marker in _SIZE_MARKERS:
-            bits, height, width, channels = struct.unpack_from(">BHHB", data, place + 4)
-            kind = "JPEG-LS" if marker == _JPEG_LS else "JPEG"
-            lossless = kind == "JPEG" and marker % 4 == 3
-            return Header(height, width, channels, bits, kind, kind == "JPEG" and bits == 8 and not lossless, lossless)
+            bits, height, width = struct.unpack_from(">BHH", data, place + 4)
+            if marker == _JPEG_LS:
+                return Header(height, width, bits, "JPEG-LS")
+            lossless = marker % 4 == 3
+            return Header(height, width, bits, "JPEG", baseline=bits == 8 and not lossless)
         # A marker may be filled up with bytes of 255; one of zeros is none.
         place += 1 if marker in (0x00, 0xFF) else 2
         if marker not in _WITHOUT_LENGTH:
@@ -105,8 +103,7 @@ def _jpeg2000_header(data: bytes) -> Header:
     if start < 0:
         raise ImageError("damaged: it holds no JPEG 2000 image")
     right, bottom, left, top = struct.unpack_from(">IIII", data, start + 8)
-    (channels,) = struct.unpack_from(">H", data, start + 40)
-    return Header(bottom - top, right - left, channels, (data[start + 42] & 0x7F) + 1, "JPEG 2000")
+    return Header(bottom - top, right - left, (data[start + 42] & 0x7F) + 1, "JPEG 2000")
 
 
 def decode(data: bytes, header: Header, at_least: int | None = None) -> Image:
@@ -123,14 +120,13 @@ def decode(data: bytes, header: Header, at_least: int | None = None) -> Image:
     """
     if header.baseline:
         return _baseline_jpeg(data, header, at_least)
-    codecs = _imagecodecs()
     if header.kind == "JPEG":
         check_compressed(data)
         if data.rfind(_END_OF_IMAGE) < data.rfind(b"\xff\xda"):
             raise ImageError(TRUNCATED)
-        return Image(codecs.jpeg8_decode(data), [])  # by its name only: also of 12 bits, and lossless of 16
+        return Image(imagecodecs.jpeg8_decode(data), [])  # by its name only: also of 12 bits, and lossless of 16
     if header.kind == "JPEG-LS":
-        return Image(codecs.jpegls_decode(data), [])
+        return Image(imagecodecs.jpegls_decode(data), [])
     check_compressed(data)
     return Image(_jpeg2000(data), [])
 
@@ -153,7 +149,7 @@ def decode_rle(frame: bytes, kind: np.dtype[Any], count: int) -> np.ndarray:
     # Runs may end in zeros too, of which there are few.
     for data in (frame, *(bare + bytes(zeros) for zeros in range(4))):
         with contextlib.suppress(RuntimeError, ValueError):
-            decoded = _imagecodecs().dicomrle_decode(data, kind)
+            decoded = imagecodecs.dicomrle_decode(data, kind)
             if len(decoded) == count * kind.itemsize:
                 return np.frombuffer(decoded, kind)
     raise ImageError("damaged: its runs do not make up the image")
@@ -185,19 +181,12 @@ def _baseline_jpeg(data: bytes, header: Header, at_least: int | None) -> Image:
 
 
 def _jpeg2000(data: bytes) -> np.ndarray:
-    values = _imagecodecs().jpeg2k_decode(data, numthreads=1)  # high throughput too
+    values = imagecodecs.jpeg2k_decode(data, numthreads=1)  # high throughput too
     # Of luma and two differences the luma is the brightness (ISO 15444-1, I.5.3.3).
     enumerated = data[: data.find(J2K)].find(b"colr\x01")
     if values.ndim == 3 and enumerated >= 0 and data[enumerated + 7 : enumerated + 11] == struct.pack(">I", 18):
         values = values[..., 0]
     return values
-
-
-@functools.cache
-def _imagecodecs() -> Any:
-    import imagecodecs
-
-    return imagecodecs
 
 
 # Whether a file is whole
@@ -232,15 +221,18 @@ def check_compressed(data: bytes | memoryview) -> None:
     Raises:
       ImageError: it does.
     """
-    rest = bytes(data).rstrip(b"\0")
-    zeros = len(data) - len(rest)
-    if zeros >= ZEROS and not rest.endswith(_END_OF_IMAGE):
+    zeros = _zeros_at_end(data)
+    if zeros >= ZEROS and data[-zeros - 2 : -zeros] != _END_OF_IMAGE:
         raise ImageError(f"damaged: its last {zeros} bytes are zeros")
+
+
+def _zeros_at_end(data: bytes | memoryview) -> int:
+    return len(data) - len(bytes(data).rstrip(b"\0"))
 
 
 def tail_warning(data: bytes | memoryview) -> str:
     """A warning where compressed data that has no end mark ends in more zeros than it does by itself; else nothing."""
-    zeros = len(data) - len(bytes(data).rstrip(b"\0"))
+    zeros = _zeros_at_end(data)
     many = zeros >= max(ZEROS, LARGE * len(data) / 2)
     return f"its last {zeros} bytes are zeros: the file may be cut off" if many else ""
 

@@ -41,17 +41,17 @@ class _Header:
 
     def describe(self) -> None:
         """See the function of that name."""
-        found = self._samples
-        if not found.display:
-            found.modality = self._optional("RescaleSlope or RescaleIntercept", self._rescaling)
+        samples = self._samples
+        if not samples.display:
+            samples.modality = self._optional("RescaleSlope or RescaleIntercept", self._rescaling)
             table = self._optional("ModalityLUTSequence", lambda: self._table("ModalityLUTSequence", None))
-            found.modality = table or found.modality
-            found.voi = self._optional("VOILUTSequence", lambda: self._table("VOILUTSequence", found))
-            found.voi = found.voi or self._optional("WindowCenter or WindowWidth", self._window)
-            found.padding = self._optional("PixelPaddingValue", lambda: self._padding(found.bits))
-            found.inverse = self._is_inverse()
-        found.aspect = self._optional("PixelAspectRatio or PixelSpacing", self._aspect) or 1.0
-        found.orientation = self._orientation()
+            samples.modality = table or samples.modality
+            samples.voi = self._optional("VOILUTSequence", lambda: self._table("VOILUTSequence", samples))
+            samples.voi = samples.voi or self._optional("WindowCenter or WindowWidth", self._window)
+            samples.padding = self._optional("PixelPaddingValue", lambda: self._padding(samples.bits))
+            samples.inverse = self._is_inverse()
+        samples.aspect = self._optional("PixelAspectRatio or PixelSpacing", self._aspect) or 1.0
+        samples.orientation = self._orientation()
 
     def _optional(self, name: str, use: Callable[[], T]) -> T | None:
         """What an element says, or None and a warning where it cannot be used."""
@@ -69,16 +69,16 @@ class _Header:
             raise ValueError("no rescaling")
         return None if linear == (1, 0) else linear
 
-    def _table(self, name: str, found: Samples | None) -> Table | None:
+    def _table(self, name: str, samples: Samples | None) -> Table | None:
         """The first table of a sequence that can be used; None where there is none at all."""
         for item in self._dataset.get(name) or ():
             with contextlib.suppress(Exception):  # pydicom raises nearly anything where a value is damaged
-                return self._table_of(item, found)
+                return self._table_of(item, samples)
         if self._dataset.get(name):
             raise ValueError("no table")
         return None
 
-    def _table_of(self, item: Dataset, found: Samples | None) -> Table:
+    def _table_of(self, item: Dataset, samples: Samples | None) -> Table:
         count, first, declared = (int(number) for number in item["LUTDescriptor"].value)
         entries = table_entries(item["LUTData"].value, count % 2**16 or 2**16, little_endian=self._little_endian)
         if entries is None:
@@ -86,17 +86,17 @@ class _Header:
         # The sign of the first value is that of the values looked up, whatever the device made of it.
         first %= 2**16
         wrapped = first - 2**16
-        values = self._ends(found)
+        values = self._ends(samples)
         if _overlap(wrapped, len(entries), *values) > _overlap(first, len(entries), *values):
             first = wrapped
         return Table(entries, first, table_bits(entries, declared))
 
-    def _ends(self, found: Samples | None) -> tuple[float, float]:
+    def _ends(self, samples: Samples | None) -> tuple[float, float]:
         """Least and greatest value that is looked up in a table: a stored one, or one after the modality's step."""
-        if found is None:
+        if samples is None:
             return self._least, self._most
         ends = np.linspace(self._least, self._most, 256)
-        ends = found.modality(ends) if found.modality else ends
+        ends = samples.modality(ends) if samples.modality else ends
         return float(ends.min()), float(ends.max())
 
     def _window(self) -> Window | None:

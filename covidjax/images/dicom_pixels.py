@@ -84,14 +84,14 @@ class _Reader:
         """See the function of that name."""
         values, bits = self._stored(at_least)
         info = ImageInfo(self._dataset.Columns, self._dataset.Rows, bits)
-        found = Samples(values, bits, "DICOM", info, warnings=self._warnings)
+        samples = Samples(values, bits, "DICOM", info, warnings=self._warnings)
         if self._kind == "PALETTE COLOR":
-            found.values, found.bits, found.display = self._palette(values), 8, True
+            samples.values, samples.bits, samples.display = self._palette(values), 8, True
         elif not self._kind.startswith("MONOCHROME") and (values.ndim == 3 or self._kind.startswith(("RGB", "YBR"))):
-            found.display = True
+            samples.display = True
         else:
-            found.values = brightness(values, bits)  # of colours that the header calls gray
-        return found
+            samples.values = brightness(values, bits)  # of colours that the header calls gray
+        return samples
 
     def _number(self, name: str, default: int) -> int | None:
         """An element that is a number, or None and a warning where it cannot be used."""
@@ -158,8 +158,8 @@ class _Reader:
         """Values that are stored as they are, each in its word."""
         dataset = self._dataset
         allocated = int(dataset.BitsAllocated)
-        together = int(dataset.SamplesPerPixel) if not dataset.get("PlanarConfiguration") else 1
-        self._raw("PixelData", np.dtype(f"u{max(allocated // 8, 1)}"), row=dataset.Columns * together)
+        interleaved = int(dataset.SamplesPerPixel) if not dataset.get("PlanarConfiguration") else 1
+        self._raw("PixelData", np.dtype(f"u{max(allocated // 8, 1)}"), row=dataset.Columns * interleaved)
         return self._by_pydicom()
 
     def _by_pydicom(self) -> np.ndarray:

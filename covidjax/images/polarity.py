@@ -87,7 +87,7 @@ def to_positive(gray: Image.Image) -> Image.Image:
 
 def content_box(gray: Image.Image) -> tuple[int, int, int, int]:
     """Left, upper, right and lower edge in pixels of the X-ray in an image in mode ``L``, without its page and margins."""
-    (left, upper, right, lower), _ = _within_page(gray)
+    (left, upper, right, lower), _ = _within_page(_samples(gray))
     pixels = np.asarray(gray)
     rows = pixels[:, left * gray.width // _GRID : -(-right * gray.width // _GRID)]
     columns = pixels[upper * gray.height // _GRID : -(-lower * gray.height // _GRID)].T
@@ -97,7 +97,7 @@ def content_box(gray: Image.Image) -> tuple[int, int, int, int]:
 def contrast(gray: Image.Image) -> float:
     """Standard deviation, in gray levels, of an image in mode ``L`` at ``SIDE`` × ``SIDE`` pixels."""
     part = _GRID // SIDE
-    return float(np.std(_cells(gray).reshape(SIDE, part, SIDE, part).mean((1, 3))))
+    return float(np.std(_cells(_samples(gray)).reshape(SIDE, part, SIDE, part).mean((1, 3))))
 
 
 def score(gray: Image.Image) -> float:
@@ -119,8 +119,8 @@ def features(gray: Image.Image) -> np.ndarray:
     One view is the X-ray. A narrow one may be half a chest, and has two more: with itself mirrored at its left and at its
     right edge, one of which makes it whole. What is too small to be judged has none.
     """
-    cells = _cells(gray)
-    (left, upper, right, lower), page = _within_page(gray)
+    samples = _samples(gray)
+    cells, ((left, upper, right, lower), page) = _cells(samples), _within_page(samples)
     cells, page = cells[upper:lower, left:right], page[upper:lower, left:right]
     if min(cells.shape) < _SMALLEST or page.all():
         return np.zeros((0, SIDE * SIDE), np.float32)
@@ -140,7 +140,7 @@ def _scaled(cells: np.ndarray) -> np.ndarray:
 
 
 def _samples(gray: Image.Image) -> np.ndarray:
-    """uint8 ``[_GRID · _SAMPLES, _GRID · _SAMPLES]``.
+    """uint8 ``[_GRID · _SAMPLES, _GRID · _SAMPLES]``, which all else is computed from.
 
     Samples and not averages of all pixels: exactly those of the negative with the other sign, and as fast for any size.
     """
@@ -148,20 +148,19 @@ def _samples(gray: Image.Image) -> np.ndarray:
     return np.asarray(gray.resize((side, side), Image.Resampling.NEAREST))
 
 
-def _cells(gray: Image.Image) -> np.ndarray:
+def _cells(samples: np.ndarray) -> np.ndarray:
     """The mean of each cell, float32 ``[_GRID, _GRID]`` from -127.5 to 127.5."""
-    rows = _samples(gray).reshape(_GRID, _SAMPLES, -1).sum(axis=1, dtype=np.uint16)
+    rows = samples.reshape(_GRID, _SAMPLES, -1).sum(axis=1, dtype=np.uint16)
     sums = rows.reshape(_GRID, _GRID, _SAMPLES) @ np.ones(_SAMPLES, np.float32)
     return sums / _SAMPLES**2 - np.float32(127.5)
 
 
-def _within_page(gray: Image.Image) -> _Content:
+def _within_page(samples: np.ndarray) -> _Content:
     """Where the X-ray is. Lines of text are gray by the means of cells, as an X-ray is, and as the page by what most of a
     cell is: of the samples above each other the two in the middle, and of those beside each other likewise."""
-    content = _content(_cells(gray))
+    content = _content(_cells(samples))
     if not content.page.any():
         return content
-    samples = _samples(gray)
     columns = _middle([samples[row::_SAMPLES] for row in range(_SAMPLES)])
     middle = [_middle([part[:, column::_SAMPLES] for column in range(_SAMPLES)]) for part in columns]
     medians = sum(part.astype(np.float32) for pair in middle for part in pair) / 4
@@ -178,9 +177,9 @@ def _content(cells: np.ndarray) -> _Content:
     """Takes page after page away, such as a white slide and then black collimation, until no side is of one gray."""
     left, upper, right, lower = 0, 0, cells.shape[1], cells.shape[0]
     page = np.zeros(cells.shape, bool)
-    while (found := _page(cells[upper:lower, left:right])) is not None:
-        page[upper:lower, left:right] |= found
-        rows, columns = np.flatnonzero(~found.all(1)), np.flatnonzero(~found.all(0))
+    while (margin := _page(cells[upper:lower, left:right])) is not None:
+        page[upper:lower, left:right] |= margin
+        rows, columns = np.flatnonzero(~margin.all(1)), np.flatnonzero(~margin.all(0))
         left, right = left + int(columns[0]), left + int(columns[-1]) + 1
         upper, lower = upper + int(rows[0]), upper + int(rows[-1]) + 1
         if min(right - left, lower - upper) < _SMALLEST:

@@ -9,6 +9,7 @@ import re
 import struct
 from typing import Any
 
+import imagecodecs
 import numpy as np
 from PIL import Image
 
@@ -90,7 +91,7 @@ def _png(data: bytes, most_pixels: int) -> Samples:
     if width * height > most_pixels:
         raise too_many_pixels(most_pixels)
     warnings = codecs.check_png(data)
-    values = _imagecodecs().png_decode(data)  # palettes and fewer than 8 bits as 8 bits
+    values = imagecodecs.png_decode(data)  # palettes and fewer than 8 bits as 8 bits
     orientation = _orientation(data, b"eXIf", b"Raw profile", b"tiff:Orientation")
     bits = 16 if depth == 16 else 8
     info = ImageInfo(width, height, bits if colour == _PALETTE else depth)
@@ -127,10 +128,10 @@ def _orientation(data: bytes, *signs: bytes) -> int:
         return 1
 
 
-def _by_pillow(data: bytes, most_pixels: int, kind: str = "") -> Samples:
+def _by_pillow(data: bytes, most_pixels: int) -> Samples:
     """BMP, GIF, WebP, PNM, and any TIFF that tifffile declines."""
     image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-    name = {"PPM": "PNM", "WEBP": "WebP"}.get(image.format or "", image.format or kind)
+    name = {"PPM": "PNM", "WEBP": "WebP"}.get(image.format or "", image.format or "")
     if image.width * image.height > most_pixels:
         raise too_many_pixels(most_pixels)
     warnings = [_of_pages(image, "frames", "first")] if getattr(image, "is_animated", False) else []
@@ -228,13 +229,6 @@ def _photometric(samples: Samples, page: Any) -> None:
         samples.values = samples.values[..., : colours + alpha]
         if samples.values.shape[-1] == 1:
             samples.values = samples.values[..., 0]
-
-
-@functools.cache
-def _imagecodecs() -> Any:
-    import imagecodecs
-
-    return imagecodecs
 
 
 @functools.cache

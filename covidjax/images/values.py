@@ -129,23 +129,14 @@ class Gray(NamedTuple):
     """Whether it has next to no contrast, however much was made of it."""
 
 
-def check_finite(values: np.ndarray) -> None:
-    """Refuse floats that are no numbers.
-
-    Raises:
-      ImageError: there are some.
-    """
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise ImageError("has pixels that are no numbers")
-
-
 def to_gray(samples: Samples) -> Gray:
     """Take all steps.
 
     Raises:
       ImageError: values that are no numbers.
     """
-    check_finite(samples.values)
+    if samples.values.dtype.kind == "f" and not np.isfinite(samples.values).all():
+        raise ImageError("has pixels that are no numbers")
     values = brightness(samples.values, samples.bits)
     plain = not (samples.modality or samples.voi or samples.inverse or samples.padding)
     flat = False

@@ -75,14 +75,14 @@ def patients_of_collection(images: Iterable[tuple[str, str]]) -> list[str | None
       images: name and class of each.
     """
     images = list(images)
-    told = [unmistakable_patient(name) for name, _ in images]
-    others = [label for (name, label), key in zip(images, told, strict=True) if not key and published_patient(name)]
-    sure = [(key, label) for key, (_, label) in zip(told, images, strict=True) if key and key.startswith("kermany:")]
+    patients = [unmistakable_patient(name) for name, _ in images]
+    others = [label for (name, label), key in zip(images, patients, strict=True) if not key and published_patient(name)]
+    sure = [(key, label) for key, (_, label) in zip(patients, images, strict=True) if key and key.startswith("kermany:")]
     with_pneumonia = {label for key, label in sure if key.startswith("kermany:person")}
     enough = len(sure) >= LEAST_SHARE * (len(sure) + len(others))
     if sure and enough and not with_pneumonia.intersection(others):
-        told = [key or published_patient(name) for key, (name, _) in zip(told, images, strict=True)]
-    return told
+        patients = [key or published_patient(name) for key, (name, _) in zip(patients, images, strict=True)]
+    return patients
 
 
 def _told_by(name: str, patterns: Mapping[str, str]) -> str | None:

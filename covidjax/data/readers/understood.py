@@ -33,24 +33,24 @@ def count_absent_once(collections: Sequence[Collection]) -> None:
             collection.left_out[not_there(table)] -= index > 0 or (table, number) not in nowhere
 
 
-def found_classes(collections: Sequence[Collection], names: ClassNames) -> tuple[str, ...]:
+def classes_with_images(collections: Sequence[Collection], names: ClassNames) -> tuple[str, ...]:
     """The classes: those that were asked for, or those that there are images of.
 
     Raises:
       UserError: one that was asked for has no image, or fewer than two have any.
     """
     labels = {example.label for collection in collections for example in collection.examples}
-    found = tuple(label for label in names.classes if label in labels)
+    present = tuple(label for label in names.classes if label in labels)
     missing = [label for label in names.classes if label not in labels]
-    if not missing or (len(found) > 1 and not names.asked):
-        return found
+    if not missing or (len(present) > 1 and not names.asked):
+        return present
     unknown = sum((collection.unknown_names for collection in collections), Counter[str]())
     known = sum((collection.known_names for collection in collections), Counter[str]())
     if names.asked:  # what is a class for others
         unknown += Counter({name: count for name, count in known.items() if names.of(name) not in names.classes})
     remedy = "add a source that has some, or prepare other --classes"
     if unknown and not names.asked:
-        only = f"There are images of {found[0]} only" if found else "There is no image of a known class"
+        only = f"There are images of {present[0]} only" if present else "There is no image of a known class"
         raise UserError(f"{only}, and {shown(unknown)} name no class; {options_for(unknown, known)}.")
     if had := sum(_had(collection, names, missing[0]) for collection in collections):
         raise UserError(
