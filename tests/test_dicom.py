@@ -14,6 +14,7 @@ from pydicom import uid
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 
+from covidjax.data import synthetic
 from covidjax.errors import ImageError
 from covidjax.images import decode as images
 from covidjax.images import dicom, dicom_display, dicom_pixels, values
@@ -326,3 +327,29 @@ def test_codestream_is_told_by_its_own_beginning():
     compress(dataset, uid.JPEGLSLossless, FILM)
     dataset.file_meta.TransferSyntaxUID = uid.JPEGBaseline8Bit  # as some gateways relabel files
     np.testing.assert_array_equal(decode(dataset), FILM)
+
+
+def test_what_a_lossy_compression_adds_beyond_the_bits_is_clipped_and_not_wrapped():
+    values = FILM.astype(np.uint16) * 4
+    values[10:30, 10:30] = 1023
+    values[20:22] = 1040  # more than ten bits hold, which a mask would make dark
+    frame = imagecodecs.jpeg8_encode(values, 98, bitspersample=12)
+    dataset = make(values, bits=10, WindowCenter=512, WindowWidth=1024, PixelData=encapsulate([bytes(frame)]))
+    dataset.file_meta.TransferSyntaxUID = uid.JPEGExtended12Bit
+    dataset["PixelData"].is_undefined_length = True
+    assert decode(dataset)[20:22].min() > 240
+
+
+def test_luma_is_the_brightness_of_what_is_stored_as_such():
+    colour = np.stack([FILM, 255 - FILM, FILM // 2], -1)
+    stored = np.asarray(Image.fromarray(colour).convert("YCbCr"))
+    dataset = make(stored, PhotometricInterpretation="YBR_FULL")
+    np.testing.assert_array_equal(decode(dataset), stored[..., 0])
+
+
+def test_what_the_header_calls_no_chest_is_not_taken_for_a_negative():
+    film = np.asarray(Image.fromarray(255 - synthetic.draw(0, size=96).image))
+    assert images.read_reduced(written(make(film))).warning == "a negative, turned into a positive"
+    hand = images.read_reduced(written(make(film, BodyPartExamined="HAND")))
+    assert hand.warning == "body part HAND, not the chest"
+    np.testing.assert_array_equal(hand.pixels, film)

@@ -10,7 +10,7 @@ import pytest
 import scipy.ndimage
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
 from bench.pages import LAYOUTS, PARTS, framed, margins, one_margin
 from bench.polarity import augment, fit, scores_of
@@ -197,6 +197,22 @@ def test_real_films_on_pages_are_not_wrong_without_a_warning(shared_data, most: 
         turned = [polarity.judge(LAYOUTS[name](ImageOps.invert(film), rng)) for film in films]
         assert found.count("negative") + turned.count("positive") <= 0.01 * len(films), name
         assert found.count("unsure") + turned.count("unsure") <= 0.1 * len(found + turned), name  # of both ways
+
+
+@pytest.mark.parametrize(("page", "ink"), [(255, 0), (0, 255), (230, 60)])
+def test_a_page_full_of_text_says_nothing(shared_data, page: int, ink: int):
+    def on_page(film: Image.Image) -> Image.Image:
+        width, height = film.size
+        sheet = Image.new("L", (round(1.4 * width), 2 * height), page)
+        draw = ImageDraw.Draw(sheet)
+        for line in range(18):
+            draw.text((0.1 * width, 1.35 * height + 12 * line), "the lungs are clear on both sides " * 3, fill=ink)
+        sheet.paste(film, (round(0.2 * width), round(0.15 * height)))
+        return sheet
+
+    for film in real_films(shared_data, 60):
+        assert polarity.judge(on_page(film)) != "negative"
+        assert polarity.judge(on_page(ImageOps.invert(film))) != "positive"
 
 
 def test_hands_knees_and_photographs_are_mostly_not_turned(shared_data):

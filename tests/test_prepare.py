@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from PIL import Image
 
 from covidjax.config import Preprocess
 from covidjax.data import loader, synthetic, writer
@@ -215,6 +216,15 @@ def test_unreadable_films_are_listed_with_their_reason_and_stop_nothing(write_fi
             "reason": "not an image in a known format (DICOM, PNG, JPEG, JPEG-LS, JPEG 2000, BMP, TIFF, WebP, GIF, PNM)",
         },
     ]
+
+
+def test_images_without_contrast_are_listed_and_not_trained_on(write_films, tmp_path):
+    root = three_classes(write_films, tmp_path / "films")
+    Image.new("L", (64, 64), 200).save(root / "COVID-19" / "blank.png")
+    manifest = make(root, tmp_path / "out", folds=2)
+    assert manifest["per_class"]["COVID-19"] == 4
+    blank = {"path": str(root / "COVID-19" / "blank.png"), "source": "films", "reason": "next to no contrast"}
+    assert manifest["skipped"] == [blank]
 
 
 def test_film_whose_name_is_no_utf8_is_prepared(write_films, tmp_path):
