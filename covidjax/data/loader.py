@@ -75,10 +75,12 @@ def identities(source: Source) -> list[tuple[str, ...]]:
     return [(digest,) if is_one_file(patient) else (digest, patient) for digest, patient in keys]
 
 
-def patients(source: Source, rows: np.ndarray) -> list[str]:
-    """The patient's key of each of some records."""
+def origins(source: Source, rows: np.ndarray) -> tuple[list[str], list[str], list[str]]:
+    """The patient's key, the source and the name of each of some records."""
     with _reading():
-        return [source.texts(row, "patient")[0] for row in rows.tolist()]
+        texts = [source.texts(row, "patient", "source", "name") for row in rows.tolist()]
+    patients, sources, names = zip(*texts, strict=True) if texts else ((), (), ())
+    return list(patients), list(sources), list(names)
 
 
 def eval_batches(source: Source, batch_size: int, rows: np.ndarray | None = None) -> Iterator[Batch]:

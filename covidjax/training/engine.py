@@ -104,7 +104,7 @@ class Engine:
         batch_size = self._config.train.batch_size
         batches = self._batches(rows, max(batch_size, EVAL_BATCH) if self.accelerated else batch_size)
         outputs, labels = predict(self._eval_steps[tta], weights, batches)
-        return Predictions(outputs, labels, loader.patients(self._source, rows) if tta else [])
+        return Predictions(outputs, labels, *(loader.origins(self._source, rows) if tta else ([],)))
 
     def _batches(self, rows: np.ndarray, size: int) -> Iterable[loader.Batch]:
         """Examples in order, from memory where they lie there."""

@@ -71,7 +71,7 @@ def evaluate(path: Path, data: str | None = None, *, batch_size: int = 32) -> Ev
     predictions = []
     for networks, source, rows in parts:
         outputs, labels = predict(eval_step, networks, loader.eval_batches(source, batch_size, rows))
-        predictions.append(Predictions(outputs, labels, loader.patients(source, rows)))
+        predictions.append(Predictions(outputs, labels, *loader.origins(source, rows)))
     measured = task.measure(concatenate(predictions), run.preprocess.classes)
     return Evaluation(measured, description, "synthetic" in dataset.manifest["per_source"])
 

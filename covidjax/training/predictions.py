@@ -26,6 +26,10 @@ class Predictions(NamedTuple):
     """int32 ``[N]``."""
     patients: list[str]
     """Keys of the patients, ``[N]``."""
+    sources: list[str] = []  # noqa: RUF012  # nobody changes it
+    """The collection that each image is of, ``[N]``."""
+    paths: list[str] = []  # noqa: RUF012
+    """Their names in the dataset, ``[N]``."""
 
 
 def predict(
@@ -43,4 +47,5 @@ def predict(
 def concatenate(parts: Sequence[Predictions]) -> Predictions:
     """Predictions of different examples, one after another."""
     outputs, labels = (np.concatenate(arrays) for arrays in zip(*(part[:2] for part in parts), strict=True))
-    return Predictions(outputs, labels, [patient for part in parts for patient in part.patients])
+    origins = ([text for part in parts for text in part[field]] for field in range(2, 5))
+    return Predictions(outputs, labels, *origins)
