@@ -122,6 +122,13 @@ class AugmentConfig:
     """Greatest change of brightness either way, as a share of full white."""
     contrast: Annotated[float, FINITE] = 0.1
     """Greatest change of contrast either way: 0.1 is ×1/1.1 to ×1.1."""
+    gamma: Annotated[float, FINITE] = 0.0
+    """Greatest change of gamma either way: 0.5 takes gray, as a share of white, to a power from 1/1.5 to 1.5. With ``blur``
+    and ``noise`` it hides which machine and which archive an image comes from."""
+    blur: Annotated[float, SHARE] = 0.0
+    """Greatest standard deviation of a Gaussian blur, as a share of the image's side; an image's own is drawn from 0 up."""
+    noise: Annotated[float, Range(0, 1)] = 0.0
+    """Greatest standard deviation of Gaussian noise, as a share of full white; an image's own is drawn from 0 up."""
 
 
 @dataclass(frozen=True)

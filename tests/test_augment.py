@@ -63,7 +63,9 @@ def test_ten_views_are_shifted_and_mirrored():
 
 
 def test_output_stays_in_range_and_finite_whatever_is_asked():
-    wild = AugmentConfig(horizontal_flip=True, rotation=180, shift=0.9, zoom=3, brightness=2, contrast=5)
+    wild = AugmentConfig(
+        horizontal_flip=True, rotation=180, shift=0.9, zoom=3, brightness=2, contrast=5, gamma=9, blur=0.9, noise=1
+    )
     for images in (IMAGES, np.zeros_like(IMAGES), np.full_like(IMAGES, 255)):
         found = augmented(wild, images)
         assert np.isfinite(found).all()
@@ -71,10 +73,10 @@ def test_output_stays_in_range_and_finite_whatever_is_asked():
         assert found.max() <= 255
 
 
-@pytest.mark.parametrize("name", ["rotation", "shift", "zoom", "brightness", "contrast"])
+@pytest.mark.parametrize("name", ["rotation", "shift", "zoom", "brightness", "contrast", "gamma", "blur", "noise"])
 def test_each_setting_changes_every_image_by_a_draw_of_its_own(name):
     images = np.repeat(IMAGES[:1], 6, axis=0)
-    found = augmented(only(**{name: getattr(AugmentConfig(), name)}), images)
+    found = augmented(only(**{name: getattr(AugmentConfig(), name) or 0.1}), images)
     assert not any((image == images[0]).all() for image in found)
     assert len({image.tobytes() for image in found}) == 6
 
@@ -170,6 +172,37 @@ def test_contrast_stretches_about_the_middle_gray():
     assert 1 / 1.25 - 1e-4 <= factor.min() < 0.87
     assert 1.15 < factor.max() <= 1.25 + 1e-4
     np.testing.assert_allclose(found.mean(1), 127.5 + (127 - 127.5) * factor, rtol=1e-5)
+
+
+def test_gamma_is_a_power_that_leaves_black_and_white():
+    images = np.full((64, 1, 3, 1), 0, np.uint8)
+    images[:, 0, 1], images[:, 0, 2] = 128, 255
+    found = augmented(only(gamma=0.5), images)[:, 0, :, 0]
+    np.testing.assert_allclose(found[:, [0, 2]], np.tile([0, 255], (64, 1)), atol=1e-3)
+    power = np.log(found[:, 1] / 255) / np.log(128 / 255)
+    assert 1 / 1.5 - 1e-4 <= power.min() < 0.75
+    assert 1.35 < power.max() <= 1.5 + 1e-4
+
+
+def test_blur_is_a_gaussian_of_at_most_its_share_of_the_side():
+    image = np.zeros((33, 33, 1), np.uint8)
+    image[16, 16] = 255
+    found = augmented(only(blur=0.1), np.repeat(image[None], 64, axis=0))[..., 0] / 255
+    np.testing.assert_allclose(found.sum((1, 2)), 1, rtol=0.02)
+    rows = np.arange(33) - 16
+    deviations = np.sqrt((found.sum(2) * rows**2).sum(1))
+    assert deviations.min() < 0.5
+    assert 2.8 < deviations.max() <= 3.3
+    flat = np.full((4, 16, 16, 1), 77, np.uint8)
+    np.testing.assert_allclose(augmented(only(blur=0.2), flat), flat, atol=0.01)  # edges too
+
+
+def test_noise_is_new_at_every_pixel_and_of_at_most_its_share_of_white():
+    found = augmented(only(noise=0.1), np.full((64, 32, 32, 1), 128, np.uint8)) - 128
+    deviations = found.std((1, 2, 3))
+    assert deviations.min() < 3
+    assert 22 < deviations.max() < 27
+    np.testing.assert_allclose(found.mean((1, 2, 3)) / deviations, 0, atol=0.15)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

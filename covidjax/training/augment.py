@@ -10,7 +10,7 @@ from covidjax.config import PIXEL_MEAN, AugmentConfig
 
 
 def augment(key: Array, images: Array, config: AugmentConfig, axis: str | None = None) -> Array:
-    """Mirror, rotate, scale, shift, and change brightness and contrast, each image by its own draw.
+    """Mirror, rotate, scale, shift, blur, change contrast, brightness and gamma, and add noise, each image by its own draw.
 
     Args:
       key: one for the batch.
@@ -45,6 +45,8 @@ class _Draws:
     def __init__(self, key: Array, images: Array, config: AugmentConfig, axis: str | None):
         names = ("flip", "rotation", "zoom", "shift", "brightness", "contrast")
         self._keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
+        for name in ("blur", "gamma", "noise", "grain"):  # younger, so that the draws of the others are what they were
+            self._keys[name] = jax.random.fold_in(key, len(self._keys))
         self._config, self._axis, self._count = config, axis, images.shape[0]
         self._batch = self._count * (1 if axis is None else lax.axis_size(axis))
 
@@ -68,14 +70,23 @@ class _Draws:
         return x[..., None]
 
     def exposed(self, images: Array) -> Array:
-        """Of other contrast and brightness, float32 from 0 to 255."""
+        """Blurred, of other contrast, brightness and gamma, and noisy, float32 from 0 to 255."""
         config, keys, batch = self._config, self._keys, self._batch
         x = images.astype(jnp.float32)
+        if config.blur:
+            deviation = jax.random.uniform(keys["blur"], (batch,), maxval=config.blur * x.shape[1])
+            x = _blur(x[..., 0], self._own(deviation))[..., None]
         if config.contrast:
             factor = self._own(_factor(keys["contrast"], batch, config.contrast))
             x = (x - 255 * PIXEL_MEAN) * factor[:, None, None, None] + 255 * PIXEL_MEAN
         if config.brightness:
             x = x + 255 * self._own(_either_way(keys["brightness"], batch, config.brightness))[:, None, None, None]
+        if config.gamma:
+            power = self._own(_factor(keys["gamma"], batch, config.gamma))
+            x = 255 * (jnp.clip(x, 0, 255) / 255) ** power[:, None, None, None]
+        if config.noise:
+            deviation = jax.random.uniform(keys["noise"], (batch, 1, 1, 1), maxval=255 * config.noise)
+            x = x + self._own(deviation * jax.random.normal(keys["grain"], (batch, *x.shape[1:])))
         return jnp.clip(x, 0, 255)
 
 
@@ -86,6 +97,18 @@ def _either_way(key: Array, batch: int, most: float) -> Array:
 def _factor(key: Array, batch: int, most: float) -> Array:
     """Factors from 1/(1+most) to 1+most, as likely above 1 as below."""
     return jnp.exp(_either_way(key, batch, 1.0) * jnp.log1p(most))
+
+
+def _blur(images: Array, deviation: Array) -> Array:
+    """Each of float32 ``[B, S, S]`` by a Gaussian of its own standard deviation in pixels, ``[B]``; outside the image there
+    is nothing, and the weights inside add up to 1."""
+    places = jnp.arange(images.shape[1], dtype=jnp.float32)
+    distance = places[:, None] - places
+    weights = jnp.exp(-0.5 * (distance / jnp.maximum(deviation, 1e-3)[:, None, None]) ** 2)
+    weights /= weights.sum(-1, keepdims=True)
+    # In two matrix products, whatever the width: an image is small beside its network.
+    precise = {"precision": lax.Precision.HIGHEST}
+    return jnp.einsum("bik,bkl,bjl->bij", weights, images, weights, **precise)
 
 
 def _warp(images: Array, angle: Array, scale: Array, shift: Array) -> Array:
