@@ -59,11 +59,8 @@ class Entry:
 
 
 class ContenderProcess:
-    """A contender in its own process.
-
-    Raises:
-      Missing: it cannot take part; the message says why.
-    """
+    """A contender in its own process, which imports what it needs at once and is made by ``start``: imports take most of
+    the time of a short measurement, and can go on at the same time."""
 
     def __init__(self, entry: Entry):
         self.entry = entry
@@ -77,8 +74,17 @@ class ContenderProcess:
             env=settings,
             cwd=ROOT,
         )
+
+    def start(self, limit: float = FAILED_START) -> None:
+        """Make the contender and wait until it is ready, for so many seconds.
+
+        Raises:
+          Missing: it cannot take part; the message says why.
+        """
         try:
-            ready = self._receive(FAILED_START)
+            with contextlib.suppress(BrokenPipeError):  # it has ended already, and said why
+                self._send({"start": True})
+            ready = self._receive(limit)
         except BaseException:
             self.end()
             raise
@@ -139,7 +145,12 @@ def _watchdog(process: subprocess.Popen[str], seconds: float) -> Iterator[None]:
 
 
 def turns(
-    entries: Sequence[Entry], *, rounds: int, seconds: float, say: Callable[[str], None] = lambda text: None
+    entries: Sequence[Entry],
+    *,
+    rounds: int,
+    seconds: float,
+    say: Callable[[str], None] = lambda text: None,
+    start_limit: float = FAILED_START,
 ) -> tuple[list[Row], dict[str, list[float]]]:
     """Let contenders take turns, A B C A B C …
 
@@ -148,10 +159,12 @@ def turns(
       rounds: turns each; each turn is one sample.
       seconds: about how long a turn is to last; at least one call.
       say: told what happens.
+      start_limit: seconds that a contender may take to get ready.
 
     Returns:
       Rows in images/s, in the order of the entries, and the answers of those that gave one.
     """
+    importing = {entry.name: ContenderProcess(entry) for entry in entries}
     processes: dict[str, ContenderProcess] = {}
     missing: dict[str, str] = {}
     calls: dict[str, int] = {}
@@ -160,21 +173,23 @@ def turns(
         for entry in entries:
             started = time.perf_counter()
             try:
-                process = processes[entry.name] = ContenderProcess(entry)
+                process = importing[entry.name]
+                process.start(start_limit)
+                processes[entry.name] = process
                 # Twice before anything counts: the first call may still compile, or build its pools of threads.
                 process.turn(1)
                 calls[entry.name] = max(1, round(seconds / max(process.turn(1), 1e-6)))
                 say(f"  {entry.name}: ready after {time.perf_counter() - started:.0f} s")
             except Missing as reason:
                 missing[entry.name] = str(reason)
-                if entry.name in processes:
-                    processes.pop(entry.name).end()
+                importing[entry.name].end()
+                processes.pop(entry.name, None)
                 say(f"  {entry.name}: skipped, {reason}")
         for _ in range(rounds):
             for name, process in processes.items():
                 samples[name].append(process.images / process.turn(calls[name]))
     finally:
-        for process in processes.values():
+        for process in importing.values():
             process.end()
     rows = []
     for entry in entries:
@@ -255,7 +270,9 @@ def _serve(factory: str, options: dict[str, Any], parent: int) -> None:
 
     module, _, function = factory.partition(":")
     try:
-        contender = getattr(importlib.import_module(module), function)(**options)
+        make = getattr(importlib.import_module(module), function)
+        sys.stdin.readline()  # its turn to be made
+        contender = make(**options)
         numbers = contender.answer() if hasattr(contender, "answer") else None
         contender.run(1)
     except (Missing, ImportError) as reason:

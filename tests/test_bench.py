@@ -97,6 +97,7 @@ import json, os, signal, sys
 from bench.harness import Entry, ContenderProcess
 options = {{"name": "one", "diary": {str(tmp_path / "diary")!r}}}
 contender = ContenderProcess(Entry("one", "tests.contenders:Diary", options))
+contender.start()
 print(contender._process.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -110,6 +111,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert not process.exists() or " Z " in (process / "stat").read_text()
 
     contender = ContenderProcess(Entry("one", "tests.contenders:Diary", {"name": "one", "diary": str(tmp_path / "diary")}))
+    contender.start()
     try:
         stat = Path("/proc", contender.note.removeprefix("process "), "stat")
         deadline = time.monotonic() + 10
