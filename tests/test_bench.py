@@ -13,8 +13,9 @@ import pytest
 from click.testing import CliRunner
 
 from bench import all as every
-from bench import data, gpu, growth, harness, lungs, machine, startup, tables, targets
+from bench import data, gpu, gpu_measures, growth, harness, lungs, machine, startup, tables, targets
 from bench.harness import ContenderProcess, Entry
+from bench.peers import pytorch_entries, pytorch_entry
 from bench.tables import Log, Result, Row, Spread, Table
 
 ROOT = Path(__file__).parents[1]
@@ -243,11 +244,61 @@ def test_gpu_benchmark_runs_on_a_cpu(tmp_path: Path):
     needs("torch")
     run("bench.gpu", "--small", "--out", str(tmp_path))
     stored = json.loads((tmp_path / "gpu.json").read_text())
-    figures = every.figures_of(stored)
-    assert {line.figure for line in gpu.TARGETS} <= set(figures)
+    assert {name: part["state"] for name, part in stored["benchmarks"].items()} == dict.fromkeys(gpu.PARTS, "complete")
+    figures = gpu.figures_of(stored)
+    size = gpu_measures.Size(True)
+    for large in ("224", "144", "64", "96"):
+        stand_in = {"224": size.large, "144": size.middle}.get(large, size.flag_pixels[0])
+        asked = [line.figure.replace(large, str(stand_in)) for line in gpu.TARGETS if line.figure.endswith(large)]
+        assert asked
+        assert set(asked) <= set(figures)
+    assert {line.figure for line in gpu.TARGETS if not line.figure[-1].isdigit()} <= set(figures)
     if not machine.gpu_name():  # the same device on both sides
-        assert max(figures[f"{what}_float32"] for what in ("logits", "gradients", "losses")) == 0
+        assert max(figures[f"{what}_float32"] for what in ("logits", "gradients", "losses")) < 1e-5
+        graphed = [row for row in stored["benchmarks"]["pace"]["tables"][0]["rows"] if "graph," in row["name"]]
+        assert {row["note"] for row in graphed} == {"skipped: CUDA graphs need a GPU"}
     assert figures["share_of_bandwidth"] > 0
+    ways = stored["benchmarks"]["flags"]["tables"][0]["rows"]
+    assert len(ways) == len(gpu_measures.VARIANTS)
+    assert all(row["value"] or "unknown flag" in row["note"] for row in ways)
+
+
+def test_part_of_the_gpu_benchmark_ends_at_its_limit_and_costs_no_other(tmp_path: Path):
+    gpu.store(tmp_path, "pace", Result([table(ours=[6.0])], {"speed": 2.0}), state="complete")
+    began = time.monotonic()
+    gpu.measure_apart("limits", tmp_path, ["--small", "--out", str(tmp_path)], 0.2)
+    assert time.monotonic() - began < 60
+    gpu.measure_apart("check", tmp_path, ["--no-such-option"], 60)
+    stored = json.loads((tmp_path / "gpu.json").read_text())
+    assert stored["benchmarks"]["pace"]["state"] == "complete"
+    assert stored["benchmarks"]["limits"]["state"] == "cut off after 0 s"
+    assert stored["benchmarks"]["check"]["state"] == "failed with exit code 2"
+    assert gpu.figures_of(stored) == {"speed": 2.0}
+
+
+def test_gpu_benchmark_leaves_out_flags_that_xla_does_not_know():
+    wrong = ["--xla_gpu_no_such_flag=1", "--xla_gpu_enable_command_buffer=+NONE_SUCH"]
+    found = gpu_measures.unknown_flags(["", *wrong, gpu_measures.GRAPHS])
+    assert set(wrong) <= found
+    assert "" not in found
+
+
+def test_best_flags_are_among_those_with_the_same_loss():
+    answers = {gpu_measures.AS_IT_IS.name: [1.0], "near": [1.01], "far": [1.1], "lost": [float("nan")]}
+    assert [name for name in (*answers, "absent") if gpu_measures.same_loss(answers, name)] == ["as it is", "near"]
+
+
+def test_ways_of_pytorch_have_the_names_of_the_tables():
+    entries = pytorch_entries("Train", {}, ("float32",), ("default", "reduce-overhead"))
+    assert [entry.name for entry in entries] == [
+        "PyTorch float32, eager",
+        "PyTorch float32, eager, channels-last",
+        "PyTorch float32, compiled, channels-last",
+        "PyTorch float32, compiled (reduce-overhead), channels-last",
+    ]
+    graphed = pytorch_entry("Train", {}, "float16", "graph", True)
+    assert graphed.name == "PyTorch float16, graph, channels-last"
+    assert graphed.options == {"precision": "float16", "channels_last": True, "compiled": "", "graphed": True}
 
 
 def test_boxes_of_lungs_are_measured_against_drawn_ones():
