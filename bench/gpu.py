@@ -54,8 +54,8 @@ TARGETS = (
 )
 
 PARTS = {
-    "pace": (gpu_measures.pace, 150),
-    "runs": (gpu_measures.runs, 150),
+    "pace": (gpu_measures.pace, 200),
+    "runs": (gpu_measures.runs, 170),
     "flags": (gpu_measures.flags, 220),
     "start": (gpu_measures.start, 120),
     "float16": (gpu_measures.float16, 80),

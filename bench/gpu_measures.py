@@ -146,7 +146,7 @@ def _take_turns(
         rounds=size.rounds,
         seconds=size.seconds,
         say=say,
-        start_limit=60 if not ending else 120,
+        start_limit=110,
     )
     compare_answers(rows, answers, OURS, "loss" if factory == "Train" else "probabilities")
     title = "Training step" if factory == "Train" else "Forward pass"
@@ -396,5 +396,5 @@ def in_processes(calls: Any) -> list[Any]:
         processes.append(subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=settings))
     outputs = [process.communicate()[0] for process in processes]
     if any(process.returncode for process in processes):
-        raise click.ClickException(f"{function} failed; see above.")
+        raise click.ClickException("A measurement failed; see above.")
     return [json.loads(output.rpartition("RESULT")[2]) for output in outputs]
