@@ -27,6 +27,7 @@ OURS, OURS_GRAPHS = "covidjax", "covidjax, convolutions in graphs"
 GRAPHS = "--xla_gpu_enable_command_buffer=+CONVOLUTION"
 SINGLE = "--xla_gpu_graph_min_graph_size=1"
 LOOP = "--xla_gpu_enable_command_buffer=+CONVOLUTION,+WHILE"
+UNTUNED = "--xla_gpu_experimental_enable_fusion_autotuner=false --xla_gpu_enable_triton_gemm=false"
 
 
 class Variant(NamedTuple):
@@ -46,11 +47,8 @@ VARIANTS = (
     Variant("convolutions in graphs, single kernels too", f"{GRAPHS} {SINGLE}"),
     Variant("the loop in a graph", f"{LOOP} {SINGLE}"),
     Variant("the loop in a graph, unrolled", f"{LOOP} {SINGLE} --xla_gpu_command_buffer_unroll_loops=true"),
-    Variant("no graphs", "--xla_gpu_enable_command_buffer="),
-    Variant("no autotuning", "--xla_gpu_autotune_level=0", tunes=True),
     Variant("no autotuning, convolutions in graphs", f"--xla_gpu_autotune_level=0 {GRAPHS} {SINGLE}", tunes=True),
-    Variant("no fusion autotuner", "--xla_gpu_experimental_enable_fusion_autotuner=false", tunes=True),
-    Variant("no products by Triton", "--xla_gpu_enable_triton_gemm=false", tunes=True),
+    Variant("no fusion autotuner, no products by Triton", UNTUNED, tunes=True),
     Variant("convolutions in graphs, four steps a round", f"{GRAPHS} {SINGLE}", unroll=4),
 )
 
@@ -107,7 +105,7 @@ def pace(given: Measures) -> Iterator[Result]:
     train += [("bfloat16", "graph", False), ("float16", "eager", True), ("float32", "eager", True)]
     train += [("bfloat16", "eager", False), ("float32", "graph", True)]
     yield from _take_turns(given, given.size.large, "Train", train)
-    yield from _take_turns(given, given.size.large, "Forward", [*train[:4], *train[-2:]])
+    yield from _take_turns(given, given.size.large, "Forward", train[:3])
 
 
 def pace144(given: Measures) -> Iterator[Result]:
@@ -240,7 +238,9 @@ def _compare_variants(
         cache = folder / (str(number) if variant.tunes else "0")
         settings = {"XLA_FLAGS": _flags(variant.flags), "JAX_COMPILATION_CACHE_DIR": str(cache)}
         entry_options = options | {"unroll": variant.unroll}
-        entries.append(Entry(variant.name, "bench.peers.ours:Train", entry_options, settings, variant.flags))
+        entries.append(
+            Entry(variant.name, "bench.peers.ours:Train", entry_options, settings, variant.flags, not variant.tunes)
+        )
     entries = only(entries, given.pattern)
     rows, answers = turns(entries, rounds=given.size.rounds, seconds=given.size.seconds, say=say, start_limit=60)
     compare_answers(rows, answers, AS_IT_IS.name, "loss")
@@ -275,17 +275,16 @@ def start(given: Measures) -> Iterator[Result]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tries = [
-            ("first start", "cold", folder / "cache", ""),
-            ("again", "warm", folder / "cache", ""),
-            ("what autotuning found", "tuned", folder / "cache", ""),
-            ("first start without autotuning", "untuned", folder / "other", "--xla_gpu_autotune_level=0"),
+            ("first start", "cold"),
+            ("again", "warm"),
+            ("with what autotuning found alone", "tuned"),
         ]
-        for title, figure, cache, more in tries:
+        for title, figure in tries:
             if figure == "tuned":
-                for program in (cache / "covidjax" / "xla").glob("*-cache"):
+                for program in (folder / "covidjax" / "xla").glob("*-cache"):
                     program.unlink()
             words = ["train", "--data", dataset, "--epochs", "1", "--run", str(folder / figure)]
-            begun, epoch = until(words, ["starting at step 1", "epoch 1/1"], cache, XLA_FLAGS=_flags(more))
+            begun, epoch = until(words, ["starting at step 1", "epoch 1/1"], folder)
             rows = [Row.of(BEGIN, [begun]), Row.of(EPOCH, [epoch])]
             figures = {f"{figure}_start": epoch, f"{figure}_start_compiling": epoch - begun}
             yield Result([Table(f"Start at {pixels} × {pixels}: {title}", "seconds", rows, gpu_name())], figures)

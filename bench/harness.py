@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -56,6 +57,8 @@ class Entry:
     options: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     note: str = ""
+    together: bool = False
+    """Whether it may get ready at the same time as others that may; they do so after those that may not."""
 
 
 class ContenderProcess:
@@ -169,25 +172,41 @@ def turns(
     missing: dict[str, str] = {}
     calls: dict[str, int] = {}
     samples: dict[str, list[float]] = {entry.name: [] for entry in entries}
+
+    def start(entry: Entry) -> None:
+        started = time.perf_counter()
+        try:
+            importing[entry.name].start(start_limit)
+            say(f"  {entry.name}: ready after {time.perf_counter() - started:.0f} s")
+        except Missing as reason:
+            missing[entry.name] = str(reason)
+            say(f"  {entry.name}: skipped, {reason}")
+
     try:
         for entry in entries:
-            started = time.perf_counter()
+            if not entry.together:
+                start(entry)
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(start, [entry for entry in entries if entry.together]))
+        for name, process in importing.items():
+            if name in missing:
+                continue
             try:
-                process = importing[entry.name]
-                process.start(start_limit)
-                processes[entry.name] = process
                 # Twice before anything counts: the first call may still compile, or build its pools of threads.
                 process.turn(1)
-                calls[entry.name] = max(1, round(seconds / max(process.turn(1), 1e-6)))
-                say(f"  {entry.name}: ready after {time.perf_counter() - started:.0f} s")
+                calls[name] = max(1, round(seconds / max(process.turn(1), 1e-6)))
+                processes[name] = process
             except Missing as reason:
-                missing[entry.name] = str(reason)
-                importing[entry.name].end()
-                processes.pop(entry.name, None)
-                say(f"  {entry.name}: skipped, {reason}")
+                missing[name] = str(reason)
+                process.end()
+                say(f"  {name}: skipped, {reason}")
         for _ in range(rounds):
-            for name, process in processes.items():
-                samples[name].append(process.images / process.turn(calls[name]))
+            for name, process in list(processes.items()):
+                try:
+                    samples[name].append(process.images / process.turn(calls[name]))
+                except Missing as reason:  # it ended; the others go on
+                    missing[name] = str(reason)
+                    processes.pop(name).end()
     finally:
         for process in importing.values():
             process.end()

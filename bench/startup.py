@@ -25,14 +25,14 @@ HELP, SCORE, BEGIN, EPOCH = (
 )
 
 
-def until(words: Sequence[str], lines: Sequence[str], cache: Path, **variables: str) -> list[float]:
+def until(words: Sequence[str], lines: Sequence[str], cache: Path) -> list[float]:
     """Seconds until a command prints a line with each of the texts (or, for none, until it ends), with its own caches in a
-    folder and further variables of the environment. The command is left to end.
+    folder. The command is left to end.
 
     Raises:
       RuntimeError: it ended badly, or without one of those lines.
     """
-    settings = environment(XDG_CACHE_HOME=str(cache), **variables)
+    settings = environment(XDG_CACHE_HOME=str(cache))
     del settings["JAX_COMPILATION_CACHE_DIR"]
     start = time.perf_counter()
     nowhere, pipe = subprocess.DEVNULL, subprocess.PIPE

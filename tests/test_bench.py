@@ -7,6 +7,7 @@ import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -299,6 +300,41 @@ def test_ways_of_pytorch_have_the_names_of_the_tables():
     graphed = pytorch_entry("Train", {}, "float16", "graph", True)
     assert graphed.name == "PyTorch float16, graph, channels-last"
     assert graphed.options == {"precision": "float16", "channels_last": True, "compiled": "", "graphed": True}
+
+
+@pytest.mark.parametrize("precision", ["float32", pytest.param("float16", marks=pytest.mark.slow)])
+def test_steps_in_a_graph_are_those_of_eager_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str):
+    """All but CUDA's own part: capturing is replaced by calling the function again, with gradients that are its own."""
+    needs("torch")
+    import torch
+
+    from bench.peers import pytorch
+
+    rng = np.random.default_rng(0)
+    batch = tmp_path / "batch.npz"
+    np.savez(batch, images=rng.integers(0, 256, (4, 32, 32, 1), np.uint8), labels=np.arange(4, dtype=np.int32) % 3)
+    options = {"batch": str(batch), "weights": "", "precision": precision, "channels_last": True, "compiled": ""}
+
+    def losses(graphed: bool) -> list[float]:
+        torch.manual_seed(0)
+        contender = pytorch.Train(**options, graphed=graphed)
+        return [contender.answer()[0] for _ in range(3)]
+
+    with pytest.raises(harness.Missing, match="CUDA graphs need a GPU"):
+        pytorch.Train(**options, graphed=True)
+
+    def capture(self: Any, function: Any, warm_up: Any) -> Any:
+        for _ in range(3):
+            warm_up()
+
+        def replay() -> Any:
+            self.before_capture()
+            return function()
+
+        return replay
+
+    monkeypatch.setattr(pytorch.Train, "capture", capture)
+    np.testing.assert_allclose(losses(graphed=True), losses(graphed=False), rtol=1e-3)
 
 
 def test_boxes_of_lungs_are_measured_against_drawn_ones():

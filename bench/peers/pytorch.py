@@ -35,8 +35,6 @@ class _Network:
         model: str = "darkcovidnet",
         width: int = 16,
     ):
-        if graphed and not torch.cuda.is_available():
-            raise Missing("CUDA graphs need a GPU")
         torch.set_num_threads(cores())
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if self.device.type == "cuda":
@@ -77,6 +75,8 @@ class _Network:
     def capture(self, function: Callable[[], torch.Tensor], warm_up: Callable[[], object]) -> Callable[[], torch.Tensor]:
         """The function as a CUDA graph, after the calls on a stream of their own that the manual asks for
         (https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs); its result is overwritten by every replay."""
+        if self.device.type != "cuda":
+            raise Missing("CUDA graphs need a GPU")
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -136,7 +136,7 @@ class Train(_Network):
 
     def _graphed_step(self) -> Callable[[], torch.Tensor]:
         """The whole step as one graph; with a loss scale, as the manual says, all but the optimizer."""
-        before = {name: value.clone() for name, value in self.model.state_dict().items()}
+        before, scale = {name: value.clone() for name, value in self.model.state_dict().items()}, self._scaler.get_scale()
 
         def whole() -> torch.Tensor:
             loss = self._backward()
@@ -151,6 +151,8 @@ class Train(_Network):
             for state in self._optimizer.state.values():
                 for value in state.values():
                     value.zero_()
+        if self._scaler.is_enabled():
+            self._scaler.update(scale)
 
         def step() -> torch.Tensor:
             loss = replay()
