@@ -138,7 +138,7 @@ def measure_apart(part: str, out: Path, words: list[str], limit: float) -> None:
     start, load = time.monotonic(), os.getloadavg()
     store(out, part, None, state="begun", limit=limit)
     process = subprocess.Popen(
-        [sys.executable, "-m", "bench.gpu", "--inside", part, *words], cwd=ROOT, env=environment(), start_new_session=True
+        [sys.executable, "-m", "bench.gpu", "--inside", part, *words], cwd=ROOT, env=environment(), process_group=0
     )
     try:
         code = process.wait(limit)
@@ -186,6 +186,7 @@ def main(
         measures = Measures(size, pattern, table2, figures_of(stored(out)))
         measure_here(inside, out, measures)
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the part that runs is ended too
     end = time.monotonic() + seconds
     say("bench.gpu: inputs")
     make_inputs(size, table2, min(90.0, seconds))

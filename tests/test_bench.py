@@ -93,6 +93,18 @@ def test_contenders_take_turns(tmp_path: Path):
     assert "loss" not in rows[0].note
 
 
+def test_a_contender_that_ends_between_turns_leaves_the_others_theirs(tmp_path: Path):
+    entries = [
+        Entry(name, f"tests.contenders:{kind}", {"name": name, "diary": str(tmp_path / "diary")}, together=name != "one")
+        for name, kind in (("leaving", "leaving"), ("one", "Diary"), ("two", "Diary"))
+    ]
+    rows, answers = harness.turns(entries, rounds=3, seconds=0.01)
+    assert [row.name for row in rows] == ["leaving", "one", "two"]
+    assert [len(row.samples) for row in rows] == [0, 3, 3]
+    assert rows[0].note == "skipped: ended with exit code 3"
+    assert set(answers) == {"one", "two"}
+
+
 def test_a_waiting_contender_is_stopped_and_ends_with_its_parent(tmp_path: Path):
     script = f"""
 import json, os, signal, sys
