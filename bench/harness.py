@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Timer
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import click
@@ -126,23 +127,24 @@ class ContenderProcess:
     def _receive(self, seconds: float) -> dict[str, Any]:
         assert self._process.stdout
         # A watchdog, since a pipe has no time limit of its own.
-        with _watchdog(self._process, seconds):
+        with _watchdog(self._process, seconds) as timer:
             line = self._process.stdout.readline()
+            late = timer.finished.is_set()
         if not line:
+            if late:
+                raise Missing(f"given up after {seconds:.0f} s")
             self._process.wait()
             raise Missing(f"ended with exit code {self._process.returncode}")
         return json.loads(line)
 
 
 @contextlib.contextmanager
-def _watchdog(process: subprocess.Popen[str], seconds: float) -> Iterator[None]:
-    from threading import Timer
-
+def _watchdog(process: subprocess.Popen[str], seconds: float) -> Iterator[Timer]:
     timer = Timer(seconds, process.kill)
     timer.daemon = True
     timer.start()
     try:
-        yield
+        yield timer
     finally:
         timer.cancel()
 

@@ -105,6 +105,12 @@ def test_a_contender_that_ends_between_turns_leaves_the_others_theirs(tmp_path: 
     assert set(answers) == {"one", "two"}
 
 
+def test_a_contender_that_does_not_get_ready_is_given_up(tmp_path: Path):
+    entry = Entry("one", "tests.contenders:Diary", {"name": "one", "diary": str(tmp_path / "diary")})
+    rows, _ = harness.turns([entry], rounds=1, seconds=0.01, start_limit=0.001)
+    assert rows[0].note == "skipped: given up after 0 s"
+
+
 def test_a_waiting_contender_is_stopped_and_ends_with_its_parent(tmp_path: Path):
     script = f"""
 import json, os, signal, sys
