@@ -121,6 +121,6 @@ def test_metrics(path: Path, data: str) -> dict[str, Metrics]:
     parts = {"all sources": rows} | {name: rows[origins == name] for name in np.unique(origins).tolist()}
     classes = loaded.run.preprocess.classes
     return {
-        name: classification_metrics(labels[part], chosen[part], classes, patients=loader.patients(source, part))
+        name: classification_metrics(labels[part], chosen[part], classes, patients=loader.origins(source, part)[0])
         for name, part in parts.items()
     }

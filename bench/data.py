@@ -117,7 +117,10 @@ def run(size: int) -> Path:
 def _train(size: int, out: Path) -> None:
     data = dataset(96, size, 3)
     command = [*COVIDJAX, "train", "--data", str(data), "--epochs", "2", "--run", str(out), "--set", "train.batch_size=16"]
-    subprocess.run(command, check=True, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    nowhere, pipe = subprocess.DEVNULL, subprocess.PIPE
+    process = subprocess.run(command, env=environment(), stdout=nowhere, stderr=pipe, text=True)
+    if process.returncode:
+        raise RuntimeError(f"covidjax train failed: {process.stderr[-2000:]}")
 
 
 def weights(size: int) -> Path:

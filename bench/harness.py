@@ -20,8 +20,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Timer
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import click
@@ -56,14 +58,13 @@ class Entry:
     options: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     note: str = ""
+    together: bool = False
+    """Whether it may get ready at the same time as others that may; they do so after those that may not."""
 
 
 class ContenderProcess:
-    """A contender in its own process.
-
-    Raises:
-      Missing: it cannot take part; the message says why.
-    """
+    """A contender in its own process, which imports what it needs at once and is made by ``start``: imports take most of
+    the time of a short measurement, and can go on at the same time."""
 
     def __init__(self, entry: Entry):
         self.entry = entry
@@ -77,8 +78,17 @@ class ContenderProcess:
             env=settings,
             cwd=ROOT,
         )
+
+    def start(self, limit: float = FAILED_START) -> None:
+        """Make the contender and wait until it is ready, for so many seconds.
+
+        Raises:
+          Missing: it cannot take part; the message says why.
+        """
         try:
-            ready = self._receive(FAILED_START)
+            with contextlib.suppress(BrokenPipeError):  # it has ended already, and said why
+                self._send({"start": True})
+            ready = self._receive(limit)
         except BaseException:
             self.end()
             raise
@@ -117,29 +127,35 @@ class ContenderProcess:
     def _receive(self, seconds: float) -> dict[str, Any]:
         assert self._process.stdout
         # A watchdog, since a pipe has no time limit of its own.
-        with _watchdog(self._process, seconds):
+        with _watchdog(self._process, seconds) as timer:
             line = self._process.stdout.readline()
+            late = timer.finished.is_set()
         if not line:
+            if late:
+                raise Missing(f"given up after {seconds:.0f} s")
             self._process.wait()
             raise Missing(f"ended with exit code {self._process.returncode}")
         return json.loads(line)
 
 
 @contextlib.contextmanager
-def _watchdog(process: subprocess.Popen[str], seconds: float) -> Iterator[None]:
-    from threading import Timer
-
+def _watchdog(process: subprocess.Popen[str], seconds: float) -> Iterator[Timer]:
     timer = Timer(seconds, process.kill)
     timer.daemon = True
     timer.start()
     try:
-        yield
+        yield timer
     finally:
         timer.cancel()
 
 
 def turns(
-    entries: Sequence[Entry], *, rounds: int, seconds: float, say: Callable[[str], None] = lambda text: None
+    entries: Sequence[Entry],
+    *,
+    rounds: int,
+    seconds: float,
+    say: Callable[[str], None] = lambda text: None,
+    start_limit: float = FAILED_START,
 ) -> tuple[list[Row], dict[str, list[float]]]:
     """Let contenders take turns, A B C A B C …
 
@@ -148,33 +164,53 @@ def turns(
       rounds: turns each; each turn is one sample.
       seconds: about how long a turn is to last; at least one call.
       say: told what happens.
+      start_limit: seconds that a contender may take to get ready.
 
     Returns:
       Rows in images/s, in the order of the entries, and the answers of those that gave one.
     """
+    importing = {entry.name: ContenderProcess(entry) for entry in entries}
     processes: dict[str, ContenderProcess] = {}
     missing: dict[str, str] = {}
     calls: dict[str, int] = {}
     samples: dict[str, list[float]] = {entry.name: [] for entry in entries}
+
+    def start(entry: Entry) -> None:
+        started = time.perf_counter()
+        try:
+            importing[entry.name].start(start_limit)
+            say(f"  {entry.name}: ready after {time.perf_counter() - started:.0f} s")
+        except Missing as reason:
+            missing[entry.name] = str(reason)
+            say(f"  {entry.name}: skipped, {reason}")
+
     try:
         for entry in entries:
-            started = time.perf_counter()
+            if not entry.together:
+                start(entry)
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(start, [entry for entry in entries if entry.together]))
+        for name, process in importing.items():
+            if name in missing:
+                continue
             try:
-                process = processes[entry.name] = ContenderProcess(entry)
                 # Twice before anything counts: the first call may still compile, or build its pools of threads.
                 process.turn(1)
-                calls[entry.name] = max(1, round(seconds / max(process.turn(1), 1e-6)))
-                say(f"  {entry.name}: ready after {time.perf_counter() - started:.0f} s")
+                calls[name] = max(1, round(seconds / max(process.turn(1), 1e-6)))
+                processes[name] = process
             except Missing as reason:
-                missing[entry.name] = str(reason)
-                if entry.name in processes:
-                    processes.pop(entry.name).end()
-                say(f"  {entry.name}: skipped, {reason}")
+                missing[name] = str(reason)
+                process.end()
+                say(f"  {name}: skipped, {reason}")
         for _ in range(rounds):
-            for name, process in processes.items():
-                samples[name].append(process.images / process.turn(calls[name]))
+            for name, process in list(processes.items()):
+                try:
+                    samples[name].append(process.images / process.turn(calls[name]))
+                except Missing as reason:  # it ended; the others go on
+                    missing[name] = str(reason)
+                    processes.pop(name).end()
     finally:
-        for process in processes.values():
+        for process in importing.values():
             process.end()
     rows = []
     for entry in entries:
@@ -255,7 +291,9 @@ def _serve(factory: str, options: dict[str, Any], parent: int) -> None:
 
     module, _, function = factory.partition(":")
     try:
-        contender = getattr(importlib.import_module(module), function)(**options)
+        make = getattr(importlib.import_module(module), function)
+        sys.stdin.readline()  # its turn to be made
+        contender = make(**options)
         numbers = contender.answer() if hasattr(contender, "answer") else None
         contender.run(1)
     except (Missing, ImportError) as reason:

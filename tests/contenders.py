@@ -26,6 +26,21 @@ class Diary:
         return [1.0, 2.0 + len(self._name) / 1000]
 
 
+def leaving(**options: str) -> Diary:
+    """Ends in its fourth turn."""
+    contender = Diary(**options)
+    runs = 0
+
+    def run(calls: int) -> None:
+        nonlocal runs
+        runs += 1
+        if runs > 4:  # one when it was made, two to warm up
+            os._exit(3)
+
+    contender.run = run
+    return contender
+
+
 def absent() -> None:
     """Cannot take part."""
     raise Missing("it is not installed")

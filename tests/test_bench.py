@@ -7,14 +7,16 @@ import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from bench import all as every
-from bench import data, gpu, growth, harness, lungs, machine, startup, tables, targets
+from bench import data, gpu, gpu_measures, growth, harness, lungs, machine, startup, tables, targets
 from bench.harness import ContenderProcess, Entry
+from bench.peers import pytorch_entries, pytorch_entry
 from bench.tables import Log, Result, Row, Spread, Table
 
 ROOT = Path(__file__).parents[1]
@@ -91,12 +93,31 @@ def test_contenders_take_turns(tmp_path: Path):
     assert "loss" not in rows[0].note
 
 
+def test_a_contender_that_ends_between_turns_leaves_the_others_theirs(tmp_path: Path):
+    entries = [
+        Entry(name, f"tests.contenders:{kind}", {"name": name, "diary": str(tmp_path / "diary")}, together=name != "one")
+        for name, kind in (("leaving", "leaving"), ("one", "Diary"), ("two", "Diary"))
+    ]
+    rows, answers = harness.turns(entries, rounds=3, seconds=0.01)
+    assert [row.name for row in rows] == ["leaving", "one", "two"]
+    assert [len(row.samples) for row in rows] == [0, 3, 3]
+    assert rows[0].note == "skipped: ended with exit code 3"
+    assert set(answers) == {"one", "two"}
+
+
+def test_a_contender_that_does_not_get_ready_is_given_up(tmp_path: Path):
+    entry = Entry("one", "tests.contenders:Diary", {"name": "one", "diary": str(tmp_path / "diary")})
+    rows, _ = harness.turns([entry], rounds=1, seconds=0.01, start_limit=0.001)
+    assert rows[0].note == "skipped: given up after 0 s"
+
+
 def test_a_waiting_contender_is_stopped_and_ends_with_its_parent(tmp_path: Path):
     script = f"""
 import json, os, signal, sys
 from bench.harness import Entry, ContenderProcess
 options = {{"name": "one", "diary": {str(tmp_path / "diary")!r}}}
 contender = ContenderProcess(Entry("one", "tests.contenders:Diary", options))
+contender.start()
 print(contender._process.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -110,6 +131,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert not process.exists() or " Z " in (process / "stat").read_text()
 
     contender = ContenderProcess(Entry("one", "tests.contenders:Diary", {"name": "one", "diary": str(tmp_path / "diary")}))
+    contender.start()
     try:
         stat = Path("/proc", contender.note.removeprefix("process "), "stat")
         deadline = time.monotonic() + 10
@@ -241,11 +263,96 @@ def test_gpu_benchmark_runs_on_a_cpu(tmp_path: Path):
     needs("torch")
     run("bench.gpu", "--small", "--out", str(tmp_path))
     stored = json.loads((tmp_path / "gpu.json").read_text())
-    figures = every.figures_of(stored)
-    assert {line.figure for line in gpu.TARGETS} <= set(figures)
+    assert {name: part["state"] for name, part in stored["benchmarks"].items()} == dict.fromkeys(gpu.PARTS, "complete")
+    figures = gpu.figures_of(stored)
+    size = gpu_measures.Size(True)
+    for large in ("224", "144", "64", "96"):
+        stand_in = {"224": size.large, "144": size.middle}.get(large, size.flag_pixels[0])
+        asked = [line.figure.replace(large, str(stand_in)) for line in gpu.TARGETS if line.figure.endswith(large)]
+        assert asked
+        assert set(asked) <= set(figures)
+    assert {line.figure for line in gpu.TARGETS if not line.figure[-1].isdigit()} <= set(figures)
     if not machine.gpu_name():  # the same device on both sides
-        assert max(figures[f"{what}_float32"] for what in ("logits", "gradients", "losses")) == 0
+        assert max(figures[f"{what}_float32"] for what in ("logits", "gradients", "losses")) < 1e-5
+        graphed = [row for row in stored["benchmarks"]["pace"]["tables"][0]["rows"] if "graph," in row["name"]]
+        assert {row["note"] for row in graphed} == {"skipped: CUDA graphs need a GPU"}
     assert figures["share_of_bandwidth"] > 0
+    ways = stored["benchmarks"]["flags"]["tables"][0]["rows"]
+    assert len(ways) == len(gpu_measures.VARIANTS)
+    assert all(row["value"] or "unknown flag" in row["note"] for row in ways)
+
+
+def test_part_of_the_gpu_benchmark_ends_at_its_limit_and_costs_no_other(tmp_path: Path):
+    gpu.store(tmp_path, "pace", Result([table(ours=[6.0])], {"speed": 2.0}), state="complete")
+    began = time.monotonic()
+    gpu.measure_apart("limits", tmp_path, ["--small", "--out", str(tmp_path)], 0.2)
+    assert time.monotonic() - began < 60
+    gpu.measure_apart("check", tmp_path, ["--no-such-option"], 60)
+    stored = json.loads((tmp_path / "gpu.json").read_text())
+    assert stored["benchmarks"]["pace"]["state"] == "complete"
+    assert stored["benchmarks"]["limits"]["state"] == "cut off after 0 s"
+    assert stored["benchmarks"]["check"]["state"] == "failed with exit code 2"
+    assert gpu.figures_of(stored) == {"speed": 2.0}
+
+
+def test_gpu_benchmark_leaves_out_flags_that_xla_does_not_know():
+    wrong = ["--xla_gpu_no_such_flag=1", "--xla_gpu_enable_command_buffer=+NONE_SUCH"]
+    found = gpu_measures.unknown_flags(["", *wrong, gpu_measures.GRAPHS])
+    assert set(wrong) <= found
+    assert "" not in found
+
+
+def test_best_flags_are_among_those_with_the_same_loss():
+    answers = {gpu_measures.AS_IT_IS.name: [1.0], "near": [1.01], "far": [1.1], "lost": [float("nan")]}
+    assert [name for name in (*answers, "absent") if gpu_measures.same_loss(answers, name)] == ["as it is", "near"]
+
+
+def test_ways_of_pytorch_have_the_names_of_the_tables():
+    entries = pytorch_entries("Train", {}, ("float32",), ("default", "reduce-overhead"))
+    assert [entry.name for entry in entries] == [
+        "PyTorch float32, eager",
+        "PyTorch float32, eager, channels-last",
+        "PyTorch float32, compiled, channels-last",
+        "PyTorch float32, compiled (reduce-overhead), channels-last",
+    ]
+    graphed = pytorch_entry("Train", {}, "float16", "graph", True)
+    assert graphed.name == "PyTorch float16, graph, channels-last"
+    assert graphed.options == {"precision": "float16", "channels_last": True, "compiled": "", "graphed": True}
+
+
+@pytest.mark.parametrize("precision", ["float32", pytest.param("float16", marks=pytest.mark.slow)])
+def test_steps_in_a_graph_are_those_of_eager_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str):
+    """All but CUDA's own part: capturing is replaced by calling the function again, with gradients that are its own."""
+    needs("torch")
+    import torch
+
+    from bench.peers import pytorch
+
+    rng = np.random.default_rng(0)
+    batch = tmp_path / "batch.npz"
+    np.savez(batch, images=rng.integers(0, 256, (4, 32, 32, 1), np.uint8), labels=np.arange(4, dtype=np.int32) % 3)
+    options = {"batch": str(batch), "weights": "", "precision": precision, "channels_last": True, "compiled": ""}
+
+    def losses(graphed: bool) -> list[float]:
+        torch.manual_seed(0)
+        contender = pytorch.Train(**options, graphed=graphed)
+        return [contender.answer()[0] for _ in range(3)]
+
+    with pytest.raises(harness.Missing, match="CUDA graphs need a GPU"):
+        pytorch.Train(**options, graphed=True)
+
+    def capture(self: Any, function: Any, warm_up: Any) -> Any:
+        for _ in range(3):
+            warm_up()
+
+        def replay() -> Any:
+            self.before_capture()
+            return function()
+
+        return replay
+
+    monkeypatch.setattr(pytorch.Train, "capture", capture)
+    np.testing.assert_allclose(losses(graphed=True), losses(graphed=False), rtol=1e-3)
 
 
 def test_boxes_of_lungs_are_measured_against_drawn_ones():

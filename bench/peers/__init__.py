@@ -11,11 +11,14 @@ def pytorch_entries(
     factory: str, common: dict[str, Any], precisions: tuple[str, ...], compiled: tuple[str, ...]
 ) -> list[Entry]:
     """Every variant of PyTorch: eager in both layouts and compiled (in the modes given), in each precision."""
-    entries = []
-    for precision in precisions:
-        for mode, channels_last in (("", False), ("", True), *((mode, True) for mode in compiled)):
-            how = "compiled" + f" ({mode})" * (mode != "default") if mode else "eager"
-            name = f"PyTorch {precision}, {how}" + ", channels-last" * channels_last
-            options = common | {"precision": precision, "channels_last": channels_last, "compiled": mode}
-            entries.append(Entry(name, f"bench.peers.pytorch:{factory}", options))
-    return entries
+    variants = (("eager", False), ("eager", True), *((mode, True) for mode in compiled))
+    return [pytorch_entry(factory, common, precision, *variant) for precision in precisions for variant in variants]
+
+
+def pytorch_entry(factory: str, common: dict[str, Any], precision: str, how: str, channels_last: bool) -> Entry:
+    """One variant of PyTorch: ``how`` is ``eager``, ``graph`` (a CUDA graph) or a mode of ``torch.compile``."""
+    compiled = "" if how in ("eager", "graph") else how
+    way = "compiled" + f" ({how})" * (how != "default") if compiled else how
+    name = f"PyTorch {precision}, {way}" + ", channels-last" * channels_last
+    options = {"precision": precision, "channels_last": channels_last, "compiled": compiled, "graphed": how == "graph"}
+    return Entry(name, f"bench.peers.pytorch:{factory}", common | options)

@@ -1,12 +1,13 @@
 """PyTorch as a contender: the twin network with the same weights, by the means that PyTorch's own tuning guide names
 (https://docs.pytorch.org/tutorials/recipes/recipes/tuning_guide.html): one thread a core, inference mode, gradients set to
-None, fused Adam, channels-last, autocast, ``torch.compile``."""
+None, fused Adam, channels-last, autocast, CUDA graphs, ``torch.compile``."""
 
 from __future__ import annotations
 
 import contextlib
 import shutil
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ class _Network:
         precision: str,
         channels_last: bool,
         compiled: str,
+        graphed: bool = False,
         model: str = "darkcovidnet",
         width: int = 16,
     ):
@@ -53,11 +55,15 @@ class _Network:
             network.load(Arrays(weights))
         self.model: Any = network.to(self.device, memory_format=layout)
         self.layout, self.dtype = layout, PRECISIONS[precision]
-        self.compiled = compiled
+        self.compiled, self.graphed = compiled, graphed
         self.images = len(images)
 
     def autocast(self) -> Any:
-        return torch.autocast(self.device.type, self.dtype) if self.dtype else contextlib.nullcontext()
+        # The cache of cast weights would be filled outside of a graph and used in it.
+        cached = not self.graphed
+        return (
+            torch.autocast(self.device.type, self.dtype, cache_enabled=cached) if self.dtype else contextlib.nullcontext()
+        )
 
     def compile(self, function: Any) -> Any:
         return torch.compile(function, mode=self.compiled) if self.compiled else function
@@ -65,6 +71,31 @@ class _Network:
     def inputs(self) -> torch.Tensor:
         """The batch, as ``covidjax.inference.forward.normalize`` makes it: timed on every side."""
         return ((self.pixels.float() / 255 - 0.5) / 0.25).contiguous(memory_format=self.layout)
+
+    def capture(self, function: Callable[[], torch.Tensor], warm_up: Callable[[], object]) -> Callable[[], torch.Tensor]:
+        """The function as a CUDA graph, after the calls on a stream of their own that the manual asks for
+        (https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs); its result is overwritten by every replay."""
+        if self.device.type != "cuda":
+            raise Missing("CUDA graphs need a GPU")
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                warm_up()
+        torch.cuda.current_stream().wait_stream(stream)
+        self.before_capture()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = function()
+
+        def replay() -> torch.Tensor:
+            graph.replay()
+            return result
+
+        return replay
+
+    def before_capture(self) -> None:
+        """What is to be done between warming up and capturing."""
 
     def wait(self) -> None:
         if self.device.type == "cuda":
@@ -78,22 +109,60 @@ class Train(_Network):
         super().__init__(**options)
         self._first = first
         self.model.train()
-        self._optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3, fused=True)
+        self._optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3, fused=True, capturable=self.graphed)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self._loss = self.compile(self._loss_of)
+        self._step = self._graphed_step() if self.graphed else self._eager_step
 
     def _loss_of(self) -> torch.Tensor:
         with self.autocast():
             logits = self.model(self.inputs())
         return torch.nn.functional.cross_entropy(logits.float(), self.labels)
 
-    def _step(self) -> torch.Tensor:
-        loss = self._loss()
+    def _eager_step(self) -> torch.Tensor:
         self._optimizer.zero_grad(set_to_none=True)
+        loss = self._backward()
+        self._update()
+        return loss
+
+    def _backward(self) -> torch.Tensor:
+        loss = self._loss()
         self._scaler.scale(loss).backward()
+        return loss.detach()
+
+    def _update(self) -> None:
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        return loss.detach()
+
+    def _graphed_step(self) -> Callable[[], torch.Tensor]:
+        """The whole step as one graph; with a loss scale, as the manual says, all but the optimizer."""
+        before, scale = {name: value.clone() for name, value in self.model.state_dict().items()}, self._scaler.get_scale()
+
+        def whole() -> torch.Tensor:
+            loss = self._backward()
+            self._update()
+            return loss
+
+        replay = self.capture(self._backward if self._scaler.is_enabled() else whole, self._eager_step)
+        # As if no step had been taken yet.
+        with torch.no_grad():
+            for name, value in self.model.state_dict().items():
+                value.copy_(before[name])
+            for state in self._optimizer.state.values():
+                for value in state.values():
+                    value.zero_()
+        if self._scaler.is_enabled():
+            self._scaler.update(scale)
+
+        def step() -> torch.Tensor:
+            loss = replay()
+            self._update()
+            return loss
+
+        return step if self._scaler.is_enabled() else replay
+
+    def before_capture(self) -> None:
+        self._optimizer.zero_grad(set_to_none=True)  # the graph makes gradients of its own, in the same place every time
 
     def run(self, calls: int) -> None:
         for _ in range(calls):
@@ -112,6 +181,9 @@ class Forward(_Network):
         super().__init__(**options)
         self.model.eval()
         self._logits = self.compile(self._logits_of)
+        if self.graphed:
+            with torch.inference_mode():
+                self._logits = self.capture(self._logits_of, self._logits_of)
 
     def _logits_of(self) -> torch.Tensor:
         with self.autocast():
