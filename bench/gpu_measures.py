@@ -64,6 +64,7 @@ class Size:
         )
         self.large, self.middle, self.table_pixels = (32, 48, 32) if small else (224, 144, 96)
         self.flag_pixels = (32,) if small else (64, 96, 224)
+        self.steps = 4 if small else 32
         self.rounds, self.seconds = (2, 0.01) if small else (5, 0.3)
         # Of a contender, to get ready: compiling at 224² may take a card half of it, tiny inputs two busy cores as long.
         self.start_limit = 600.0 if small else 110.0
@@ -234,7 +235,12 @@ def same_loss(answers: dict[str, list[float]], name: str, tolerance: float = 0.0
 def _compare_variants(
     given: Measures, pixels: int, variants: Sequence[Variant], folder: Path
 ) -> tuple[Table, dict[str, list[float]]]:
-    options = given.inputs(pixels) | {"augmented": True, "first": 32, "scanned": True}
+    options = given.inputs(pixels) | {
+        "augmented": True,
+        "scanned": True,
+        "steps": given.size.steps,
+        "first": given.size.steps,
+    }
     entries = []
     for number, variant in enumerate(variants):
         cache = folder / (str(number) if variant.tunes else "0")

@@ -65,7 +65,8 @@ class Train:
       precision: as in the settings.
       first: of how many steps ``answer`` takes the mean.
       scanned: a scan of several steps on a CPU too.
-      unroll: steps of the scan in one round of its loop.
+      steps: of the scan.
+      unroll: of these in one round of its loop.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Train:
         precision: Any = "auto",
         first: int = 1,
         scanned: bool = False,
+        steps: int = ACCELERATED_STEPS,
         unroll: int = 1,
     ):
         where = device.start()
@@ -96,7 +98,7 @@ class Train:
         self._state, inputs = device.replicate((state, inputs), mesh)
         began = time.perf_counter()
         if accelerated:
-            self._call, steps = compiled_scan(step, self._state, inputs, images, labels, unroll)
+            self._call = compiled_scan(step, self._state, inputs, images, labels, steps, unroll)
         else:
             self._call, steps = compiled(step, inputs, images, labels), 1
         self._first = max(1, first // steps)
@@ -131,11 +133,11 @@ def compiled(step: Any, inputs: StepInputs, images: np.ndarray, labels: np.ndarr
 
 
 def compiled_scan(
-    step: Any, state: TrainState, inputs: StepInputs, images: np.ndarray, labels: np.ndarray, unroll: int = 1
-) -> tuple[Any, int]:
-    """The same for an accelerator, and how many steps one call takes."""
+    step: Any, state: TrainState, inputs: StepInputs, images: np.ndarray, labels: np.ndarray, steps: int, unroll: int
+) -> Any:
+    """The same for an accelerator: so many steps a call."""
     kept_images, kept_labels = jax.device_put((images, labels))
-    rows = np.tile(np.arange(len(images), dtype=np.int32), (ACCELERATED_STEPS, 1))
+    rows = np.tile(np.arange(len(images), dtype=np.int32), (steps, 1))
 
     def scan(state: TrainState, inputs: StepInputs, images: jax.Array, labels: jax.Array, rows: jax.Array) -> TrainState:
         def body(state: TrainState, row: jax.Array) -> tuple[TrainState, None]:
@@ -144,7 +146,7 @@ def compiled_scan(
         return jax.lax.scan(body, state, rows, unroll=unroll)[0]
 
     program = jax.jit(scan, donate_argnums=0).lower(state, inputs, kept_images, kept_labels, rows).compile()
-    return lambda state: program(state, inputs, kept_images, kept_labels, rows), ACCELERATED_STEPS
+    return lambda state: program(state, inputs, kept_images, kept_labels, rows)
 
 
 class Forward:
