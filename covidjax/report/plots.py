@@ -27,6 +27,23 @@ class Tile(NamedTuple):
     caption: str = ""
 
 
+def mean_history(histories: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Means over the networks of a run of every epoch's loss and metric.
+
+    Args:
+      histories: the lines of each network's ``metrics.jsonl``, equally many.
+    """
+    folds = [fold for fold in ("train", "val", "test") if histories[0] and fold in histories[0][0]]
+
+    def mean(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        return {name: float(np.mean([value[name] for value in values])) for name in values[0]}
+
+    return [
+        {"epoch": records[0]["epoch"]} | {fold: mean([record[fold] for record in records]) for fold in folds}
+        for records in zip(*histories, strict=True)
+    ]
+
+
 @DEFAULT_STYLE
 def curves(path: Path, history: Sequence[Mapping[str, Any]], title: str = "") -> None:
     """Draw the loss and the metric (accuracy or Dice) of every epoch, one above the other.

@@ -47,7 +47,7 @@ def metrics_table(metrics: Metrics, title: str) -> Group:
     for name, row in (*metrics.per_class.items(), ("macro mean", metrics.macro)):
         intervals = bootstrap and (bootstrap.macro if row is metrics.macro else bootstrap.per_class[name])
         f1_interval = (interval_text(intervals.f1),) if intervals else ()
-        rows.append((name, f"{row.precision:.3f}", f"{row.recall:.3f}", f"{row.f1:.3f}", *f1_interval, row.support))
+        rows.append((name, *map(number_text, (row.precision, row.recall, row.f1)), *f1_interval, row.support))
     interval = interval_text(bootstrap.accuracy if bootstrap else metrics.interval)
     images = f"{metrics.macro.support} images" + (f" of {bootstrap.patients} patients" if bootstrap else "")
     accuracy = f"accuracy {metrics.accuracy:.3f} (95 % interval {interval}, {images})"
@@ -83,6 +83,11 @@ def timing_table(stages: Iterable[tuple[str, float, int]], below: str = "") -> G
     ]
     numbers = ("seconds", "images/s")
     return titled("Timing", text_table(("stage", *numbers), rows, right=numbers), below)
+
+
+def number_text(value: float | None) -> str:
+    """Three decimals, or – where it is not defined."""
+    return "–" if value is None else f"{value:.3f}"
 
 
 def interval_text(interval: Interval | None) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 from covidjax.config import Config
 from covidjax.data.dataset import Dataset
 from covidjax.data.holdout import hold_out
-from covidjax.metrics import mean_and_sd, mean_history
-from covidjax.report import run_report, tables
+from covidjax.metrics import mean_and_sd
+from covidjax.report import plots, run_report, tables
 from covidjax.timing import Timing
 from covidjax.training import mask_report
 from covidjax.training.cross_validation import configs_of, train_networks
@@ -68,7 +68,7 @@ def _train_several(config: Config, dataset: Dataset, run: Path, note: str, **opt
         "folds": {name: metrics.as_dict() for name, metrics in whole.folds.items()},
         "members": {name: _as_dict(run / name, result, note) for name, result in whole.networks.items()},
     }
-    history = mean_history([result.history for result in whole.networks.values()])
+    history = plots.mean_history([result.history for result in whole.networks.values()])
     run_report.write(run / "report", whole.metrics, history, parts, note, details)
     summary = {"run": str(run), "note": note, "metrics": whole.metrics.as_dict(), **details}
     return parts, summary | {"seconds": whole.timing.seconds, "images": whole.timing.images}

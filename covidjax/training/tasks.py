@@ -25,6 +25,7 @@ from covidjax.models.network import Network, Weights
 from covidjax.training.augment import augment, augment_with_masks
 from covidjax.training.predictions import EvalStep, Predictions
 from covidjax.training.step import Losses
+from covidjax.trust.metrics import measure
 
 if TYPE_CHECKING:
     from covidjax.data.dataset import Dataset
@@ -97,8 +98,7 @@ class Classification(Task):
 
     def measure(self, predictions: Predictions, classes: Sequence[str]) -> metrics.Metrics:
         """What is reported, with intervals over patients."""
-        chosen = predictions.outputs.argmax(-1)
-        return metrics.classification_metrics(predictions.labels, chosen, classes, predictions.patients)
+        return measure(predictions.table(classes))
 
 
 class Segmentation(Task):
