@@ -83,6 +83,23 @@ def _measure(table: PredictionTable, prevalences: Sequence[float]) -> Metrics:
     return assemble(table.classes, sample.confusion, point, resampled, len(names), prevalences)
 
 
+def calibration_error(table: PredictionTable) -> float:
+    """``ece`` alone, of all classes together."""
+    ranking = _Ranking(table.probabilities.max(-1), table.predictions == table.labels, np.arange(len(table)))
+    return float(ranking.ece(np.ones((len(table), 1), np.int32))[0])
+
+
+def weighted_statistics(table: PredictionTable, patient: np.ndarray, counts: np.ndarray) -> Statistics:
+    """Metrics of samples of patients, without regressions.
+
+    Args:
+      table: the predictions.
+      patient: the number of each image's patient, int ``[N]``.
+      counts: how often each patient was drawn, int32 ``[samples, patients]``.
+    """
+    return _Sample(table, patient, counts.shape[1]).statistics(counts, regress=False)
+
+
 class _Sample:
     """The images of some patients, ready to be weighted by how often each patient was drawn."""
 

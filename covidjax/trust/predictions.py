@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +47,10 @@ class PredictionTable:
         chosen = np.arange(len(self))[rows]
         texts = ([values[row] for row in chosen] for values in (self.paths, self.patients, self.sources))
         return PredictionTable(self.classes, self.labels[chosen], self.probabilities[chosen], *texts)
+
+    def with_probabilities(self, probabilities: np.ndarray) -> PredictionTable:
+        """The same images with other probabilities ``[N, classes]``."""
+        return replace(self, probabilities=probabilities)
 
     def write(self, path: Path) -> None:
         """Write as CSV, whole or not at all."""
