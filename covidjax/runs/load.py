@@ -81,7 +81,8 @@ def describe(path: Path) -> str:
         return weights_file.read(path).description
     if folders := folder.member_folders(path):
         train = folder.read_run(path).config.train
-        kind = f"{'networks' if train.ensemble > 1 else 'folds'} of {'a cross-validation' if train.cv else 'an ensemble'}"
+        held_out = "sources" if train.cv_by == "source" else "folds"
+        kind = f"{'networks' if train.ensemble > 1 else held_out} of {'a cross-validation' if train.cv else 'an ensemble'}"
         return f"mean probabilities of the {len(folders)} {kind}"
     kind = checkpoint.selected_kind(path)
     return f"{kind} checkpoint, step {checkpoint.verify(path, kind)[0]}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ import numpy as np
 from covidjax import device, metrics
 from covidjax.data import loader
 from covidjax.data.dataset import Dataset
+from covidjax.data.holdout import hold_out
 from covidjax.data.readers.names import key_name
 from covidjax.data.sample import open_dataset
 from covidjax.errors import UserError
@@ -44,9 +46,10 @@ def evaluate(path: Path, data: str | None = None, *, batch_size: int = 32) -> Ev
 
     Args:
       path: the run; of an ensemble, and of a cross-validation on another dataset, the mean probabilities count.
-      data: a prepared dataset, of which all is used that the run was not trained on: of its own one the test fold, and of a
-        cross-validation every image, each by the network that it was held out from; of another one every image but those
-        that it has in common with the training and validation folds, by content or by published patient number.
+      data: a prepared dataset, of which all is used that the run was not trained on: of its own one the test fold
+        or test source, and of a cross-validation every image, each by the network that it was held out from; of another one
+        every image but those that it has in common with the training and validation folds, by content or by published
+        patient number.
       batch_size: images at a time.
 
     Raises:
@@ -79,16 +82,19 @@ def evaluate(path: Path, data: str | None = None, *, batch_size: int = 32) -> Ev
 def _own_test_folds(path: Path, loaded: LoadedRun, dataset: Dataset) -> tuple[list[_Part], str]:
     """What was held out of the run's own dataset, and that in words."""
     config = loaded.run.config
-    by_fold = {config.data.test_fold: loaded.networks}
-    description = f"test fold {config.data.test_fold} of {dataset.path}{_by_several(path, loaded)}"
+    by_holdout = {replace(config.data, path=""): loaded.networks}
+    held_out = f"source {source}" if (source := config.data.test_source) else f"test fold {config.data.test_fold}"
+    description = f"{held_out} of {dataset.path}{_by_several(path, loaded)}"
     if config.train.cv:
-        by_fold = {}
+        by_holdout = {}
         for member, weights in zip(folder.member_folders(path), loaded.networks, strict=True):
-            by_fold.setdefault(folder.read_run(member).config.data.test_fold, []).append(weights)
-        noun = "network" if len(loaded.networks) == len(by_fold) else "networks"
-        description = f"all {len(by_fold)} folds of {dataset.path}, each by the {noun} that it was held out from"
-    sources = {fold: dataset.source([fold]) for fold in by_fold}
-    return [_Part(by_fold[fold], source, np.arange(len(source))) for fold, source in sources.items()], description
+            of_member = folder.read_run(member).config.data  # some may be of before the dataset was moved
+            by_holdout.setdefault(replace(of_member, path=""), []).append(weights)
+        noun = "network" if len(loaded.networks) == len(by_holdout) else "networks"
+        several = f"all {len(by_holdout)} {config.train.cv_by}s of {dataset.path}"
+        description = f"{several}, each by the {noun} that it was held out from"
+    source = dataset.source(range(dataset.folds))
+    return [_Part(by_holdout[data], source, hold_out(dataset, data).test) for data in by_holdout], description
 
 
 def _other_dataset(path: Path, loaded: LoadedRun, dataset: Dataset) -> tuple[list[_Part], str]:

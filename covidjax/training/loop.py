@@ -18,6 +18,7 @@ from covidjax import device, metrics
 from covidjax.config import Config
 from covidjax.data import loader
 from covidjax.data.dataset import Dataset
+from covidjax.data.holdout import hold_out
 from covidjax.errors import UserError
 from covidjax.models import Weights, count_parameters
 from covidjax.runs import folder
@@ -64,7 +65,10 @@ class Result(NamedTuple):
     """Of this call: what came before a resumption is not in it. The networks of one run share it."""
     parameters: int
     predictions: Predictions
-    """Of the images of the test fold."""
+    """Of the images of the test fold or source."""
+    others: dict[str, Predictions]
+    """Of other images that were held out: ``val``, those of the validation fold, and with a test source ``in_source``,
+    those of the test fold of the sources that were trained on."""
 
 
 class Plan(NamedTuple):
@@ -74,9 +78,11 @@ class Plan(NamedTuple):
     train_rows: np.ndarray
     """int32 ``[N]``, rows of the whole dataset, fold after fold."""
     held_out: dict[str, np.ndarray]
-    """Rows of ``test`` and, where there is a validation fold, ``val``."""
-    trained_on: loader.Source
-    """The images of the training and validation folds."""
+    """Rows of ``test`` and, where there is a validation fold, ``val``: what is looked at after each epoch."""
+    in_source: np.ndarray
+    """Rows that are tested at the end, see ``Holdout``."""
+    images: loader.Source
+    """The whole dataset."""
     batch_size: int
     steps: int
     """Of an epoch."""
@@ -91,21 +97,19 @@ def make_plan(config: Config, dataset: Dataset) -> Plan:
     """What a network of these settings is trained on.
 
     Raises:
-      UserError: folds that the dataset does not have.
+      UserError: folds or a source that the dataset does not have.
     """
-    training, test, val = dataset.split(config.data.test_fold, config.data.val_fold)
-    ends = np.cumsum([0, *(dataset.class_counts([fold]).sum() for fold in range(dataset.folds))])
-    rows = [np.arange(ends[fold], ends[fold + 1], dtype=np.int32) for fold in range(dataset.folds)]
-    train_rows = np.concatenate([rows[fold] for fold in training])
-    batch_size = min(config.train.batch_size, len(train_rows))
-    steps = len(train_rows) // batch_size
+    held_out = hold_out(dataset, config.data)
+    batch_size = min(config.train.batch_size, len(held_out.train))
+    steps = len(held_out.train) // batch_size
     rates = learning_rate_table(config.train, steps * config.train.epochs)
-    weights = class_weights(config.train, dataset.class_counts(training))
+    weights = class_weights(config.train, held_out.class_counts)
     return Plan(
         config=config,
-        train_rows=train_rows,
-        held_out={"test": rows[test[0]]} | ({"val": rows[val[0]]} if val else {}),
-        trained_on=dataset.source([*training, *val]),
+        train_rows=held_out.train,
+        held_out={"test": held_out.test} | ({"val": held_out.val} if len(held_out.val) else {}),
+        in_source=held_out.in_source,
+        images=dataset.source(range(dataset.folds)),
         batch_size=batch_size,
         steps=steps,
         inputs=StepInputs(np.uint32(config.seed), rates, weights),
@@ -220,7 +224,8 @@ def _start(plan: Plan, engine: Engine, recorder: Recorder) -> TrainState:
 
     if saved := recorder.resume(expected):
         return from_checkpoint(saved.weights, saved.training)
-    folder.write_trained_on(recorder.run, (key for keys in loader.identities(plan.trained_on) for key in keys))
+    trained_on = np.concatenate([plan.train_rows, plan.held_out.get("val", plan.train_rows[:0])])
+    folder.write_trained_on(recorder.run, (key for keys in loader.identities(plan.images, trained_on) for key in keys))
     return engine.init_state(plan.config.seed)
 
 
@@ -264,8 +269,10 @@ def _test(plan: Plan, engine: Engine, recorder: Recorder) -> Result:
     """What a finished network says of its test fold."""
     start = time.perf_counter()
     kind, weights = recorder.final_weights(engine.network.abstract())
-    predictions = engine.predict(weights, plan.held_out["test"])
-    engine.timing.add("evaluate", start, len(predictions.labels))
+    held_out = plan.held_out | ({"in_source": plan.in_source} if len(plan.in_source) else {})
+    others = {name: engine.predict(weights, rows) for name, rows in held_out.items()}
+    engine.timing.add("evaluate", start, sum(map(len, held_out.values())))
+    predictions = others.pop("test")
     return Result(
         metrics=engine.task.measure(predictions, engine.classes),
         checkpoint=kind,
@@ -273,6 +280,7 @@ def _test(plan: Plan, engine: Engine, recorder: Recorder) -> Result:
         timing=engine.timing,
         parameters=count_parameters(weights),
         predictions=predictions,
+        others=others,
     )
 
 

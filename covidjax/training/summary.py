@@ -8,11 +8,12 @@ from typing import Any
 
 from covidjax.config import Config
 from covidjax.data.dataset import Dataset
+from covidjax.data.holdout import hold_out
 from covidjax.metrics import mean_and_sd
 from covidjax.report import plots, run_report, tables
 from covidjax.timing import Timing
 from covidjax.training import mask_report
-from covidjax.training.cross_validation import network_configs, train_networks
+from covidjax.training.cross_validation import configs_of, train_networks
 from covidjax.training.loop import Progress, Result, train
 
 Summary = tuple[list[Any], dict[str, Any]]
@@ -45,17 +46,19 @@ def train_and_report(
 
 def _train_several(config: Config, dataset: Dataset, run: Path, note: str, **options: Any) -> Summary:
     whole = train_networks(config, dataset, run, **options)
-    for name, network in network_configs(config, dataset.folds).items():
+    for name, network in configs_of(config, dataset).items():
         result = whole.networks[name]
         _write(run / name, dataset, network, result, _result_tables(result, network, note), note)
     alone = {name: result.metrics for name, result in whole.networks.items()}
     below, several = f"\n{note}" * bool(note), config.train.ensemble > 1
     parts = []
     if config.train.cv:
-        title = f"All folds, every image by the network{'s' * several} that it was held out from"
-        parts.append(tables.networks_table(whole.folds, "Folds" + ", mean probabilities" * several + below))
+        kinds = f"{config.train.cv_by}s"
+        title = f"All {kinds}, every image by the network{'s' * several} that it was held out from"
+        parts.append(tables.networks_table(whole.folds, kinds.capitalize() + ", mean probabilities" * several + below))
     else:
-        title = f"Test fold {config.data.test_fold}, mean probabilities of the networks"
+        held_out = f"Source {source}" if (source := config.data.test_source) else f"Test fold {config.data.test_fold}"
+        title = f"{held_out}, mean probabilities of the networks"
     if several:
         parts.append(tables.networks_table(alone, "Networks, each alone" + below))
     parts += [*tables.result_tables(whole.metrics, title + below), _timing_table(whole.timing)]
@@ -75,11 +78,14 @@ def _write(run: Path, dataset: Dataset, config: Config, result: Result, parts: l
     """Write the report of one network."""
     run_report.write(run / "report", result.metrics, result.history, parts, note)
     if dataset.masks:
-        mask_report.write(run / "report", run, dataset, config.data.test_fold, result.predictions.outputs, note)
+        mask_report.write(
+            run / "report", run, dataset, hold_out(dataset, config.data).test, result.predictions.outputs, note
+        )
 
 
 def _result_tables(result: Result, config: Config, note: str) -> list[Any]:
-    title = f"Test fold {config.data.test_fold}, {result.checkpoint} checkpoint" + f"\n{note}" * bool(note)
+    held_out = f"Source {source}" if (source := config.data.test_source) else f"Test fold {config.data.test_fold}"
+    title = f"{held_out}, {result.checkpoint} checkpoint" + f"\n{note}" * bool(note)
     return list(tables.result_tables(result.metrics, title))
 
 
