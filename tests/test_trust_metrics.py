@@ -229,7 +229,7 @@ def test_no_images_are_refused():
 
 @pytest.mark.slow
 def test_intervals_cover_the_truth():
-    """Images of a patient are alike, in the disease and in what the network makes of it: 200 simulated studies of 120
+    """Images of a patient are alike, in the disease and in what the network makes of it: 200 simulated studies of 300
     patients, and the share of intervals that hold what a very large study finds."""
 
     def study(size: int, seed: int) -> PredictionTable:
@@ -250,7 +250,7 @@ def test_intervals_cover_the_truth():
     truth = {name: getattr(large.per_class["yes"], name) for name in metrics}
     covered = dict.fromkeys(metrics, 0)
     for seed in range(200):
-        intervals = measure(study(120, seed)).per_class["yes"].intervals
+        intervals = measure(study(300, seed)).per_class["yes"].intervals
         for name in metrics:
             low, high = intervals[name] or (1, 0)
             covered[name] += low <= truth[name] <= high

@@ -117,9 +117,8 @@ def test_score_without_a_run_takes_the_bundled_classifier_and_says_so(
 def test_figures_are_those_of_the_films_that_the_file_has_not_seen(file: Path, prepared: Path):
     found = calibrate.test_metrics(file, str(prepared))
     evaluated = json.loads(run("evaluate", file, "--data", prepared, "--json").stdout)["metrics"]
-    assert list(found) == ["all sources", prepared_source(prepared)]
-    assert found["all sources"].confusion == evaluated["confusion"]
-    assert found["all sources"].accuracy == evaluated["accuracy"]
+    assert list(found.per_source) == [prepared_source(prepared)]
+    assert (found.confusion, found.accuracy) == (evaluated["confusion"], evaluated["accuracy"])
     with pytest.raises(UserError, match="sample is not the dataset that the run was trained on"):
         calibrate.test_metrics(file, "sample")
 

@@ -110,6 +110,11 @@ def cached_batches(
         yield Batch(take(data.images, padded), data.labels[padded], len(part), masks)
 
 
+def load_rows(source: Source, rows: np.ndarray) -> Batch:
+    """Some records, in order."""
+    return _stack(source, rows)
+
+
 def load_all(source: Source) -> Batch:
     """Every record at once, in order."""
     if not len(source):
