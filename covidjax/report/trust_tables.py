@@ -7,7 +7,8 @@ from typing import Any
 
 from rich.console import Group
 
-from covidjax.report.tables import interval_text, number_text, text_table, titled
+from covidjax.report.metric_tables import interval_text, number_text
+from covidjax.report.tables import text_table, titled
 
 METRICS = {"accuracy": "accuracy", "f1": "macro F1", "auroc": "macro AUROC", "ece": "ECE"}
 
@@ -33,12 +34,24 @@ def calibration_table(section: Mapping[str, Any], title: str) -> Group:
         (name, source["images"], *(number_text(source[figure]) for figure in figures))
         for name, source in elsewhere["sources"].items()
     ]
-    rows.append(("mean", "", *(number_text(elsewhere.get(figure)) if figure != "temperature" else "" for figure in figures)))
-    numbers = ("images", "accuracy", "confidence", "ECE", "T of the others", "calibrated", "calibrated ECE", "ECE by T in-source")
+    rows.append(
+        ("mean", "", *(number_text(elsewhere.get(figure)) if figure != "temperature" else "" for figure in figures))
+    )
+    numbers = (
+        "images",
+        "accuracy",
+        "confidence",
+        "ECE",
+        "T of the others",
+        "calibrated",
+        "calibrated ECE",
+        "ECE by T in-source",
+    )
     below = f"All sources together: T = {section['temperature']:.3f}, which evaluate and score use."
     if home:
-        ece = f"ECE {home['raw_ece']:.3f} without, {home['ece']:.3f} with it, {home['elsewhere_ece']:.3f} with T for elsewhere"
-        below += f" In-source T = {home['temperature']:.3f}: on own sources {ece}."
+        ece = f"ECE {home['raw_ece']:.3f} without, {home['ece']:.3f} with it"
+        away = f"{home['elsewhere_ece']:.3f} with T for elsewhere"
+        below += f" In-source T = {home['temperature']:.3f}: on own sources {ece}, {away}."
     return titled(title, text_table(("left out", *numbers), rows, right=numbers), below)
 
 

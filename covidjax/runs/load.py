@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from covidjax.errors import UserError
-from covidjax.runs import checkpoint, folder, weights_file
+from covidjax.runs import checkpoint, folder, trust_file, weights_file
 from covidjax.runs.folder import Run
+from covidjax.runs.trust_file import Trust
 
 if TYPE_CHECKING:
     from covidjax.models import Network, Weights
@@ -94,6 +95,11 @@ def digests(path: Path) -> list[str]:
         return [weights_file.read(path).digest]
     folders = folder.network_folders(path)
     return [checkpoint.verify(member, checkpoint.selected_kind(member))[1] for member in folders]
+
+
+def trust(path: Path) -> Trust:
+    """What is known of how far the scores of a run or a file can be trusted."""
+    return {} if is_file(path) else trust_file.read(path)
 
 
 def trained_on(path: Path) -> set[str]:

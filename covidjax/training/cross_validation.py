@@ -25,6 +25,7 @@ from covidjax.timing import Timing
 from covidjax.training.engine import Engine
 from covidjax.training.loop import Progress, Result, fit, make_plan, open_recorder
 from covidjax.training.predictions import Predictions, concatenate
+from covidjax.training.run_trust import HeldOut, holdout_name, inherit, temperatures
 
 
 class CrossValidation(NamedTuple):
@@ -35,7 +36,9 @@ class CrossValidation(NamedTuple):
     folds: dict[str, metrics.AnyMetrics]
     """On each test fold or test source, by its network, or by the mean probabilities of its networks."""
     predictions: dict[str, Predictions]
-    """Of each test fold or test source, likewise."""
+    """Of each test fold or test source, likewise; calibrated where the run is."""
+    held_out: HeldOut
+    """Without calibration."""
     metrics: metrics.AnyMetrics
     """On the images of all of them."""
     timing: Timing
@@ -129,9 +132,11 @@ def train_networks(
     if config.train.cv and config.train.ensemble > 1:
         kind = "network"
     with folder.lock(run):
+        inherit(run, config, dataset.preprocess)
         for name, plan in plans.items():
             if not (run / name / folder.CONFIG).exists():
                 folder.create_run(run / name, about(plan.config))
+            inherit(run / name, plan.config, dataset.preprocess)
         engine = Engine(config, dataset, timing)
         results = {}
         for number, (name, plan) in enumerate(plans.items(), 1):
@@ -139,14 +144,24 @@ def train_networks(
                 shown = progress(f"{kind} {number}/{len(plans)}")
                 results[name] = fit(plan, engine, recorder, shown, stop)
     timing.add("wall", began)
-    predictions = predictions_by_fold(
-        [plan.config for plan in plans.values()], [result.predictions for result in results.values()]
-    )
+    configs = [plan.config for plan in plans.values()]
+    held_out = {
+        kind: predictions_by_fold(
+            [one for one, result in zip(configs, results.values(), strict=True) if kind in result.held_out],
+            [result.held_out[kind] for result in results.values() if kind in result.held_out],
+        )
+        for kind in ("test", "val", "in_source")
+    }
+    predictions = held_out["test"]
+    if not dataset.masks:
+        by_fold = temperatures(run, {fold: each.table(engine.classes) for fold, each in predictions.items()}, config)
+        predictions = {fold: each.calibrated(by_fold[fold]) for fold, each in predictions.items()}
     measure = functools.partial(engine.task.measure, classes=engine.classes)
     return CrossValidation(
         networks=results,
         folds={fold: measure(of_fold) for fold, of_fold in predictions.items()},
         predictions=predictions,
+        held_out=held_out,
         metrics=measure(concatenate(list(predictions.values()))),
         timing=timing,
     )
@@ -157,7 +172,7 @@ def predictions_by_fold(configs: Sequence[Config], networks: Sequence[Prediction
     probabilities."""
     by_fold: dict[str, list[Predictions]] = {}
     for config, predictions in zip(configs, networks, strict=True):
-        by_fold.setdefault(config.data.test_source or f"fold{config.data.test_fold}", []).append(predictions)
+        by_fold.setdefault(holdout_name(config.data), []).append(predictions)
     return {fold: ensemble(predictions) for fold, predictions in by_fold.items()}
 
 

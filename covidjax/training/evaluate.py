@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,8 +20,11 @@ from covidjax.errors import UserError
 from covidjax.models import Weights
 from covidjax.runs import folder, load
 from covidjax.runs.load import LoadedRun
+from covidjax.training import applied_trust
 from covidjax.training.predictions import Predictions, concatenate, predict
+from covidjax.training.run_trust import holdout_name
 from covidjax.training.tasks import make_task
+from covidjax.trust.operating_points import applied as applied_to
 
 
 class Evaluation(NamedTuple):
@@ -30,6 +34,10 @@ class Evaluation(NamedTuple):
     description: str
     """Which examples, by which networks, in words."""
     synthetic: bool
+    operating_points: list[dict[str, Any]]
+    """What those of the run amount to on these examples, see ``trust.operating_points.applied``."""
+    notes: list[str]
+    """What else there is to say."""
 
 
 class _Part(NamedTuple):
@@ -38,10 +46,14 @@ class _Part(NamedTuple):
     networks: list[Weights]
     source: loader.Source
     rows: np.ndarray
+    holdout: str = ""
+    """What of the run's own dataset this is, such as ``fold0``; empty for another dataset."""
 
 
 @device.own_flags()
-def evaluate(path: Path, data: str | None = None, *, batch_size: int = 32) -> Evaluation:
+def evaluate(
+    path: Path, data: str | None = None, *, batch_size: int = 32, operating_points: Sequence[str] = ()
+) -> Evaluation:
     """Metrics of a run on examples it was not trained on.
 
     Args:
@@ -51,6 +63,8 @@ def evaluate(path: Path, data: str | None = None, *, batch_size: int = 32) -> Ev
         every image but those that it has in common with the training and validation folds, by content or by published
         patient number.
       batch_size: images at a time.
+      operating_points: such as ``COVID-19:sensitivity=0.95``, whose thresholds are those of the run, else chosen on its
+        validation fold; by default those of the run.
 
     Raises:
       UserError: no run, no dataset, a dataset prepared with other options, or one of which nothing is held out.
@@ -70,13 +84,26 @@ def evaluate(path: Path, data: str | None = None, *, batch_size: int = 32) -> Ev
         )
     else:
         parts, description = _other_dataset(path, loaded, dataset)
+    classes, trust = run.preprocess.classes, load.trust(path)
+    points = [] if dataset.masks else applied_trust.points_of(path, trust, operating_points, classes)
+    temperatures = applied_trust.part_temperatures(path, trust, [part.holdout for part in parts])
     eval_step = task.eval_step(loaded.network)
     predictions = []
-    for networks, source, rows in parts:
+    for networks, source, rows, holdout in parts:
         outputs, labels = predict(eval_step, networks, loader.eval_batches(source, batch_size, rows))
-        predictions.append(Predictions(outputs, labels, *loader.origins(source, rows)))
-    measured = task.measure(concatenate(predictions), run.preprocess.classes)
-    return Evaluation(measured, description, "synthetic" in dataset.manifest["per_source"])
+        of_part = Predictions(outputs, labels, *loader.origins(source, rows))
+        predictions.append(of_part.calibrated(temperatures[holdout]))
+    applied, whole = [], concatenate(predictions)
+    if points:
+        holdouts = [part.holdout for part in parts for _ in part.rows] if parts[0].holdout else []
+        applied = applied_to(points, whole.table(classes), holdouts)
+    return Evaluation(
+        metrics=task.measure(whole, classes),
+        description=description,
+        synthetic="synthetic" in dataset.manifest["per_source"],
+        operating_points=applied,
+        notes=list(filter(None, [applied_trust.say(trust)])),
+    )
 
 
 def _own_test_folds(path: Path, loaded: LoadedRun, dataset: Dataset) -> tuple[list[_Part], str]:
@@ -94,7 +121,10 @@ def _own_test_folds(path: Path, loaded: LoadedRun, dataset: Dataset) -> tuple[li
         several = f"all {len(by_holdout)} {config.train.cv_by}s of {dataset.path}"
         description = f"{several}, each by the {noun} that it was held out from"
     source = dataset.source(range(dataset.folds))
-    return [_Part(by_holdout[data], source, hold_out(dataset, data).test) for data in by_holdout], description
+    parts = [
+        _Part(networks, source, hold_out(dataset, data).test, holdout_name(data)) for data, networks in by_holdout.items()
+    ]
+    return parts, description
 
 
 def _other_dataset(path: Path, loaded: LoadedRun, dataset: Dataset) -> tuple[list[_Part], str]:

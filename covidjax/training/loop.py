@@ -21,14 +21,16 @@ from covidjax.data.dataset import Dataset
 from covidjax.data.holdout import hold_out
 from covidjax.errors import UserError
 from covidjax.models import Weights, count_parameters
-from covidjax.runs import folder
+from covidjax.runs import folder, trust_file
 from covidjax.runs.folder import Run
 from covidjax.runs.recorder import Recorder
 from covidjax.timing import Stopwatch, Timing
 from covidjax.training.engine import Engine
 from covidjax.training.optimizer import learning_rate_table
 from covidjax.training.predictions import Predictions
+from covidjax.training.run_trust import inherit
 from covidjax.training.step import StepInputs, TrainState, class_weights, from_checkpoint, to_checkpoint, zero_sums
+from covidjax.trust.calibration import temperature_of
 
 PROGRESS_SECONDS = 0.2
 """Least time between two looks at the loss within an epoch."""
@@ -65,10 +67,10 @@ class Result(NamedTuple):
     """Of this call: what came before a resumption is not in it. The networks of one run share it."""
     parameters: int
     predictions: Predictions
-    """Of the images of the test fold or source."""
-    others: dict[str, Predictions]
-    """Of other images that were held out: ``val``, those of the validation fold, and with a test source ``in_source``,
-    those of the test fold of the sources that were trained on."""
+    """Of the images of the test fold or source; calibrated where the run is."""
+    held_out: dict[str, Predictions]
+    """Without calibration, of all that was held out: ``test``, with a validation fold ``val``, and with a test source
+    ``in_source``, the test fold of the sources that were trained on."""
 
 
 class Plan(NamedTuple):
@@ -146,6 +148,7 @@ def train(
     plan = make_plan(config, dataset)  # before there is a folder
     if not resume:
         folder.create_run(run, Run(config, dataset.preprocess, dataset.fingerprint, dataset.segmenter))
+    inherit(run, config, dataset.preprocess)
     with open_recorder(plan, run, timing) as recorder:
         result = fit(plan, Engine(config, dataset, timing), recorder, progress, stop)
     timing.add("wall", began)
@@ -270,9 +273,9 @@ def _test(plan: Plan, engine: Engine, recorder: Recorder) -> Result:
     start = time.perf_counter()
     kind, weights = recorder.final_weights(engine.network.abstract())
     held_out = plan.held_out | ({"in_source": plan.in_source} if len(plan.in_source) else {})
-    others = {name: engine.predict(weights, rows) for name, rows in held_out.items()}
+    raw = {name: engine.predict(weights, rows) for name, rows in held_out.items()}
     engine.timing.add("evaluate", start, sum(map(len, held_out.values())))
-    predictions = others.pop("test")
+    predictions = raw["test"].calibrated(temperature_of(trust_file.read(recorder.run)))
     return Result(
         metrics=engine.task.measure(predictions, engine.classes),
         checkpoint=kind,
@@ -280,7 +283,7 @@ def _test(plan: Plan, engine: Engine, recorder: Recorder) -> Result:
         timing=engine.timing,
         parameters=count_parameters(weights),
         predictions=predictions,
-        others=others,
+        held_out=raw,
     )
 
 

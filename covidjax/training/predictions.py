@@ -33,6 +33,10 @@ class Predictions(NamedTuple):
     paths: list[str] = []  # noqa: RUF012
     """Their names in the dataset, ``[N]``."""
 
+    def calibrated(self, temperature: float) -> Predictions:
+        """Logits, or logarithms of probabilities, over a temperature, see ``trust.calibration``."""
+        return self if temperature == 1 else self._replace(outputs=self.outputs / np.float32(temperature))
+
     def table(self, classes: Sequence[str]) -> PredictionTable:
         """The probabilities of a classifier."""
         probabilities = scipy.special.softmax(self.outputs.astype(float), -1)

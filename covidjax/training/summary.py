@@ -12,9 +12,10 @@ from covidjax.data.holdout import hold_out
 from covidjax.metrics import mean_and_sd
 from covidjax.report import plots, run_report, tables
 from covidjax.timing import Timing
-from covidjax.training import mask_report
+from covidjax.training import mask_report, run_trust
 from covidjax.training.cross_validation import configs_of, train_networks
 from covidjax.training.loop import Progress, Result, train
+from covidjax.training.run_trust import Findings, HeldOut
 
 Summary = tuple[list[Any], dict[str, Any]]
 """Tables for the terminal, and what ``--json`` prints."""
@@ -39,9 +40,10 @@ def train_and_report(
     if config.train.cv or config.train.ensemble > 1:
         return _train_several(config, dataset, run, note, progress=progress, **options)
     result = train(config, dataset, run, progress=progress(""), **options)
-    parts = [*_result_tables(result, config, note), _timing_table(result.timing)]
+    found = _finish(run, dataset, config, {kind: {"": each} for kind, each in result.held_out.items()}, note)
+    parts = [*_result_tables(result, config, note), *found.tables, _timing_table(result.timing)]
     _write(run, dataset, config, result, parts, note)
-    return parts, _as_dict(run, result, note)
+    return parts, _as_dict(run, result, note) | found.details
 
 
 def _train_several(config: Config, dataset: Dataset, run: Path, note: str, **options: Any) -> Summary:
@@ -61,12 +63,14 @@ def _train_several(config: Config, dataset: Dataset, run: Path, note: str, **opt
         title = f"{held_out}, mean probabilities of the networks"
     if several:
         parts.append(tables.networks_table(alone, "Networks, each alone" + below))
-    parts += [*tables.result_tables(whole.metrics, title + below), _timing_table(whole.timing)]
+    found = _finish(run, dataset, config, whole.held_out, note)
+    parts += [*tables.result_tables(whole.metrics, title + below), *found.tables, _timing_table(whole.timing)]
     spread = mean_and_sd(list((whole.folds if config.train.cv else alone).values()))
     details = {
         "spread": {name: figure._asdict() for name, figure in spread.items()},
         "folds": {name: metrics.as_dict() for name, metrics in whole.folds.items()},
         "members": {name: _as_dict(run / name, result, note) for name, result in whole.networks.items()},
+        **found.details,
     }
     history = plots.mean_history([result.history for result in whole.networks.values()])
     run_report.write(run / "report", whole.metrics, history, parts, note, details)
@@ -74,9 +78,18 @@ def _train_several(config: Config, dataset: Dataset, run: Path, note: str, **opt
     return parts, summary | {"seconds": whole.timing.seconds, "images": whole.timing.images}
 
 
+def _finish(run: Path, dataset: Dataset, config: Config, held_out: HeldOut, note: str) -> Findings:
+    """What the run learns of how far it can be trusted."""
+    if dataset.masks:
+        return Findings([], {})
+    return run_trust.finish(run, config, dataset.preprocess.classes, held_out, f"\n{note}" * bool(note))
+
+
 def _write(run: Path, dataset: Dataset, config: Config, result: Result, parts: list[Any], note: str) -> None:
     """Write the report of one network."""
     run_report.write(run / "report", result.metrics, result.history, parts, note)
+    if not dataset.masks:
+        run_trust.write_validation(run, result.held_out, dataset.preprocess.classes)
     if dataset.masks:
         mask_report.write(
             run / "report", run, dataset, hold_out(dataset, config.data).test, result.predictions.outputs, note

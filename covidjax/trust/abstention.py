@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from covidjax.errors import UsageError
-from covidjax.trust.calibration import Tables
+from covidjax.trust.predictions import Tables
 
 REMEDY = (
-    "train a network for each left-out source with `covidjax train --cv --by source`, and use that run, or name it to a run "
-    "of the same data by the setting train.calibration"
+    "train a network for each left-out source with `covidjax train --cv --by source` and use that run, or name it to a "
+    "run of the same data by the setting train.calibration"
 )
 
 

@@ -11,7 +11,7 @@ Section ``calibration`` of ``trust.json``::
     {"temperature": T,                     what probabilities are calibrated by
      "run": PATH,                          the leave-one-source-out run that it is of
      "elsewhere": {"temperature": T,
-                   "accuracy", "confidence", "ece": means over the sources, "raw_confidence", "raw_ece": without calibration,
+                   "accuracy", "confidence", "ece", and without calibration "raw_confidence", "raw_ece": means over sources,
                    "sources": {SOURCE: {"images", "accuracy", "temperature": fitted without it, "confidence", "ece",
                                         "raw_confidence", "raw_ece", "in_source_ece": by the temperature in-source}}},
      "in_source": {"temperature": T, "accuracy", "confidence", "ece", "raw_confidence", "raw_ece",
@@ -26,14 +26,10 @@ from typing import Any
 import numpy as np
 
 from covidjax.trust.metrics import calibration_error
-from covidjax.trust.predictions import PredictionTable
+from covidjax.trust.predictions import PredictionTable, Tables
 
 LEAST, MOST = 0.05, 100.0
 """Of temperatures; at the greatest all classes are nearly equally probable."""
-
-Tables = Mapping[str, PredictionTable]
-"""Predictions of each source by a network that was trained without it; or of a network's own sources, by the source that
-was left out."""
 
 
 def calibrate(probabilities: np.ndarray, temperature: float) -> np.ndarray:

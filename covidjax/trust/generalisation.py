@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from covidjax.bootstrap import percentile_interval, resampled_patients
-from covidjax.trust.calibration import Tables
 from covidjax.trust.metrics import weighted_statistics
-from covidjax.trust.predictions import PredictionTable
+from covidjax.trust.predictions import PredictionTable, Tables
 
 METRICS = ("accuracy", "f1", "auroc", "ece")
 """F1 and AUROC are means over the classes for which they are defined at both places."""
@@ -21,8 +20,8 @@ RESAMPLES, MOST_IMAGES = 1000, 10**7
 def generalisation_gap(left_out: Tables, in_source: Tables) -> dict[str, Any]:
     """Metrics on left-out sources beside those of the same networks on unseen patients of their own sources.
 
-    The interval is the 95 % percentile interval of the difference, by drawing patients with replacement, each with all their
-    images and in all networks' predictions alike.
+    The interval is the 95 % percentile interval of the difference, by drawing patients with replacement, each with all
+    their images and in all networks' predictions alike.
 
     Args:
       left_out: predictions of each source by a network that was trained without it.

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from covidjax.bootstrap import percentile_interval, ratio, resampled_patients
-from covidjax.errors import UsageError, UserError
+from covidjax.errors import UsageError
 from covidjax.trust.predictions import PredictionTable
 
 METRICS = ("sensitivity", "specificity")
@@ -68,18 +68,26 @@ def parse(texts: Sequence[str], classes: Sequence[str]) -> list[Target]:
     return list(targets.values())
 
 
+def check_labels(targets: Sequence[Target], labels: np.ndarray, classes: Sequence[str]) -> None:
+    """Raises UsageError where validation images, of these classes by number, do not tell a target's class from others."""
+    for target in targets:
+        positive = labels == list(classes).index(target.name)
+        for chosen, what in ((positive, f"image of {target.name}"), (~positive, f"image that is not {target.name}")):
+            if not chosen.any():
+                remedy = "choose another --val-fold or another class"
+                raise UsageError(f"{target}: the validation fold has no {what}; {remedy}.")
+
+
 def threshold(table: PredictionTable, target: Target) -> float:
     """The threshold that reaches a target on these images, of all such the one that is best for the other metric; halfway
     to the next probability, so that rounding moves no image across it.
 
     Raises:
-      UserError: no image of the class, or none of another one.
+      UsageError: see ``check_labels``.
     """
+    check_labels([target], table.labels, table.classes)
     column = table.classes.index(target.name)
     probabilities, positive = np.asarray(table.probabilities[:, column], float), table.labels == column
-    for chosen, what in ((positive, f"image of {target.name}"), (~positive, f"image that is not {target.name}")):
-        if not chosen.any():
-            raise UserError(f"{target}: the validation fold has no {what}; choose another --val-fold or another class.")
     own = np.sort(probabilities[positive if target.metric == "sensitivity" else ~positive])
     reached = max(int(np.ceil(target.value * len(own) - 1e-9)), 1)
     every = np.concatenate([[0.0], np.unique(probabilities), [1.0]])
@@ -102,7 +110,7 @@ def section(
       pooled: those of all of them, calibrated as ``score`` does.
 
     Raises:
-      UserError: see ``threshold``.
+      UsageError: see ``check_labels``.
     """
     points = []
     for target in targets:

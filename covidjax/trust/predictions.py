@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -48,6 +48,15 @@ class PredictionTable:
         texts = ([values[row] for row in chosen] for values in (self.paths, self.patients, self.sources))
         return PredictionTable(self.classes, self.labels[chosen], self.probabilities[chosen], *texts)
 
+    @classmethod
+    def concatenate(cls, tables: Sequence[PredictionTable]) -> PredictionTable:
+        """The rows of at least one table, one after another."""
+        labels, probabilities = (
+            np.concatenate([getattr(table, name) for table in tables]) for name in ("labels", "probabilities")
+        )
+        texts = ([text for table in tables for text in getattr(table, name)] for name in ("paths", "patients", "sources"))
+        return cls(tables[0].classes, labels, probabilities, *texts)
+
     def with_probabilities(self, probabilities: np.ndarray) -> PredictionTable:
         """The same images with other probabilities ``[N, classes]``."""
         return replace(self, probabilities=probabilities)
@@ -86,3 +95,8 @@ class PredictionTable:
             raise UserError(f"{path} is not there; train the run again, or name another one.") from None
         except (ValueError, KeyError, TypeError, csv.Error) as error:
             raise UserError(f"{path} is damaged ({one_line(error)}); train the run again, or name another one.") from error
+
+
+Tables = Mapping[str, PredictionTable]
+"""Predictions of each source by a network that was trained without it; or of a network's own sources, by the source that
+was left out."""

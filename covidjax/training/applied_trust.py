@@ -1,0 +1,86 @@
+"""What a run knows of how far its scores can be trusted, put to use where it is evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from covidjax.errors import UsageError
+from covidjax.runs import folder, load
+from covidjax.runs.trust_file import Trust
+from covidjax.training.run_trust import VALIDATION, calibrated, holdout_name, is_by_source
+from covidjax.trust import calibration, operating_points
+from covidjax.trust.predictions import PredictionTable
+
+
+def validation_tables(run: Path) -> dict[str, PredictionTable]:
+    """What the networks of a run said of their validation folds, by what they hold out: of several networks the mean.
+
+    Raises:
+      UserError: there was no validation fold, or what was said of it is not there.
+    """
+    by_name: dict[str, list[PredictionTable]] = {}
+    for network in folder.network_folders(run):
+        data = folder.read_run(network).config.data
+        if data.val_fold is None:
+            remedy = "train it again with --val-fold, or name one that was"
+            raise UsageError(f"{run} has no validation fold, on which thresholds are chosen; {remedy}.")
+        by_name.setdefault(holdout_name(data), []).append(PredictionTable.read(network / "report" / VALIDATION))
+    return {
+        name: tables[0].with_probabilities(np.mean([table.probabilities for table in tables], 0))
+        for name, tables in by_name.items()
+    }
+
+
+def points_of(path: Path, trust: Trust, texts: Sequence[str], classes: Sequence[str]) -> list[dict[str, Any]]:
+    """The operating points to evaluate a run at: those asked for, else those that it was trained with.
+
+    Args:
+      path: the run, or the file.
+      trust: its sections.
+      texts: such as ``COVID-19:sensitivity=0.95``.
+      classes: their names.
+
+    Raises:
+      UserError: another form, or neither a threshold of the run's own nor a validation fold to choose one on.
+    """
+    stored = list(trust.get("operating_points") or ())
+    targets = operating_points.parse(texts, classes)
+    if not targets:
+        return stored
+    known = {(point["class"], point["metric"], point["target"]): point for point in stored}
+    missing = [target for target in targets if tuple(target) not in known]
+    if missing and load.is_file(path):
+        remedy = f"name the run that it was made of, or train one with --operating-point {missing[0]}"
+        raise UsageError(
+            f"{path} is a file, which has no validation fold to choose the threshold of {missing[0]} on; {remedy}."
+        )
+    if missing:
+        tables, whole = validation_tables(path), calibration.temperature_of(trust)
+        own = part_temperatures(path, trust, tables)
+        validation = {name: calibrated(table, own[name]) for name, table in tables.items()}
+        pooled = PredictionTable.concatenate([calibrated(table, whole) for table in tables.values()])
+        for target, point in zip(missing, operating_points.section(missing, validation, pooled), strict=True):
+            known[tuple(target)] = point
+    return [known[tuple(target)] for target in targets]
+
+
+def part_temperatures(path: Path, trust: Trust, names: Iterable[str]) -> dict[str, float]:
+    """What a finished run's own held-out parts are calibrated by, see ``run_trust.temperatures``."""
+    whole = calibration.temperature_of(trust)
+    if load.is_file(path) or not is_by_source(folder.read_run(path).config):
+        return dict.fromkeys(names, whole)
+    sources = (trust.get("calibration") or {}).get("elsewhere", {}).get("sources", {})
+    return {name: float(sources[name]["temperature"]) if name in sources else whole for name in names}
+
+
+def say(trust: Trust) -> str:
+    """That probabilities are calibrated, for the reader; empty where they are not."""
+    temperature = calibration.temperature_of(trust)
+    if temperature == 1:
+        return ""
+    sources = len(trust["calibration"]["elsewhere"]["sources"])
+    return f"Probabilities are calibrated for elsewhere (T = {temperature:.3f}, fitted on {sources} left-out sources)."
