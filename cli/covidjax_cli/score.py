@@ -35,6 +35,12 @@ if TYPE_CHECKING:
 @click.option("--output", type=common.PATH, help="File for the rows: .csv, .jsonl or .parquet.")
 @click.option("--resume", is_flag=True, help="Go on with the rows that --output holds, whatever stopped their command.")
 @click.option("--batch-size", type=click.IntRange(1, 65536), default=32, show_default=True)
+@click.option(
+    "--abstain",
+    type=float,
+    metavar="RISK",
+    help="Give no prediction where more than this share of answers is wrong elsewhere, such as 0.1.",
+)
 @common.workers_option
 @common.limits_options
 @common.device_option
@@ -48,6 +54,7 @@ def score(
     labels: Path | None,
     output: Path | None,
     resume: bool,
+    abstain: float | None,
     device: str,
     runtime: str,
     strict: bool,
@@ -71,6 +78,7 @@ def score(
     from covidjax.scoring.ground_truth import labels_from_folders, labels_from_table
     from covidjax.scoring.output import check_suffix
     from covidjax.scoring.summary import SHOWN_ROWS, ScoreSummary
+    from covidjax.trust.abstention import Abstention
 
     if output:
         check_suffix(output)  # before the time that loading takes
@@ -79,6 +87,9 @@ def score(
     start(min(workers_or_default(options["workers"]), len(images.paths)))  # while the model is loaded
     classifier = Classifier.load(model, device=device, runtime=runtime)
     _say_model(classifier, model, chosen=bool(checkpoint))
+    abstention = None if abstain is None else Abstention(classifier.trust, abstain, model)
+    if abstention:
+        common.say(abstention.sentence)
     common.say_skipped(images.skipped, images.masks)
     label_of, notes = labels_from_folders(images.roots, classifier.classes), []
     if labels:
@@ -93,26 +104,36 @@ def score(
         output=output,
         max_rows=0 if output else math.inf if as_json else SHOWN_ROWS,
     )
-    _score_images(summary, images.paths, resume=resume, **options)
+    least_confidence = abstention.least_confidence if abstention else 0.0
+    _score_images(summary, images.paths, resume=resume, least_confidence=least_confidence, **options)
     common.show_summary(summary, as_json=as_json, strict=strict)
 
 
 def _say_model(classifier: Classifier, model: Path, *, chosen: bool) -> None:
     from covidjax.runs import load
+    from covidjax.trust.calibration import sentence as calibration_sentence
+    from covidjax.trust.operating_points import sentence as operating_points_sentence
 
     bundled = "the bundled one" if chosen else "no trained classifier under runs/, so the bundled one"
     name = bundled if model == load.BUNDLED else f"{'file' if load.is_file(model) else 'run'} {model}"
     common.say(f"Model: {name}, {classifier.run.config.model.name}, {classifier.checkpoint}, on {classifier.runtime}.")
+    for sentence in filter(None, (calibration_sentence(classifier.trust), operating_points_sentence(classifier.trust))):
+        common.say(sentence)
     if classifier.segmenter:
         common.say(f"Lungs: {classifier.preprocess.lungs}, as in training, by {classifier.segmenter.title}.")
         if classifier.segmenter.digest != classifier.run.segmenter:
             common.say("These are other lung masks than the run was trained with: its weights came with another version.")
 
 
-def _score_images(summary: ScoreSummary, paths: Sequence[Source], *, resume: bool, **options: Any) -> None:
-    """Score the images that have no row yet. The options are those of ``Classifier.score``."""
+def _score_images(
+    summary: ScoreSummary, paths: Sequence[Source], *, resume: bool, least_confidence: float, **options: Any
+) -> None:
+    """Score the images that have no row yet; those below the least confidence are uncertain. The options are those of
+    ``Classifier.score``."""
     from covidjax.runs import load
     from covidjax.scoring.output import open_table, paths_without_rows
+    from covidjax.trust.calibration import sentence as calibration_sentence
+    from covidjax.trust.operating_points import thresholds_of
 
     classifier, output, hint = summary.classifier, summary.output, ""
     with contextlib.ExitStack() as stack:
@@ -124,7 +145,9 @@ def _score_images(summary: ScoreSummary, paths: Sequence[Source], *, resume: boo
                 "options": {
                     "invert": options["invert"] or classifier.preprocess.invert,
                     "limits": asdict(options["limits"]),
+                    "least_confidence": str(least_confidence),
                 },
+                "trust": [calibration_sentence(classifier.trust), *map(str, thresholds_of(classifier.trust).items())],
             }
             table = stack.enter_context(open_table(output, summary.columns, facts=facts, resume=resume))
             for previous in table.previous_rows:
@@ -135,6 +158,7 @@ def _score_images(summary: ScoreSummary, paths: Sequence[Source], *, resume: boo
             hint = f"; go on with the same command and --resume, {output} has the rows so far"
         advance = stack.enter_context(common.advancing("Scoring", len(paths), hint))
         for row in classifier.score(paths, timing=summary.timing, **options):
+            row = row.abstained(least_confidence)
             start = time.perf_counter()
             if table:
                 table.write(summary.cells(row))

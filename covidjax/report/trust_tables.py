@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group
@@ -55,7 +55,7 @@ def calibration_table(section: Mapping[str, Any], title: str) -> Group:
     return titled(title, text_table(("left out", *numbers), rows, right=numbers), below)
 
 
-def operating_points_table(points: Iterable[Mapping[str, Any]], title: str) -> Group:
+def operating_points_table(points: Sequence[Mapping[str, Any]], title: str) -> Group:
     """Each operating point with what it amounts to on some images, see ``trust.operating_points``."""
     names: Sequence[str] = ("sensitivity", "specificity", "ppv", "npv")
     rows = []
@@ -64,7 +64,9 @@ def operating_points_table(points: Iterable[Mapping[str, Any]], title: str) -> G
         threshold = "–" if point["threshold"] is None else f"{point['threshold']:.4f}"
         rows.append((point["class"], f"{point['metric']} {point['target']:g}", threshold, *map(_with_interval, figures)))
     columns = ("threshold", "sensitivity", "specificity", "PPV", "NPV")
-    return titled(title, text_table(("class", "wanted", *columns), rows, right=columns))
+    few = [f"{point['class']}:{point['metric']}={point['target']:g}" for point in points if point.get("few")]
+    below = f"The validation fold has too few images to tell the target from 1: {', '.join(few)}." if few else ""
+    return titled(title, text_table(("class", "wanted", *columns), rows, right=columns), below)
 
 
 def _with_interval(figure: Mapping[str, Any] | None) -> str:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,10 @@ from covidjax.lungs import stream as lung_stream
 from covidjax.lungs.segmenter import open_segmenter
 from covidjax.runs import load
 from covidjax.runs.folder import Run
+from covidjax.runs.trust_file import Trust
 from covidjax.scoring.row import Row
 from covidjax.timing import Timing
+from covidjax.trust.calibration import calibrate, temperature_of
 
 
 class Classifier:
@@ -40,11 +43,20 @@ class Classifier:
       checkpoint: which weights of the run are used, in words.
       runtime: name and version of the runtime.
       segmenter: finds the lungs; None for a model that was trained on whole images.
+      trust: what is known of how far the scores can be trusted, see ``runs.trust_file``.
     """
 
-    def __init__(self, run: Run, runtime: Runtime, checkpoint: str, segmenter: lung_stream.Segmenter | None = None):
+    def __init__(
+        self,
+        run: Run,
+        runtime: Runtime,
+        checkpoint: str,
+        segmenter: lung_stream.Segmenter | None = None,
+        trust: Trust = MappingProxyType({}),
+    ):
         self.run, self.preprocess, self.classes = run, run.preprocess, run.preprocess.classes
         self.checkpoint, self.runtime, self.segmenter = checkpoint, runtime.title, segmenter
+        self.trust, self._temperature = trust, temperature_of(trust)
         self._compute = MicroBatcher(runtime)
 
     @classmethod
@@ -66,11 +78,12 @@ class Classifier:
         loader = partial(load.load_run, path)
         opened = open_runtime(runtime, device, trained.config, trained.preprocess, digests=load.digests(path), load=loader)
         segmenter = None if trained.preprocess.lungs == "none" else open_segmenter(device, runtime)
-        return cls(trained, opened, load.describe(path), segmenter)
+        return cls(trained, opened, load.describe(path), segmenter, load.trust(path))
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """uint8 ``[B, S, S, 1]``, preprocessed → float32 ``[B, classes]``, each row adding up to 1."""
-        return np.asarray(self._compute(images))
+        """uint8 ``[B, S, S, 1]``, preprocessed → float32 ``[B, classes]``, each row adding up to 1; calibrated
+        where the run is."""
+        return calibrate(np.asarray(self._compute(images)), self._temperature)
 
     def score(
         self,
@@ -134,7 +147,7 @@ class Classifier:
 
     def _rows(self, group: list[LoadedImage], result: Any, timing: Timing) -> Iterator[Row]:
         start = time.perf_counter()
-        outputs = iter(()) if result is None else iter(np.asarray(result).tolist())
+        outputs = iter(()) if result is None else iter(calibrate(np.asarray(result), self._temperature).tolist())
         timing.add("model", start)
         for image in group:
             if image.image is None:

@@ -140,7 +140,7 @@ class CsvWriter(TableWriter):
         return _csv_line(self.columns)
 
     def _line(self, cells: dict[str, Any]) -> bytes:
-        return _csv_line(map(_rounded, cells.values()))
+        return _csv_line(str(value).lower() if isinstance(value, bool) else _rounded(value) for value in cells.values())
 
     def _read_rows(self, file: BinaryIO) -> Iterator[Mapping[str, Any]]:
         lines = (line.decode("utf-8", "surrogateescape") for line in iter(file.readline, b"") if line.endswith(b"\n"))
@@ -150,7 +150,7 @@ class CsvWriter(TableWriter):
                 raise _other_columns(self.path)
             for row in reader:
                 cells = dict(zip(self.columns, row, strict=False))
-                if len(row) != len(self.columns) or cells["status"] not in ("ok", "refused", "error"):
+                if len(row) != len(self.columns) or cells["status"] not in ("ok", "refused", "uncertain", "error"):
                     return
                 yield cells
 
@@ -198,8 +198,9 @@ class ParquetWriter(JsonLinesWriter):
         except ImportError:
             raise UserError(f"{path} needs pyarrow; run `pip install 'covidjax[parquet]'` or write .csv.") from None
         numbers = {name for name in columns if name == "confidence" or name.startswith("p_")}
-        types = [(name, pyarrow.float32() if name in numbers else pyarrow.string()) for name in columns]
-        self._schema, self._pyarrow = pyarrow.schema(types), pyarrow
+        types = {name: pyarrow.float32() if name in numbers else pyarrow.string() for name in columns}
+        types |= {name: pyarrow.bool_() for name in columns if name.startswith("positive_")}
+        self._schema, self._pyarrow = pyarrow.schema(list(types.items())), pyarrow
         lines = self.lines_file(path)
         if resume and not lines.exists():
             try:

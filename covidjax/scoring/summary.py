@@ -16,6 +16,7 @@ from covidjax.lungs.export import GOOD, SegmentationRow
 from covidjax.scoring.ground_truth import LabelLookup
 from covidjax.scoring.row import Row
 from covidjax.timing import Timing
+from covidjax.trust.operating_points import thresholds_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -37,6 +38,8 @@ class Summary(abc.ABC):
     """Files that were read."""
     refused: int = 0
     """Files that were read and are no X-ray."""
+    uncertain: int = 0
+    """Files that were read, with too little confidence for an answer."""
     errors: int = 0
     """Files that were not read."""
     warnings: int = 0
@@ -50,12 +53,13 @@ class Summary(abc.ABC):
     @property
     def files(self) -> int:
         """Files that have a row."""
-        return self.ok + self.refused + self.errors
+        return self.ok + self.refused + self.uncertain + self.errors
 
     def add(self, row: Any) -> None:
         """Count a row, which has a ``status`` and a ``warning``."""
         self.ok += row.status == "ok"
         self.refused += row.status == "refused"
+        self.uncertain += row.status == "uncertain"
         self.errors += row.status == "error"
         self.warnings += bool(row.warning)
 
@@ -65,7 +69,7 @@ class Summary(abc.ABC):
 
     def as_dict(self) -> dict[str, Any]:
         """The counts and the timing, for JSON."""
-        counts = {name: getattr(self, name) for name in ("files", "ok", "refused", "errors", "warnings")}
+        counts = {name: getattr(self, name) for name in ("files", "ok", "refused", "uncertain", "errors", "warnings")}
         return {**counts, "timing": [stage._asdict() for stage in self.timing.stages()]}
 
     @abc.abstractmethod
@@ -111,7 +115,8 @@ class ScoreSummary(Summary):
 
     def cells(self, row: Row) -> dict[str, Any]:
         """The cells of a row, by column."""
-        return row.cells(self.classifier.classes, lungs=bool(self.classifier.segmenter))
+        thresholds = thresholds_of(self.classifier.trust)
+        return row.cells(self.classifier.classes, lungs=bool(self.classifier.segmenter), thresholds=thresholds)
 
     @property
     def columns(self) -> list[str]:
@@ -121,7 +126,7 @@ class ScoreSummary(Summary):
     def add(self, row: Row, *, show: bool = True) -> None:
         """Count a row, and keep it for the tables if ``show``."""
         super().add(row)
-        if self.classifier.segmenter and row.status == "ok":
+        if self.classifier.segmenter and row.status in ("ok", "uncertain"):
             self.whole += row.lungs != self.classifier.preprocess.lungs
         label = self.label_of(row.path)
         self.labelled += label is not None
@@ -178,14 +183,19 @@ class ScoreSummary(Summary):
         known, sentences = len(self.labels), []
         if self.labels_given or 0 < known < self.ok:
             unused = self.labelled - known
-            why = f", {unused} of them unreadable, refused or of a class that the model has not" if unused else ""
+            why = (
+                f", {unused} of them unreadable, refused, uncertain or of a class that the model has not" if unused else ""
+            )
             truth = f"The truth is known of {self.labelled} of {self.files} images{why}"
             sentences.append(f"{truth}; the metrics are on {known}.")
         where = f" Wrote {self.output}." if self.output else ""
         if not self.output and len(self.rows) < self.files:
             where = " --output FILE.csv keeps the rows."
         refused = f", {self.refused} refused since they are no X-rays" if self.refused else ""
-        sentences.append(f"{self.ok} of {self.files} images scored{refused}, {self.errors} could not be read.{where}")
+        uncertain = f", {self.uncertain} uncertain" if self.uncertain else ""
+        sentences.append(
+            f"{self.ok} of {self.files} images scored{refused}{uncertain}, {self.errors} could not be read.{where}"
+        )
         sentences += super().sentences()
         if self.whole:
             whole = f"On {self.whole} of them no plausible lungs were found"

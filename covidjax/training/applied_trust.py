@@ -75,12 +75,3 @@ def part_temperatures(path: Path, trust: Trust, names: Iterable[str]) -> dict[st
         return dict.fromkeys(names, whole)
     sources = (trust.get("calibration") or {}).get("elsewhere", {}).get("sources", {})
     return {name: float(sources[name]["temperature"]) if name in sources else whole for name in names}
-
-
-def say(trust: Trust) -> str:
-    """That probabilities are calibrated, for the reader; empty where they are not."""
-    temperature = calibration.temperature_of(trust)
-    if temperature == 1:
-        return ""
-    sources = len(trust["calibration"]["elsewhere"]["sources"])
-    return f"Probabilities are calibrated for elsewhere (T = {temperature:.3f}, fitted on {sources} left-out sources)."

@@ -24,6 +24,7 @@ from covidjax.training import applied_trust
 from covidjax.training.predictions import Predictions, concatenate, predict
 from covidjax.training.run_trust import holdout_name
 from covidjax.training.tasks import make_task
+from covidjax.trust.calibration import sentence
 from covidjax.trust.operating_points import applied as applied_to
 
 
@@ -102,7 +103,7 @@ def evaluate(
         description=description,
         synthetic="synthetic" in dataset.manifest["per_source"],
         operating_points=applied,
-        notes=list(filter(None, [applied_trust.say(trust)])),
+        notes=list(filter(None, [sentence(trust)])),
     )
 
 

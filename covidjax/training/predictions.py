@@ -35,7 +35,7 @@ class Predictions(NamedTuple):
 
     def calibrated(self, temperature: float) -> Predictions:
         """Logits, or logarithms of probabilities, over a temperature, see ``trust.calibration``."""
-        return self if temperature == 1 else self._replace(outputs=self.outputs / np.float32(temperature))
+        return self if temperature == 1 else self._replace(outputs=self.outputs.astype(float) / temperature)
 
     def table(self, classes: Sequence[str]) -> PredictionTable:
         """The probabilities of a classifier."""

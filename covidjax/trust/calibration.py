@@ -108,6 +108,15 @@ def temperature_of(trust: Mapping[str, Any]) -> float:
     return float((trust.get("calibration") or {}).get("temperature", 1.0))
 
 
+def sentence(trust: Mapping[str, Any]) -> str:
+    """That probabilities are calibrated, for the reader; empty where they are not."""
+    temperature = temperature_of(trust)
+    if temperature == 1:
+        return ""
+    sources = len(trust["calibration"]["elsewhere"]["sources"])
+    return f"Probabilities are calibrated for elsewhere (T = {temperature:.3f}, fitted on {sources} left-out sources)."
+
+
 def _figures(tables: Sequence[PredictionTable], temperature: float) -> dict[str, float]:
     """Means over the tables, without and with a temperature."""
     figures = {

@@ -198,3 +198,14 @@ def applied(
 def thresholds_of(trust: Mapping[str, Any]) -> dict[str, float]:
     """The threshold of each class that has an operating point."""
     return {point["class"]: float(point["threshold"]) for point in trust.get("operating_points") or ()}
+
+
+def sentence(trust: Mapping[str, Any]) -> str:
+    """What the columns of ``score`` mean, for the reader; empty where there are none."""
+    points = trust.get("operating_points") or ()
+    parts = (
+        f"positive_{point['class']} is true from p_{point['class']} = {point['threshold']:.4f} on "
+        f"({point['metric']} {point['target']:g} on {point['validation']['images']} validation images)"
+        for point in points
+    )
+    return "; ".join(parts) + "." * bool(points)
