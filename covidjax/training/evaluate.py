@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from rich.console import RenderableType
 
-from covidjax import device, metrics
+from covidjax import device, files, metrics
 from covidjax.data import loader
 from covidjax.data.dataset import Dataset
 from covidjax.data.holdout import hold_out
 from covidjax.data.readers.names import key_name
 from covidjax.data.sample import open_dataset
-from covidjax.errors import UserError
+from covidjax.errors import UsageError, UserError
 from covidjax.models import Weights
+from covidjax.report.html import About
 from covidjax.runs import folder, load
+from covidjax.runs.folder import Run
 from covidjax.runs.load import LoadedRun
+from covidjax.training import reports
 from covidjax.training.predictions import Predictions, concatenate, predict
 from covidjax.training.tasks import make_task
 
@@ -30,6 +35,19 @@ class Evaluation(NamedTuple):
     description: str
     """Which examples, by which networks, in words."""
     synthetic: bool
+    run: Run
+    dataset: Dataset
+    predictions: Predictions
+
+    def write_report(self, out: Path, about: About, tables: Iterable[RenderableType]) -> None:
+        """Write what a run's report has, but the curves of its training.
+
+        Raises:
+          UserError: it cannot be written.
+        """
+        with files.explaining(out):
+            about = about._replace(facts=[f"Measured on {self.description}."], settings=self.run.text())
+            reports.write(out, self.metrics, self.predictions, self.dataset, about=about, tables=tables)
 
 
 class _Part(NamedTuple):
@@ -41,7 +59,7 @@ class _Part(NamedTuple):
 
 
 @device.own_flags()
-def evaluate(path: Path, data: str | None = None, *, batch_size: int = 32) -> Evaluation:
+def evaluate(path: Path, data: str | None = None, *, batch_size: int = 32, prevalences: Sequence[float] = ()) -> Evaluation:
     """Metrics of a run on examples it was not trained on.
 
     Args:
@@ -51,6 +69,7 @@ def evaluate(path: Path, data: str | None = None, *, batch_size: int = 32) -> Ev
         every image but those that it has in common with the training and validation folds, by content or by published
         patient number.
       batch_size: images at a time.
+      prevalences: shares of a class at which its predictive values are told too.
 
     Raises:
       UserError: no run, no dataset, a dataset prepared with other options, or one of which nothing is held out.
@@ -60,6 +79,8 @@ def evaluate(path: Path, data: str | None = None, *, batch_size: int = 32) -> Ev
     loaded = load.load_run(path)
     run = loaded.run
     dataset = open_dataset(data or run.config.data.path, run.preprocess, masks=run.config.model.is_segmenter)
+    if prevalences and dataset.masks:
+        raise UsageError("--prevalence is for classes; leave it out for lung masks.")
     task = make_task(run.config, dataset)
     if dataset.fingerprint == run.dataset:
         parts, description = _own_test_folds(path, loaded, dataset)
@@ -75,8 +96,10 @@ def evaluate(path: Path, data: str | None = None, *, batch_size: int = 32) -> Ev
     for networks, source, rows in parts:
         outputs, labels = predict(eval_step, networks, loader.eval_batches(source, batch_size, rows))
         predictions.append(Predictions(outputs, labels, *loader.origins(source, rows)))
-    measured = task.measure(concatenate(predictions), run.preprocess.classes)
-    return Evaluation(measured, description, "synthetic" in dataset.manifest["per_source"])
+    held_out = concatenate(predictions)
+    measured = task.measure(held_out, run.preprocess.classes, prevalences)
+    synthetic = "synthetic" in dataset.manifest["per_source"]
+    return Evaluation(measured, description, synthetic, run, dataset, held_out)
 
 
 def _own_test_folds(path: Path, loaded: LoadedRun, dataset: Dataset) -> tuple[list[_Part], str]:

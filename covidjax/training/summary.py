@@ -10,11 +10,14 @@ from covidjax.config import Config
 from covidjax.data.dataset import Dataset
 from covidjax.data.holdout import hold_out
 from covidjax.metrics import mean_and_sd
-from covidjax.report import plots, run_report, tables
+from covidjax.report import plots, tables
+from covidjax.report.html import About
+from covidjax.runs import folder
 from covidjax.timing import Timing
-from covidjax.training import mask_report
+from covidjax.training import mask_report, reports
 from covidjax.training.cross_validation import configs_of, train_networks
 from covidjax.training.loop import Progress, Result, train
+from covidjax.training.predictions import concatenate
 
 Summary = tuple[list[Any], dict[str, Any]]
 """Tables for the terminal, and what ``--json`` prints."""
@@ -40,7 +43,7 @@ def train_and_report(
         return _train_several(config, dataset, run, note, progress=progress, **options)
     result = train(config, dataset, run, progress=progress(""), **options)
     parts = [*_result_tables(result, config, note), _timing_table(result.timing)]
-    _write(run, dataset, config, result, parts, note)
+    _write(run, dataset, config, result, parts, note, alone=True)
     return parts, _as_dict(run, result, note)
 
 
@@ -48,7 +51,7 @@ def _train_several(config: Config, dataset: Dataset, run: Path, note: str, **opt
     whole = train_networks(config, dataset, run, **options)
     for name, network in configs_of(config, dataset).items():
         result = whole.networks[name]
-        _write(run / name, dataset, network, result, _result_tables(result, network, note), note)
+        _write(run / name, dataset, network, result, _result_tables(result, network, note), note, alone=False)
     alone = {name: result.metrics for name, result in whole.networks.items()}
     below, several = f"\n{note}" * bool(note), config.train.ensemble > 1
     parts = []
@@ -69,24 +72,49 @@ def _train_several(config: Config, dataset: Dataset, run: Path, note: str, **opt
         "members": {name: _as_dict(run / name, result, note) for name, result in whole.networks.items()},
     }
     history = plots.mean_history([result.history for result in whole.networks.values()])
-    run_report.write(run / "report", whole.metrics, history, parts, note, details)
+    about = _about(run, dataset, title, note)
+    held_out = concatenate(list(whole.predictions.values()))
+    reports.write(
+        run / "report", whole.metrics, held_out, dataset, about=about, tables=parts, history=history, more=details
+    )
     summary = {"run": str(run), "note": note, "metrics": whole.metrics.as_dict(), **details}
     return parts, summary | {"seconds": whole.timing.seconds, "images": whole.timing.images}
 
 
-def _write(run: Path, dataset: Dataset, config: Config, result: Result, parts: list[Any], note: str) -> None:
-    """Write the report of one network."""
-    run_report.write(run / "report", result.metrics, result.history, parts, note)
+def _write(
+    run: Path, dataset: Dataset, config: Config, result: Result, parts: list[Any], note: str, *, alone: bool
+) -> None:
+    """Write the report of one network: of one of several the page and its figures are those of all."""
+    report, title = run / "report", _title(result, config)
+    reports.write(
+        report,
+        result.metrics,
+        result.predictions,
+        dataset,
+        about=_about(run, dataset, title, note),
+        tables=parts,
+        history=result.history,
+        page=alone,
+    )
     if dataset.masks:
-        mask_report.write(
-            run / "report", run, dataset, hold_out(dataset, config.data).test, result.predictions.outputs, note
-        )
+        mask_report.write(report, run, dataset, hold_out(dataset, config.data).test, result.predictions.outputs, note)
 
 
 def _result_tables(result: Result, config: Config, note: str) -> list[Any]:
+    return list(tables.result_tables(result.metrics, _title(result, config) + f"\n{note}" * bool(note)))
+
+
+def _title(result: Result, config: Config) -> str:
     held_out = f"Source {source}" if (source := config.data.test_source) else f"Test fold {config.data.test_fold}"
-    title = f"{held_out}, {result.checkpoint} checkpoint" + f"\n{note}" * bool(note)
-    return list(tables.result_tables(result.metrics, title))
+    return f"{held_out}, {result.checkpoint} checkpoint"
+
+
+def _about(run: Path, dataset: Dataset, title: str, note: str) -> About:
+    settings = folder.read_run(run)
+    pixels, lungs = settings.preprocess.image_size, settings.preprocess.lungs
+    images = f"images of {pixels} pixels, {'whole' if lungs == 'none' else f'lungs {lungs}'}"
+    model = f"{settings.config.model.name}, trained on {dataset.path.name}; {images}."
+    return About(f"Run {run.name}", note, [model, f"{title}."], settings.text())
 
 
 def _timing_table(timing: Timing) -> Any:
