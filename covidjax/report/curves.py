@@ -50,16 +50,17 @@ FIGURES = {
         "guessing, which is the class's share of the images."
     ),
     "reliability.png": (
-        "Reliability: the share of images that are of the class (or of predictions that are right) over the mean probability, "
-        "in bins of equally many images; the small numbers count them. On the diagonal probabilities are what they say."
+        "Reliability: the share of images that are of the class (or of predictions that are right) over the mean "
+        "probability, in bins of equally many images, which the small numbers count. On the diagonal, probabilities are "
+        "what they say."
     ),
     "risk_coverage.png": (
-        "Risk–coverage: the share of errors among the most confident images, over the share of images that are accepted, with "
-        "the areas under the curves (AURC)."
+        "Risk–coverage: the share of errors among the most confident images, over the share of images that are accepted, "
+        "with the areas under the curves (AURC)."
     ),
     "decision_curve.png": (
-        "Decision curves: the net benefit of acting above a threshold probability (true positives minus false positives weighed "
-        "by the odds of the threshold, per image), beside that of acting always and never."
+        "Decision curves: the net benefit of acting above a threshold probability (true positives minus false positives "
+        "weighed by the odds of the threshold, per image), beside that of acting always and never."
     ),
 }
 """What ``draw`` writes, with captions."""

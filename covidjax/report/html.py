@@ -51,7 +51,7 @@ def write(folder: Path, about: About, tables: Sequence[TableData], figures: Mapp
         if (folder / name).is_file()
     ]
     # Bytes of a name that are no UTF-8 are escaped.
-    shown = [table._replace(title=printable(table.title), rows=[[*map(printable, row)] for row in table.rows]) for table in tables]
+    shown = [table._replace(rows=[[*map(printable, row)] for row in table.rows]) for table in tables]
     page = environment.get_template("report.html").render(
         title=printable(about.title),
         note=about.note,

@@ -8,7 +8,7 @@ import functools
 import itertools
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -144,14 +144,7 @@ def train_networks(
                 shown = progress(f"{kind} {number}/{len(plans)}")
                 results[name] = fit(plan, engine, recorder, shown, stop)
     timing.add("wall", began)
-    configs = [plan.config for plan in plans.values()]
-    held_out = {
-        kind: predictions_by_fold(
-            [one for one, result in zip(configs, results.values(), strict=True) if kind in result.held_out],
-            [result.held_out[kind] for result in results.values() if kind in result.held_out],
-        )
-        for kind in ("test", "val", "in_source")
-    }
+    held_out = _held_out({name: plan.config for name, plan in plans.items()}, results)
     predictions = held_out["test"]
     if not dataset.masks:
         by_fold = temperatures(run, {fold: each.table(engine.classes) for fold, each in predictions.items()}, config)
@@ -165,6 +158,17 @@ def train_networks(
         metrics=measure(concatenate(list(predictions.values()))),
         timing=timing,
     )
+
+
+def _held_out(configs: Mapping[str, Config], results: Mapping[str, Result]) -> HeldOut:
+    """What all networks said of what they hold out, by kind and by fold or source."""
+    found = {}
+    for kind in ("test", "val", "in_source"):
+        chosen = [name for name, result in results.items() if kind in result.held_out]
+        found[kind] = predictions_by_fold(
+            [configs[name] for name in chosen], [results[name].held_out[kind] for name in chosen]
+        )
+    return found
 
 
 def predictions_by_fold(configs: Sequence[Config], networks: Sequence[Predictions]) -> dict[str, Predictions]:

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from rich.console import RenderableType
 
-from covidjax import device, metrics
+from covidjax import device, files, metrics
 from covidjax.data import loader
 from covidjax.data.dataset import Dataset
 from covidjax.data.holdout import hold_out
 from covidjax.data.readers.names import key_name
 from covidjax.data.sample import open_dataset
-from covidjax.errors import UserError
+from covidjax.errors import UsageError, UserError
 from covidjax.models import Weights
+from covidjax.report.html import About
 from covidjax.runs import folder, load
+from covidjax.runs.folder import Run
 from covidjax.runs.load import LoadedRun
-from covidjax.training import applied_trust
+from covidjax.training import applied_trust, reports
 from covidjax.training.predictions import Predictions, concatenate, predict
 from covidjax.training.run_trust import holdout_name
 from covidjax.training.tasks import make_task
@@ -39,6 +42,19 @@ class Evaluation(NamedTuple):
     """What those of the run amount to on these examples, see ``trust.operating_points.applied``."""
     notes: list[str]
     """What else there is to say."""
+    run: Run
+    dataset: Dataset
+    predictions: Predictions
+
+    def write_report(self, out: Path, about: About, tables: Iterable[RenderableType]) -> None:
+        """Write what a run's report has, but the curves of its training.
+
+        Raises:
+          UserError: it cannot be written.
+        """
+        with files.explaining(out):
+            about = about._replace(facts=[f"Measured on {self.description}."], settings=self.run.text())
+            reports.write(out, self.metrics, self.predictions, self.dataset, about=about, tables=tables)
 
 
 class _Part(NamedTuple):
@@ -53,7 +69,12 @@ class _Part(NamedTuple):
 
 @device.own_flags()
 def evaluate(
-    path: Path, data: str | None = None, *, batch_size: int = 32, operating_points: Sequence[str] = ()
+    path: Path,
+    data: str | None = None,
+    *,
+    batch_size: int = 32,
+    operating_points: Sequence[str] = (),
+    prevalences: Sequence[float] = (),
 ) -> Evaluation:
     """Metrics of a run on examples it was not trained on.
 
@@ -66,6 +87,7 @@ def evaluate(
       batch_size: images at a time.
       operating_points: such as ``COVID-19:sensitivity=0.95``, whose thresholds are those of the run, else chosen on its
         validation fold; by default those of the run.
+      prevalences: shares of a class at which its predictive values are told too.
 
     Raises:
       UserError: no run, no dataset, a dataset prepared with other options, or one of which nothing is held out.
@@ -75,6 +97,8 @@ def evaluate(
     loaded = load.load_run(path)
     run = loaded.run
     dataset = open_dataset(data or run.config.data.path, run.preprocess, masks=run.config.model.is_segmenter)
+    if prevalences and dataset.masks:
+        raise UsageError("--prevalence is for classes; leave it out for lung masks.")
     task = make_task(run.config, dataset)
     if dataset.fingerprint == run.dataset:
         parts, description = _own_test_folds(path, loaded, dataset)
@@ -94,16 +118,19 @@ def evaluate(
         outputs, labels = predict(eval_step, networks, loader.eval_batches(source, batch_size, rows))
         of_part = Predictions(outputs, labels, *loader.origins(source, rows))
         predictions.append(of_part.calibrated(temperatures[holdout]))
-    applied, whole = [], concatenate(predictions)
+    applied, held_out = [], concatenate(predictions)
     if points:
         holdouts = [part.holdout for part in parts for _ in part.rows] if parts[0].holdout else []
-        applied = applied_to(points, whole.table(classes), holdouts)
+        applied = applied_to(points, held_out.table(classes), holdouts)
     return Evaluation(
-        metrics=task.measure(whole, classes),
+        metrics=task.measure(held_out, classes, prevalences),
         description=description,
         synthetic="synthetic" in dataset.manifest["per_source"],
         operating_points=applied,
         notes=list(filter(None, [sentence(trust)])),
+        run=run,
+        dataset=dataset,
+        predictions=held_out,
     )
 
 

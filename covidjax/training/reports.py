@@ -36,9 +36,10 @@ def write(
     tables: Iterable[RenderableType],
     history: Sequence[dict[str, Any]] = (),
     more: Mapping[str, Any] = MappingProxyType({}),
+    page: bool = True,
 ) -> None:
-    """Write the report of a run, or of its evaluation on another dataset: ``run_report.write`` and, of a classifier,
-    ``predictions.csv``, the figures of ``report.curves``, ``errors.png`` and ``report.html``.
+    """Write the report of a run, or of its evaluation on another dataset: what ``run_report.write`` does and, of a
+    classifier, ``predictions.csv``, the figures of ``report.curves``, ``errors.png`` and ``report.html``.
 
     Args:
       folder: the report's folder.
@@ -49,12 +50,15 @@ def write(
       tables: what the command prints.
       history: of the training; none for an evaluation.
       more: goes into ``metrics.json`` beside the metrics.
+      page: whether to draw the figures of a classifier and to write the page.
     """
     run_report.write(folder, metrics, history, tables, about.note, more)
     if not isinstance(metrics, Metrics):
         return
     table = predictions.table(metrics.classes)
     table.write(folder / FILE)
+    if not page:
+        return
     held_out = curves.HeldOut(table.classes, table.labels, table.probabilities, table.sources)
     curves.draw(folder, held_out, about.note)
     figures = {**curves.FIGURES, "confusion_matrix.png": "Confusion matrix.", "curves.png": "Training."}
@@ -83,10 +87,10 @@ def gallery(path: Path, table: PredictionTable, dataset: Dataset, note: str = ""
         path.unlink(missing_ok=True)
         return False
     images = load_rows(dataset.source(range(dataset.folds)), np.asarray([place for _, place in known])).images
+    true, stated = ([table.classes[number] for number in numbers] for numbers in (table.labels, table.predictions))
     tiles = [
-        Tile(image[..., 0], f"{table.classes[table.labels[row]]}, not\n{stated} {confidence[row]:.3f}\n{table.sources[row]}")
+        Tile(image[..., 0], f"true: {true[row]}\n{stated[row]} {confidence[row]:.3f}\n{table.sources[row]}")
         for (row, _), image in zip(known, images, strict=True)
-        for stated in [table.classes[table.predictions[row]]]
     ]
     grid = [tiles[start : start + PER_ROW] for start in range(0, len(tiles), PER_ROW)]
     image_grid(path, grid, title="The most confident errors" + f"\n{note}" * bool(note))

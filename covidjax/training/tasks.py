@@ -96,9 +96,11 @@ class Classification(Task):
         loss = -log_probabilities[np.arange(len(labels)), labels].mean()
         return {"loss": float(loss), "accuracy": float((outputs.argmax(-1) == labels).mean())}
 
-    def measure(self, predictions: Predictions, classes: Sequence[str]) -> metrics.Metrics:
-        """What is reported, with intervals over patients."""
-        return measure(predictions.table(classes))
+    def measure(
+        self, predictions: Predictions, classes: Sequence[str], prevalences: Sequence[float] = ()
+    ) -> metrics.Metrics:
+        """What is reported, with intervals over patients; of classes also predictive values at prevalences."""
+        return measure(predictions.table(classes), prevalences)
 
 
 class Segmentation(Task):
@@ -144,7 +146,9 @@ class Segmentation(Task):
         loss, dice, _ = outputs.mean(0, dtype=float).tolist()
         return {"loss": loss, "dice": dice}
 
-    def measure(self, predictions: Predictions, classes: Sequence[str]) -> metrics.MaskMetrics:
+    def measure(
+        self, predictions: Predictions, classes: Sequence[str], prevalences: Sequence[float] = ()
+    ) -> metrics.MaskMetrics:
         _, dice, iou = predictions.outputs.astype(float).T
         return metrics.mask_metrics(predictions.labels, dice, iou, classes, predictions.patients)
 

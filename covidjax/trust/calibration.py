@@ -1,10 +1,10 @@
 """One temperature for all probabilities (Guo et al. 2017, "On calibration of modern neural networks", section 4.2), fitted
 on sources that the networks were not trained on: so that the mean confidence at a new place is near the accuracy there.
 
-The likelihood, which Guo et al. fit by, is that of the images at hand. What is wanted elsewhere is a statement on a whole
-place, so ``fit_elsewhere`` takes every left-out source as one observation of mean confidence and accuracy, and brings the
-mean of the one over the sources to the mean of the other. ``nested`` fits without each source in turn; only its figures are
-of sources that neither a network nor a temperature has seen.
+It is the temperature of the least log loss, each left-out source counting the same. Bringing the mean confidence over the
+sources to their mean accuracy was tried instead: of sources that neither network nor temperature had seen it missed the
+accuracy further, since a source where networks do well lets them be too sure where they do badly, which the log loss does
+not. ``nested`` fits without each source in turn; only its figures are of sources that are new to the temperature too.
 
 Section ``calibration`` of ``trust.json``::
 
@@ -42,25 +42,9 @@ def calibrate(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     return (powers / powers.sum(-1, keepdims=True)).astype(probabilities.dtype)
 
 
-def fit_elsewhere(tables: Sequence[PredictionTable]) -> float:
-    """The temperature at which the mean confidence, averaged over the sources, is their mean accuracy; the greatest one
-    where the networks are right less often than by chance."""
-    from scipy.optimize import brentq  # here: scoring does without
-
-    accuracy = np.mean([_accuracy(table) for table in tables])
-
-    def excess(log_temperature: float) -> float:
-        return float(np.mean([_confidence(table, np.exp(log_temperature)) for table in tables]) - accuracy)
-
-    low, high = np.log(LEAST), np.log(MOST)
-    if excess(low) <= 0:
-        return LEAST
-    return MOST if excess(high) >= 0 else float(np.exp(brentq(excess, low, high, xtol=1e-6)))
-
-
-def fit_likelihood(tables: Sequence[PredictionTable]) -> float:
-    """The temperature of the least log loss, each table counting the same, as Guo et al. fit it."""
-    from scipy.optimize import minimize_scalar
+def fit(tables: Sequence[PredictionTable]) -> float:
+    """The temperature of the least log loss, each table counting the same."""
+    from scipy.optimize import minimize_scalar  # here: scoring does without
 
     def loss(log_temperature: float) -> float:
         return float(np.mean([_log_loss(table, np.exp(log_temperature)) for table in tables]))
@@ -72,7 +56,7 @@ def fit_likelihood(tables: Sequence[PredictionTable]) -> float:
 def nested(left_out: Tables) -> dict[str, float]:
     """For each source the temperature fitted on all others; 1 where there is no other."""
     others = {name: [table for other, table in left_out.items() if other != name] for name in left_out}
-    return {name: fit_elsewhere(tables) if tables else 1.0 for name, tables in others.items()}
+    return {name: fit(tables) if tables else 1.0 for name, tables in others.items()}
 
 
 def section(left_out: Tables, in_source: Tables, run: str) -> dict[str, Any]:
@@ -84,7 +68,7 @@ def section(left_out: Tables, in_source: Tables, run: str) -> dict[str, Any]:
       run: the run's folder.
     """
     home = list(in_source.values())
-    temperature, own = fit_elsewhere(list(left_out.values())), fit_likelihood(home) if home else None
+    temperature, own = fit(list(left_out.values())), fit(home) if home else None
     sources = {}
     for name, without in nested(left_out).items():
         table = left_out[name]
