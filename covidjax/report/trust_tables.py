@@ -29,29 +29,22 @@ def calibration_table(section: Mapping[str, Any], title: str) -> Group:
     """Confidence and accuracy on each left-out source without and with a temperature fitted on the others, see
     ``trust.calibration``."""
     elsewhere, home = section["elsewhere"], section["in_source"]
-    figures = ("accuracy", "raw_confidence", "raw_ece", "temperature", "confidence", "ece", "in_source_ece")
-    rows = [
-        (name, source["images"], *(number_text(source[figure]) for figure in figures))
-        for name, source in elsewhere["sources"].items()
-    ]
-    rows.append(
-        ("mean", "", *(number_text(elsewhere.get(figure)) if figure != "temperature" else "" for figure in figures))
+    rows = []
+    for source, figures in (*elsewhere["sources"].items(), ("mean", elsewhere)):
+        confidence, ece = (f"{figures[f'raw_{name}']:.3f} → {figures[name]:.3f}" for name in ("confidence", "ece"))
+        temperature = f"{figures['temperature']:.2f}" if source != "mean" else ""
+        own = number_text(figures["in_source_ece"])
+        rows.append(
+            (source, figures.get("images", ""), number_text(figures["accuracy"]), temperature, confidence, ece, own)
+        )
+    numbers = ("images", "accuracy", "T", "confidence", "ECE", "ECE at home's T")
+    below = (
+        f"T: fitted on the other sources. By that of all sources, T = {section['temperature']:.2f}, evaluate and score "
+        "calibrate probabilities."
     )
-    numbers = (
-        "images",
-        "accuracy",
-        "confidence",
-        "ECE",
-        "T of the others",
-        "calibrated",
-        "calibrated ECE",
-        "ECE by T in-source",
-    )
-    below = f"All sources together: T = {section['temperature']:.3f}, which evaluate and score use."
     if home:
-        ece = f"ECE {home['raw_ece']:.3f} without, {home['ece']:.3f} with it"
-        away = f"{home['elsewhere_ece']:.3f} with T for elsewhere"
-        below += f" In-source T = {home['temperature']:.3f}: on own sources {ece}, {away}."
+        ece = f"ECE {home['raw_ece']:.3f} → {home['ece']:.3f}, by T for elsewhere {home['elsewhere_ece']:.3f}"
+        below += f"\nAt home, on held-out patients of the networks' own sources: T = {home['temperature']:.2f}, {ece}."
     return titled(title, text_table(("left out", *numbers), rows, right=numbers), below)
 
 

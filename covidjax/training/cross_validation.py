@@ -128,9 +128,8 @@ def train_networks(
     about = functools.partial(Run, preprocess=dataset.preprocess, dataset=dataset.fingerprint, segmenter=dataset.segmenter)
     if not resume:
         folder.create_run(run, about(config))
-    kind = config.train.cv_by if config.train.cv else "member"
-    if config.train.cv and config.train.ensemble > 1:
-        kind = "network"
+    kinds = [config.train.cv_by] * config.train.cv + ["member"] * (config.train.ensemble > 1)
+    kind = "network" if len(kinds) > 1 else kinds[0]
     with folder.lock(run):
         inherit(run, config, dataset.preprocess)
         for name, plan in plans.items():

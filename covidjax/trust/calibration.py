@@ -75,10 +75,12 @@ def section(left_out: Tables, in_source: Tables, run: str) -> dict[str, Any]:
         of_source = {"images": len(table), "temperature": without, **_figures([table], without)}
         of_source["in_source_ece"] = None if own is None else _ece(table, own)
         sources[name] = of_source
-    means = {
+    means: dict[str, float | None] = {
         figure: float(np.mean([of_source[figure] for of_source in sources.values()]))
         for figure in ("accuracy", "confidence", "ece", "raw_confidence", "raw_ece")
     }
+    own_eces = [of_source["in_source_ece"] for of_source in sources.values()]
+    means["in_source_ece"] = None if own is None else float(np.mean(own_eces))
     at_home = None
     if own is not None:
         elsewhere_ece = float(np.mean([_ece(table, temperature) for table in home]))
