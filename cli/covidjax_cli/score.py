@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ from covidjax_cli import common
 if TYPE_CHECKING:
     from covidjax.images.archives import Source
     from covidjax.scoring.classifier import Classifier
+    from covidjax.scoring.row import Row
     from covidjax.scoring.summary import ScoreSummary
 
 
@@ -34,6 +37,14 @@ if TYPE_CHECKING:
 @click.option("--labels", type=common.PATH, help="The truth, for metrics: a table of paths and labels.")
 @click.option("--output", type=common.PATH, help="File for the rows: .csv, .jsonl or .parquet.")
 @click.option("--resume", is_flag=True, help="Go on with the rows that --output holds, whatever stopped their command.")
+@click.option(
+    "--by",
+    type=click.Choice(("image", "study")),
+    default="image",
+    show_default=True,
+    help="study: one row for all images of a StudyInstanceUID or, without DICOM, of a folder: their mean probabilities.",
+)
+@common.prevalence_option
 @click.option("--batch-size", type=click.IntRange(1, 65536), default=32, show_default=True)
 @common.workers_option
 @common.limits_options
@@ -48,6 +59,8 @@ def score(
     labels: Path | None,
     output: Path | None,
     resume: bool,
+    by: str,
+    prevalences: tuple[float, ...],
     device: str,
     runtime: str,
     strict: bool,
@@ -70,6 +83,7 @@ def score(
     from covidjax.scoring.classifier import Classifier
     from covidjax.scoring.ground_truth import labels_from_folders, labels_from_table
     from covidjax.scoring.output import check_suffix
+    from covidjax.scoring.studies import RULE, group, label_of_study
     from covidjax.scoring.summary import SHOWN_ROWS, ScoreSummary
 
     if output:
@@ -83,6 +97,11 @@ def score(
     label_of, notes = labels_from_folders(images.roots, classifier.classes), []
     if labels:
         label_of, notes = labels_from_table(labels, classifier.classes, images)
+    studies = None
+    if by == "study":
+        studies = group(images.paths, options["limits"])
+        label_of = label_of_study(label_of, studies)
+        common.say(f"{len(studies)} studies in {len(images.paths)} images: {RULE}.")
     for note in notes:
         common.say(f"Note: {note}.")
     summary = ScoreSummary(
@@ -92,6 +111,10 @@ def score(
         labels_given=bool(labels),
         output=output,
         max_rows=0 if output else math.inf if as_json else SHOWN_ROWS,
+        images=images,
+        studies=studies,
+        prevalences=prevalences,
+        limits=options["limits"],
     )
     _score_images(summary, images.paths, resume=resume, **options)
     common.show_summary(summary, as_json=as_json, strict=strict)
@@ -103,6 +126,11 @@ def _say_model(classifier: Classifier, model: Path, *, chosen: bool) -> None:
     bundled = "the bundled one" if chosen else "no trained classifier under runs/, so the bundled one"
     name = bundled if model == load.BUNDLED else f"{'file' if load.is_file(model) else 'run'} {model}"
     common.say(f"Model: {name}, {classifier.run.config.model.name}, {classifier.checkpoint}, on {classifier.runtime}.")
+    if not chosen and model != load.BUNDLED and classifier.run.config.data.path == "sample":
+        common.say(
+            "This newest run under runs/ was trained on the built-in sample of synthetic images: its scores say nothing "
+            "about patients; name another with --checkpoint."
+        )
     if classifier.segmenter:
         common.say(f"Lungs: {classifier.preprocess.lungs}, as in training, by {classifier.segmenter.title}.")
         if classifier.segmenter.digest != classifier.run.segmenter:
@@ -115,6 +143,7 @@ def _score_images(summary: ScoreSummary, paths: Sequence[Source], *, resume: boo
     from covidjax.scoring.output import open_table, paths_without_rows
 
     classifier, output, hint = summary.classifier, summary.output, ""
+    left = paths if summary.studies is None else list(summary.studies)
     with contextlib.ExitStack() as stack:
         table = None
         if output:
@@ -125,16 +154,17 @@ def _score_images(summary: ScoreSummary, paths: Sequence[Source], *, resume: boo
                     "invert": options["invert"] or classifier.preprocess.invert,
                     "limits": asdict(options["limits"]),
                 },
-            }
+            } | ({"by": "study"} if summary.studies is not None else {})
             table = stack.enter_context(open_table(output, summary.columns, facts=facts, resume=resume))
             for previous in table.previous_rows:
                 summary.add(previous, show=False)
-            paths = paths_without_rows(paths, table)
+            left = paths_without_rows(left, table)
             if table.previous_rows:
-                common.say(f"{output} has {summary.files} rows already; {len(paths)} files are left.")
+                files = "files" if summary.studies is None else "studies"
+                common.say(f"{output} has {summary.files} rows already; {len(left)} {files} are left.")
             hint = f"; go on with the same command and --resume, {output} has the rows so far"
-        advance = stack.enter_context(common.advancing("Scoring", len(paths), hint))
-        for row in classifier.score(paths, timing=summary.timing, **options):
+        advance = stack.enter_context(common.advancing("Scoring", len(left), hint))
+        for row in _rows(summary, left, **options):
             start = time.perf_counter()
             if table:
                 table.write(summary.cells(row))
@@ -142,3 +172,14 @@ def _score_images(summary: ScoreSummary, paths: Sequence[Source], *, resume: boo
             summary.add(row)
             advance()
     summary.stop()
+
+
+def _rows(summary: ScoreSummary, left: Sequence[Source], **options: Any) -> Iterator[Row]:
+    """The rows of some images, or of some studies by their names."""
+    from covidjax.scoring.studies import merge_rows
+
+    score = partial(summary.classifier.score, timing=summary.timing, **options)
+    if summary.studies is None:
+        return score(left)
+    studies = {name: summary.studies[name] for name in map(os.fspath, left)}
+    return merge_rows(score([image for images in studies.values() for image in images]), studies)

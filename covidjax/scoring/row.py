@@ -26,6 +26,8 @@ class Row(NamedTuple):
     lungs: str = ""
     """``crop`` or ``mask`` where that was done, as in training, or why the image was kept whole; empty for a model that was
     trained on whole images."""
+    images: int | None = None
+    """Of a study, how many of its images have a prediction, which its probabilities are the means of."""
 
     def cells(self, classes: Sequence[str], *, lungs: bool = False) -> dict[str, Any]:
         """Cells by column: ``path,status,prediction,confidence,p_<class>…,error,warning``, and ``lungs`` if asked for."""
@@ -37,5 +39,6 @@ class Row(NamedTuple):
             **{f"p_{name}": self.probabilities.get(name) for name in classes},
             "error": self.error,
             "warning": self.warning,
+            **({} if self.images is None else {"images": self.images}),
             **({"lungs": self.lungs} if lungs else {}),
         }

@@ -71,7 +71,10 @@ def measure(table: PredictionTable, prevalences: Sequence[float] = ()) -> Metric
 def _measure(table: PredictionTable, prevalences: Sequence[float]) -> Metrics:
     if not len(table):
         raise ValueError("There are no examples to measure.")
-    names, patient = np.unique(np.asarray(table.patients), return_inverse=True)
+    # In an order of their own: neither names nor the order of the images have a say in what is drawn.
+    table = table.select(np.lexsort((table.labels, *table.probabilities.T)))
+    names, first, patient = np.unique(np.asarray(table.patients), return_index=True, return_inverse=True)
+    patient = np.argsort(np.argsort(first))[patient]
     sample = _Sample(table, patient, len(names))
     point = sample.statistics(np.ones((1, len(names)), np.int32), regress=True)
     curves = min(RESAMPLES, max(FEWEST_RESAMPLES, CURVE_SAMPLES // len(table)))
