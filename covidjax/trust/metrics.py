@@ -189,8 +189,9 @@ class _Drawn(NamedTuple):
         return ratio(twice.sum(0) / 2, positive * negative)
 
     def auprc(self) -> np.ndarray:
-        """Average precision."""
-        return ratio((self.positive * self._share()).sum(0), self.positive_above[-1])
+        """Average precision; NaN where all are positive."""
+        positive, images = self.positive_above[-1], self.images_above[-1]
+        return ratio((self.positive * self._share()).sum(0), positive * (positive < images))
 
     def aurc(self) -> np.ndarray:
         """Mean over the images of the share of errors, which are not positive, among those ranked as high or higher."""
