@@ -174,7 +174,7 @@ def test_labels_from_a_table(trained: Path, films: Path, tmp_path: Path):
     assert "1 images have findings of two classes" in result.stderr
     assert f"1 rows of {labels} have a label that is no class of the model, such as row 4, 'Tuberculosis'" in result.stderr
     per_class = json.loads(result.stdout)["metrics"]["per_class"].values()
-    assert sum(row["support"] for row in per_class) == len(lines) - 1 - 2
+    assert sum(row["support"] for row in per_class) + json.loads(result.stdout)["trained_on"] == len(lines) - 1 - 2
     labels.write_text("a,b\n")
     assert "has no column label, path" in refused("score", flat, "--checkpoint", trained, "--labels", labels, code=1)
 
@@ -192,7 +192,7 @@ def test_labels_that_match_nothing_are_said(trained: Path, films: Path, tmp_path
 def test_truth_from_folders_at_any_depth(trained: Path, films: Path, tmp_path: Path):
     shutil.copytree(films / "COVID-19", tmp_path / "xrays" / "Covid-19" / "hospital" / "2020")
     found = json.loads(run("score", tmp_path / "xrays", "--checkpoint", trained, "--json").stdout)
-    assert found["metrics"]["per_class"]["COVID-19"]["support"] == 10
+    assert found["metrics"]["per_class"]["COVID-19"]["support"] + found["trained_on"] == 10
 
 
 def test_truth_comes_only_from_below_the_given_folder(trained: Path, films: Path, tmp_path: Path):

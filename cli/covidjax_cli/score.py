@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ from covidjax_cli import common
 if TYPE_CHECKING:
     from covidjax.images.archives import Source
     from covidjax.scoring.classifier import Classifier
+    from covidjax.scoring.row import Row
     from covidjax.scoring.summary import ScoreSummary
 
 
@@ -34,6 +37,14 @@ if TYPE_CHECKING:
 @click.option("--labels", type=common.PATH, help="The truth, for metrics: a table of paths and labels.")
 @click.option("--output", type=common.PATH, help="File for the rows: .csv, .jsonl or .parquet.")
 @click.option("--resume", is_flag=True, help="Go on with the rows that --output holds, whatever stopped their command.")
+@click.option(
+    "--by",
+    type=click.Choice(("image", "study")),
+    default="image",
+    show_default=True,
+    help="study: one row for all images of a StudyInstanceUID or, without DICOM, of a folder: their mean probabilities.",
+)
+@common.prevalence_option
 @click.option("--batch-size", type=click.IntRange(1, 65536), default=32, show_default=True)
 @click.option(
     "--abstain",
@@ -55,6 +66,8 @@ def score(
     output: Path | None,
     resume: bool,
     abstain: float | None,
+    by: str,
+    prevalences: tuple[float, ...],
     device: str,
     runtime: str,
     strict: bool,
@@ -77,6 +90,7 @@ def score(
     from covidjax.scoring.classifier import Classifier
     from covidjax.scoring.ground_truth import labels_from_folders, labels_from_table
     from covidjax.scoring.output import check_suffix
+    from covidjax.scoring.studies import RULE, group, label_of_study
     from covidjax.scoring.summary import SHOWN_ROWS, ScoreSummary
     from covidjax.trust.abstention import Abstention
 
@@ -94,6 +108,11 @@ def score(
     label_of, notes = labels_from_folders(images.roots, classifier.classes), []
     if labels:
         label_of, notes = labels_from_table(labels, classifier.classes, images)
+    studies = None
+    if by == "study":
+        studies = group(images.paths, options["limits"])
+        label_of = label_of_study(label_of, studies)
+        common.say(f"{len(studies)} studies in {len(images.paths)} images: {RULE}.")
     for note in notes:
         common.say(f"Note: {note}.")
     summary = ScoreSummary(
@@ -103,6 +122,10 @@ def score(
         labels_given=bool(labels),
         output=output,
         max_rows=0 if output else math.inf if as_json else SHOWN_ROWS,
+        images=images,
+        studies=studies,
+        prevalences=prevalences,
+        limits=options["limits"],
     )
     least_confidence = abstention.least_confidence if abstention else 0.0
     _score_images(summary, images.paths, resume=resume, least_confidence=least_confidence, **options)
@@ -119,6 +142,11 @@ def _say_model(classifier: Classifier, model: Path, *, chosen: bool) -> None:
     common.say(f"Model: {name}, {classifier.run.config.model.name}, {classifier.checkpoint}, on {classifier.runtime}.")
     for sentence in filter(None, (calibration_sentence(classifier.trust), operating_points_sentence(classifier.trust))):
         common.say(sentence)
+    if not chosen and model != load.BUNDLED and classifier.run.config.data.path == "sample":
+        common.say(
+            "This newest run under runs/ was trained on the built-in sample of synthetic images: its scores say nothing "
+            "about patients; name another with --checkpoint."
+        )
     if classifier.segmenter:
         common.say(f"Lungs: {classifier.preprocess.lungs}, as in training, by {classifier.segmenter.title}.")
         if classifier.segmenter.digest != classifier.run.segmenter:
@@ -136,6 +164,7 @@ def _score_images(
     from covidjax.trust.operating_points import thresholds_of
 
     classifier, output, hint = summary.classifier, summary.output, ""
+    left = paths if summary.studies is None else list(summary.studies)
     with contextlib.ExitStack() as stack:
         table = None
         if output:
@@ -148,16 +177,17 @@ def _score_images(
                     "least_confidence": str(least_confidence),
                 },
                 "trust": [calibration_sentence(classifier.trust), *map(str, thresholds_of(classifier.trust).items())],
-            }
+            } | ({"by": "study"} if summary.studies is not None else {})
             table = stack.enter_context(open_table(output, summary.columns, facts=facts, resume=resume))
             for previous in table.previous_rows:
                 summary.add(previous, show=False)
-            paths = paths_without_rows(paths, table)
+            left = paths_without_rows(left, table)
             if table.previous_rows:
-                common.say(f"{output} has {summary.files} rows already; {len(paths)} files are left.")
+                files = "files" if summary.studies is None else "studies"
+                common.say(f"{output} has {summary.files} rows already; {len(left)} {files} are left.")
             hint = f"; go on with the same command and --resume, {output} has the rows so far"
-        advance = stack.enter_context(common.advancing("Scoring", len(paths), hint))
-        for row in classifier.score(paths, timing=summary.timing, **options):
+        advance = stack.enter_context(common.advancing("Scoring", len(left), hint))
+        for row in _rows(summary, left, **options):
             row = row.abstained(least_confidence)
             start = time.perf_counter()
             if table:
@@ -166,3 +196,14 @@ def _score_images(
             summary.add(row)
             advance()
     summary.stop()
+
+
+def _rows(summary: ScoreSummary, left: Sequence[Source], **options: Any) -> Iterator[Row]:
+    """The rows of some images, or of some studies by their names."""
+    from covidjax.scoring.studies import merge_rows
+
+    score = partial(summary.classifier.score, timing=summary.timing, **options)
+    if summary.studies is None:
+        return score(left)
+    studies = {name: summary.studies[name] for name in map(os.fspath, left)}
+    return merge_rows(score([image for images in studies.values() for image in images]), studies)

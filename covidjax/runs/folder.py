@@ -162,6 +162,18 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     return records
 
 
+def unfinished(run: Path) -> str:
+    """How far a run that was not trained to its end is, in words; empty where it was."""
+    networks = [network for network in network_folders(run) if (network / LOG).exists()]
+    epochs = Run.load(run / CONFIG).config.train.epochs
+    done = [max((record["epoch"] for record in read_log(network)), default=0) for network in networks]
+    if min(done, default=epochs) >= epochs:
+        return ""
+    if len(networks) == 1:
+        return f"{done[0]} of {epochs} epochs are done"
+    return f"{sum(count >= epochs for count in done)} of {len(networks)} networks are trained to their end"
+
+
 def truncate_log(run: Path, epochs: int) -> None:
     """Drop the lines that were written after the checkpoint: those epochs come again."""
     kept = [record for record in read_log(run) if record["epoch"] <= epochs]

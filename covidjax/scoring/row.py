@@ -27,6 +27,8 @@ class Row(NamedTuple):
     lungs: str = ""
     """``crop`` or ``mask`` where that was done, as in training, or why the image was kept whole; empty for a model that was
     trained on whole images."""
+    images: int | None = None
+    """Of a study, how many of its images have a prediction, which its probabilities are the means of."""
 
     def abstained(self, least_confidence: float) -> Row:
         """The row without its prediction if the confidence is below this."""
@@ -51,6 +53,7 @@ class Row(NamedTuple):
             **{f"p_{name}": self.probabilities.get(name) for name in classes},
             "error": self.error,
             "warning": self.warning,
+            **({} if self.images is None else {"images": self.images}),
             **({"lungs": self.lungs} if lungs else {}),
             **positive,
         }

@@ -26,7 +26,7 @@ SYNC_SECONDS = 5.0
 """Most time that rows wait until they are on disk for good."""
 
 RESUMED_COLUMNS = ("path", "status", "prediction", "warning", "lungs")
-"""Columns that are read again of the rows of an earlier command."""
+"""Columns that are read again of the rows of an earlier command, and so are the probabilities."""
 
 
 REMEDY = "name a file in a folder that you may write to"
@@ -35,6 +35,14 @@ REMEDY = "name a file in a folder that you may write to"
 
 def _other_columns(path: Path) -> UserError:
     return UserError(f"{path} has other columns than the rows of this job; name another --output.")
+
+
+def _probabilities(cells: Mapping[str, Any]) -> dict[str, float]:
+    """By class name; none of a row of an error."""
+    values = {name.removeprefix("p_"): value for name, value in cells.items() if name.startswith("p_")}
+    if any(value in (None, "") for value in values.values()):
+        return {}
+    return {name: float(value) for name, value in values.items()}
 
 
 class TableWriter(abc.ABC):
@@ -46,7 +54,7 @@ class TableWriter(abc.ABC):
       resume: read the rows that are there and append to them, instead of replacing the table.
 
     Attributes:
-      previous_rows: rows that were there; ``RESUMED_COLUMNS`` of them.
+      previous_rows: rows that were there; ``RESUMED_COLUMNS`` and probabilities of them.
       count: rows of the table.
       finished: whether the job whose table this is had come to its end.
 
@@ -64,7 +72,7 @@ class TableWriter(abc.ABC):
             with self._lines.open("rb") as file:
                 for cells in self._read_rows(file):
                     values: dict[str, Any] = {name: cells.get(name) or "" for name in RESUMED_COLUMNS}
-                    self.previous_rows.append(Row(**values))
+                    self.previous_rows.append(Row(**values, probabilities=_probabilities(cells)))
                     self._size = file.tell()
         self._file = self._lines.open("r+b" if resume else "wb", buffering=0)
         if resume:
@@ -197,10 +205,11 @@ class ParquetWriter(JsonLinesWriter):
             import pyarrow.parquet
         except ImportError:
             raise UserError(f"{path} needs pyarrow; run `pip install 'covidjax[parquet]'` or write .csv.") from None
-        numbers = {name for name in columns if name == "confidence" or name.startswith("p_")}
-        types = {name: pyarrow.float32() if name in numbers else pyarrow.string() for name in columns}
-        types |= {name: pyarrow.bool_() for name in columns if name.startswith("positive_")}
-        self._schema, self._pyarrow = pyarrow.schema(list(types.items())), pyarrow
+        kinds = {"confidence": pyarrow.float32(), "images": pyarrow.int32()}
+        kinds |= {name: pyarrow.float32() for name in columns if name.startswith("p_")}
+        kinds |= {name: pyarrow.bool_() for name in columns if name.startswith("positive_")}
+        types = [(name, kinds.get(name, pyarrow.string())) for name in columns]
+        self._schema, self._pyarrow = pyarrow.schema(types), pyarrow
         lines = self.lines_file(path)
         if resume and not lines.exists():
             try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from covidjax.runs import folder, load
 from covidjax.runs.folder import Run
 from covidjax.runs.load import LoadedRun
 from covidjax.training import applied_trust, reports
-from covidjax.training.predictions import Predictions, concatenate, predict
+from covidjax.training.predictions import EvalStep, Predictions, concatenate, predict
 from covidjax.training.run_trust import holdout_name
 from covidjax.training.tasks import make_task
 from covidjax.trust.calibration import sentence
@@ -112,13 +112,7 @@ def evaluate(
     classes, trust = run.preprocess.classes, load.trust(path)
     points = [] if dataset.masks else applied_trust.points_of(path, trust, operating_points, classes)
     temperatures = applied_trust.part_temperatures(path, trust, [part.holdout for part in parts])
-    eval_step = task.eval_step(loaded.network)
-    predictions = []
-    for networks, source, rows, holdout in parts:
-        outputs, labels = predict(eval_step, networks, loader.eval_batches(source, batch_size, rows))
-        of_part = Predictions(outputs, labels, *loader.origins(source, rows))
-        predictions.append(of_part.calibrated(temperatures[holdout]))
-    applied, held_out = [], concatenate(predictions)
+    applied, held_out = [], _predictions(parts, task.eval_step(loaded.network), temperatures, batch_size)
     if points:
         holdouts = [part.holdout for part in parts for _ in part.rows] if parts[0].holdout else []
         applied = applied_to(points, held_out.table(classes), holdouts)
@@ -132,6 +126,18 @@ def evaluate(
         dataset=dataset,
         predictions=held_out,
     )
+
+
+def _predictions(
+    parts: Sequence[_Part], eval_step: EvalStep, temperatures: Mapping[str, float], batch_size: int
+) -> Predictions:
+    """Of all parts, each calibrated by the temperature of what it is."""
+    predictions = []
+    for networks, source, rows, holdout in parts:
+        outputs, labels = predict(eval_step, networks, loader.eval_batches(source, batch_size, rows))
+        of_part = Predictions(outputs, labels, *loader.origins(source, rows))
+        predictions.append(of_part.calibrated(temperatures[holdout]))
+    return concatenate(predictions)
 
 
 def _own_test_folds(path: Path, loaded: LoadedRun, dataset: Dataset) -> tuple[list[_Part], str]:

@@ -71,7 +71,10 @@ def measure(table: PredictionTable, prevalences: Sequence[float] = ()) -> Metric
 def _measure(table: PredictionTable, prevalences: Sequence[float]) -> Metrics:
     if not len(table):
         raise ValueError("There are no examples to measure.")
-    names, patient = np.unique(np.asarray(table.patients), return_inverse=True)
+    # In an order of their own: neither names nor the order of the images have a say in what is drawn.
+    table = table.select(np.lexsort((table.labels, *table.probabilities.T)))
+    names, first, patient = np.unique(np.asarray(table.patients), return_index=True, return_inverse=True)
+    patient = np.argsort(np.argsort(first))[patient]
     sample = _Sample(table, patient, len(names))
     point = sample.statistics(np.ones((1, len(names)), np.int32), regress=True)
     curves = min(RESAMPLES, max(FEWEST_RESAMPLES, CURVE_SAMPLES // len(table)))
@@ -203,8 +206,9 @@ class _Drawn(NamedTuple):
         return ratio(twice.sum(0) / 2, positive * negative)
 
     def auprc(self) -> np.ndarray:
-        """Average precision."""
-        return ratio((self.positive * self._share()).sum(0), self.positive_above[-1])
+        """Average precision; NaN where all are positive."""
+        positive, images = self.positive_above[-1], self.images_above[-1]
+        return ratio((self.positive * self._share()).sum(0), positive * (positive < images))
 
     def aurc(self) -> np.ndarray:
         """Mean over the images of the share of errors, which are not positive, among those ranked as high or higher."""
