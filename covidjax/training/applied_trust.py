@@ -51,8 +51,8 @@ def points_of(path: Path, trust: Trust, texts: Sequence[str], classes: Sequence[
     targets = operating_points.parse(texts, classes)
     if not targets:
         return stored
-    known = {(point["class"], point["metric"], point["target"]): point for point in stored}
-    missing = [target for target in targets if tuple(target) not in known]
+    known = {operating_points.Target(point["class"], point["metric"], point["target"]): point for point in stored}
+    missing = [target for target in targets if target not in known]
     if missing and load.is_file(path):
         remedy = f"name the run that it was made of, or train one with --operating-point {missing[0]}"
         raise UsageError(
@@ -64,8 +64,8 @@ def points_of(path: Path, trust: Trust, texts: Sequence[str], classes: Sequence[
         validation = {name: calibrated(table, own[name]) for name, table in tables.items()}
         pooled = PredictionTable.concatenate([calibrated(table, whole) for table in tables.values()])
         for target, point in zip(missing, operating_points.section(missing, validation, pooled), strict=True):
-            known[tuple(target)] = point
-    return [known[tuple(target)] for target in targets]
+            known[target] = point
+    return [known[target] for target in targets]
 
 
 def part_temperatures(path: Path, trust: Trust, names: Iterable[str]) -> dict[str, float]:

@@ -144,7 +144,7 @@ def train_networks(
                 results[name] = fit(plan, engine, recorder, shown, stop)
     timing.add("wall", began)
     held_out = _held_out({name: plan.config for name, plan in plans.items()}, results)
-    predictions = held_out["test"]
+    predictions = dict(held_out["test"])
     if not dataset.masks:
         by_fold = temperatures(run, {fold: each.table(engine.classes) for fold, each in predictions.items()}, config)
         predictions = {fold: each.calibrated(by_fold[fold]) for fold, each in predictions.items()}

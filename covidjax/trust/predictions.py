@@ -54,8 +54,9 @@ class PredictionTable:
         labels, probabilities = (
             np.concatenate([getattr(table, name) for table in tables]) for name in ("labels", "probabilities")
         )
-        texts = ([text for table in tables for text in getattr(table, name)] for name in ("paths", "patients", "sources"))
-        return cls(tables[0].classes, labels, probabilities, *texts)
+        names = ("paths", "patients", "sources")
+        texts = {name: [text for table in tables for text in getattr(table, name)] for name in names}
+        return cls(tables[0].classes, labels, probabilities, **texts)
 
     def with_probabilities(self, probabilities: np.ndarray) -> PredictionTable:
         """The same images with other probabilities ``[N, classes]``."""
