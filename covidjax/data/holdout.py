@@ -39,9 +39,8 @@ def hold_out(dataset: Dataset, data: DataConfig) -> Holdout:
     training, test, val = dataset.split(data.test_fold, data.val_fold)
     folds = dataset.fold_of_rows
     if not data.test_source:
-        return Holdout(
-            *(_rows(np.isin(folds, chosen)) for chosen in (training, test, val, [])), dataset.class_counts(training)
-        )
+        train, held_out, validation = (_rows(np.isin(folds, chosen)) for chosen in (training, test, val))
+        return Holdout(train, held_out, validation, train[:0], dataset.class_counts(training))
     check_source(dataset, data.test_source)
     patients, sources = dataset.origins.patients, dataset.origins.sources
     of_source = np.asarray([source == data.test_source for source in sources])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from covidjax.errors import UsageError
 from covidjax.runs import folder, load
 from covidjax.runs.trust_file import Trust
-from covidjax.training.run_trust import VALIDATION, calibrated, holdout_name, is_by_source
+from covidjax.training.run_trust import VALIDATION, calibrated, holdout_name, temperature_at_home
 from covidjax.trust import calibration, operating_points
 from covidjax.trust.predictions import PredictionTable
 
@@ -47,7 +47,7 @@ def points_of(path: Path, trust: Trust, texts: Sequence[str], classes: Sequence[
     Raises:
       UserError: another form, or neither a threshold of the run's own nor a validation fold to choose one on.
     """
-    stored = list(trust.get("operating_points") or ())
+    stored: list[dict[str, Any]] = list(trust.get("operating_points") or [])
     targets = operating_points.parse(texts, classes)
     if not targets:
         return stored
@@ -60,18 +60,22 @@ def points_of(path: Path, trust: Trust, texts: Sequence[str], classes: Sequence[
         )
     if missing:
         tables, whole = validation_tables(path), calibration.temperature_of(trust)
-        own = part_temperatures(path, trust, tables)
-        validation = {name: calibrated(table, own[name]) for name, table in tables.items()}
+        own = temperature_of_parts(path, trust, own=True)
+        validation = {name: calibrated(table, own) for name, table in tables.items()}
         pooled = PredictionTable.concatenate([calibrated(table, whole) for table in tables.values()])
         for target, point in zip(missing, operating_points.section(missing, validation, pooled), strict=True):
             known[target] = point
     return [known[target] for target in targets]
 
 
-def part_temperatures(path: Path, trust: Trust, names: Iterable[str]) -> dict[str, float]:
-    """What a finished run's own held-out parts are calibrated by, see ``run_trust.temperatures``."""
-    whole = calibration.temperature_of(trust)
-    if load.is_file(path) or not is_by_source(folder.read_run(path).config):
-        return dict.fromkeys(names, whole)
-    sources = (trust.get("calibration") or {}).get("elsewhere", {}).get("sources", {})
-    return {name: float(sources[name]["temperature"]) if name in sources else whole for name in names}
+def temperature_of_parts(path: Path, trust: Trust, *, own: bool) -> float:
+    """What predictions are calibrated by: of the run's own dataset see ``run_trust.temperature_at_home``.
+
+    Args:
+      path: the run, or the file.
+      trust: its sections.
+      own: whether they are of what the run holds out of its own dataset.
+    """
+    if own and not load.is_file(path):
+        return temperature_at_home(path, folder.read_run(path).config)
+    return calibration.temperature_of(trust)

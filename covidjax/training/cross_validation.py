@@ -25,7 +25,7 @@ from covidjax.timing import Timing
 from covidjax.training.engine import Engine
 from covidjax.training.loop import Progress, Result, fit, make_plan, open_recorder
 from covidjax.training.predictions import Predictions, concatenate
-from covidjax.training.run_trust import HeldOut, holdout_name, inherit, temperatures
+from covidjax.training.run_trust import HeldOut, holdout_name, inherit, temperature_at_home
 
 
 class CrossValidation(NamedTuple):
@@ -146,8 +146,8 @@ def train_networks(
     held_out = _held_out({name: plan.config for name, plan in plans.items()}, results)
     predictions = dict(held_out["test"])
     if not dataset.masks:
-        by_fold = temperatures(run, {fold: each.table(engine.classes) for fold, each in predictions.items()}, config)
-        predictions = {fold: each.calibrated(by_fold[fold]) for fold, each in predictions.items()}
+        temperature = temperature_at_home(run, config)
+        predictions = {fold: each.calibrated(temperature) for fold, each in predictions.items()}
     measure = functools.partial(engine.task.measure, classes=engine.classes)
     return CrossValidation(
         networks=results,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -111,8 +111,8 @@ def evaluate(
         parts, description = _other_dataset(path, loaded, dataset)
     classes, trust = run.preprocess.classes, load.trust(path)
     points = [] if dataset.masks else applied_trust.points_of(path, trust, operating_points, classes)
-    temperatures = applied_trust.part_temperatures(path, trust, [part.holdout for part in parts])
-    applied, held_out = [], _predictions(parts, task.eval_step(loaded.network), temperatures, batch_size)
+    temperature = applied_trust.temperature_of_parts(path, trust, own=bool(parts[0].holdout))
+    applied, held_out = [], _predictions(parts, task.eval_step(loaded.network), batch_size).calibrated(temperature)
     if points:
         holdouts = [part.holdout for part in parts for _ in part.rows] if parts[0].holdout else []
         applied = applied_to(points, held_out.table(classes), holdouts)
@@ -121,22 +121,19 @@ def evaluate(
         description=description,
         synthetic="synthetic" in dataset.manifest["per_source"],
         operating_points=applied,
-        notes=list(filter(None, [sentence(trust)])),
+        notes=list(filter(None, [sentence(trust) if temperature != 1 else ""])),
         run=run,
         dataset=dataset,
         predictions=held_out,
     )
 
 
-def _predictions(
-    parts: Sequence[_Part], eval_step: EvalStep, temperatures: Mapping[str, float], batch_size: int
-) -> Predictions:
-    """Of all parts, each calibrated by the temperature of what it is."""
+def _predictions(parts: Sequence[_Part], eval_step: EvalStep, batch_size: int) -> Predictions:
+    """Of the images of all parts, without calibration."""
     predictions = []
-    for networks, source, rows, holdout in parts:
+    for networks, source, rows, _ in parts:
         outputs, labels = predict(eval_step, networks, loader.eval_batches(source, batch_size, rows))
-        of_part = Predictions(outputs, labels, *loader.origins(source, rows))
-        predictions.append(of_part.calibrated(temperatures[holdout]))
+        predictions.append(Predictions(outputs, labels, *loader.origins(source, rows)))
     return concatenate(predictions)
 
 

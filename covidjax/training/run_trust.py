@@ -99,12 +99,11 @@ def inherit(run: Path, config: Config, preprocess: Preprocess) -> None:
         trust_file.write(run, **_inherited(config, preprocess))
 
 
-def temperatures(run: Path, test: Mapping[str, PredictionTable], config: Config) -> dict[str, float]:
-    """What the predictions of each held-out part are calibrated by: left-out sources by a temperature that was fitted on
-    the others, all else by that of the run."""
-    if is_by_source(config):
-        return calibration.nested(test)
-    return dict.fromkeys(test, calibration.temperature_of(trust_file.read(run)))
+def temperature_at_home(run: Path, config: Config) -> float:
+    """What predictions of the held-out parts of a run's own dataset are calibrated by: that of the run; but those of
+    left-out sources by none, since the run's was fitted on them, and by one for each their confidences would not
+    compare."""
+    return 1.0 if is_by_source(config) else calibration.temperature_of(trust_file.read(run))
 
 
 def finish(run: Path, config: Config, classes: Sequence[str], held_out: HeldOut, title: str) -> Findings:
@@ -124,12 +123,14 @@ def finish(run: Path, config: Config, classes: Sequence[str], held_out: HeldOut,
     parts: list[Any] = []
     details: dict[str, Any] = {}
     sections: dict[str, Any] = {}
-    by_name = temperatures(run, tables["test"], config)
-    test = {name: calibrated(table, by_name[name]) for name, table in tables["test"].items()}
+    own = temperature_at_home(run, config)
+    test = {name: calibrated(table, own) for name, table in tables["test"].items()}
     if is_by_source(config):
         in_source = tables.get("in_source", {})
         sections["calibration"] = calibration.section(tables["test"], in_source, str(run))
-        sections["risk_coverage"] = abstention.section(test, str(run))
+        whole = sections["calibration"]["temperature"]
+        as_scored = {name: calibrated(table, whole) for name, table in tables["test"].items()}
+        sections["risk_coverage"] = abstention.section(as_scored, str(run))
         details["gap"] = generalisation_gap(tables["test"], in_source)
         details["calibration"] = sections["calibration"]
         parts.append(trust_tables.gap_table(details["gap"], "Generalisation gap: in-source minus left out" + title))
@@ -137,7 +138,7 @@ def finish(run: Path, config: Config, classes: Sequence[str], held_out: HeldOut,
     targets = operating_points.parse(config.train.operating_points, classes)
     if targets:
         whole = calibration.temperature_of({**trust_file.read(run), **sections})
-        validation = {name: calibrated(table, by_name[name]) for name, table in tables["val"].items()}
+        validation = {name: calibrated(table, own) for name, table in tables["val"].items()}
         pooled = PredictionTable.concatenate([calibrated(table, whole) for table in tables["val"].values()])
         points = sections["operating_points"] = operating_points.section(targets, validation, pooled)
         details["operating_points"] = operating_points.applied(points, *pooled_test(test))

@@ -31,7 +31,7 @@ def section(left_out: Tables, run: str) -> dict[str, Any]:
     """The section of ``trust.json``.
 
     Args:
-      left_out: calibrated predictions of each source, by a network and a temperature that have not seen it.
+      left_out: of each source, by a network that has not seen it, all calibrated by the temperature that ``score`` uses.
       run: the run's folder.
     """
     from sklearn.isotonic import IsotonicRegression  # here: scoring does without
