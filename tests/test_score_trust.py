@@ -13,6 +13,7 @@ import pydicom
 import pytest
 from commands import refused, run
 from PIL import Image
+from pydicom import uid
 from pydicom.dataset import FileMetaDataset
 
 from covidjax.scoring.row import Row
@@ -103,8 +104,8 @@ def test_interrupted_job_ends_with_the_metrics_of_one_that_was_not(trained, film
 def write_dicom(path: Path, pixels: np.ndarray, study: str) -> None:
     header = pydicom.Dataset()
     header.file_meta = FileMetaDataset()
-    header.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    header.SOPClassUID, header.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.1", pydicom.uid.generate_uid()
+    header.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+    header.SOPClassUID, header.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.1", uid.generate_uid()
     header.PatientID, header.StudyInstanceUID, header.Modality = "P-77", study, "CR"
     header.Rows, header.Columns = pixels.shape
     header.BitsAllocated, header.BitsStored, header.HighBit, header.PixelRepresentation = 8, 8, 7, 0
@@ -115,9 +116,9 @@ def write_dicom(path: Path, pixels: np.ndarray, study: str) -> None:
 
 def test_one_row_a_study(trained: Path, films: Path, tmp_path: Path):
     images = [np.asarray(Image.open(path).convert("L")) for path in sorted(films.rglob("*.png"))[:5]]
-    data, uid = tmp_path / "in", "1.2.826.0.1.3680043.8.498.1"
-    write_dicom(data / "a" / "1.dcm", images[0], uid)
-    write_dicom(data / "b" / "2.dcm", images[1], uid)  # the same study in another folder
+    data, study = tmp_path / "in", "1.2.826.0.1.3680043.8.498.1"
+    write_dicom(data / "a" / "1.dcm", images[0], study)
+    write_dicom(data / "b" / "2.dcm", images[1], study)  # the same study in another folder
     write_dicom(data / "b" / "3.dcm", images[2], "1.2.826.0.1.3680043.8.498.2")
     for number in (3, 4):
         Image.fromarray(images[number]).save(data / "b" / f"{number}.png")
@@ -135,12 +136,12 @@ def test_one_row_a_study(trained: Path, films: Path, tmp_path: Path):
     assert [row["images"] for row in rows.values()] == ["2", "1", "2", "0"]
     assert [row["status"] for row in rows.values()] == ["ok", "ok", "ok", "error"]
     assert "1 of 3 images left out" in rows[str(data / "b")]["warning"]
-    assert uid not in result.output + output.read_text()
+    assert study not in result.output + output.read_text()
     alone = {row["path"]: row for row in json.loads(run("score", data, "--checkpoint", trained, "--json").stdout)["rows"]}
-    for study, files in (("a/1.dcm", ("a/1.dcm", "b/2.dcm")), ("b", ("b/3.png", "b/4.png"))):
+    for name_of_study, files in (("a/1.dcm", ("a/1.dcm", "b/2.dcm")), ("b", ("b/3.png", "b/4.png"))):
         for name in CLASSES:
             mean = np.mean([alone[str(data / file)][f"p_{name}"] for file in files])
-            assert float(rows[str(data / study)][f"p_{name}"]) == pytest.approx(mean, abs=2e-6)
+            assert float(rows[str(data / name_of_study)][f"p_{name}"]) == pytest.approx(mean, abs=2e-6)
     lines = output.read_text().splitlines(keepends=True)
     again = run("score", data, "--by", "study", "--checkpoint", trained, "--output", output, "--resume")
     assert again.exit_code == 0, again.output

@@ -265,8 +265,10 @@ class ScoreSummary(Summary):
         sentences.append(f"{self.ok} of {self.files} {self.noun} scored{refused}, {self.errors} could not be read.{where}")
         sentences += super().sentences()
         if self.whole:
-            whole = f"On {self.whole} of them no plausible lungs were found"
-            sentences.append(f"{whole}; they were scored whole, as their rows tell.")
+            whole = f"On {self.whole} of them no plausible lungs were found; they were scored whole, as their rows tell."
+            if self.studies is not None:
+                whole = f"{self.whole} of them have images without plausible lungs, which were scored whole."
+            sentences.append(whole)
         return sentences + self.remarks
 
 
