@@ -68,6 +68,15 @@ def test_nothing_left_to_measure(trained: Path, films: Path, tmp_path: Path):
     assert run("score", tmp_path, "--checkpoint", trained).exit_code == 0
 
 
+def test_a_run_that_does_not_tell_what_it_was_trained_on(trained: Path, films: Path, tmp_path: Path):
+    shutil.copytree(trained, tmp_path / "run")
+    (tmp_path / "run" / "trained_on.txt").unlink()
+    result = run("score", films, "--checkpoint", tmp_path / "run", "--json")
+    found = json.loads(result.stdout)
+    assert (found["trained_on"], found["metrics"]["macro"]["support"]) == (0, 30)
+    assert "does not tell what it was trained on" in result.stderr
+
+
 def test_metrics_of_all_rows_beside_accepted_ones(trained: Path, films: Path, tmp_path: Path):
     shutil.copytree(films, tmp_path / "in")
     Image.new("L", (64, 64), 90).save(tmp_path / "in" / "Pneumonia" / "blank.png")
@@ -171,6 +180,10 @@ def test_a_model_that_gives_one_class_only_is_said(trained: Path, films: Path, t
     result = run("score", tmp_path / "in", "--checkpoint", trained, "--json")
     assert "All 20 predictions are " in result.stderr
     assert len(json.loads(result.stdout)["remarks"]) == 1
+    name = json.loads(result.stdout)["rows"][0]["prediction"]
+    (tmp_path / "in").rename(tmp_path / name)  # which is what all of them are
+    assert "predictions are" not in run("score", tmp_path, "--checkpoint", trained).stderr
+    (tmp_path / name).rename(tmp_path / "in")
     (tmp_path / "in" / "0.png").unlink()
     assert "predictions are" not in run("score", tmp_path / "in", "--checkpoint", trained).stderr
 
