@@ -240,7 +240,7 @@ def assemble(
     """
     from scipy.stats import binomtest  # here: it takes long to import, and scoring without known truth does without
 
-    overall = {name: values[0] for name, values in point.overall.items()}
+    overall: dict[str, Any] = {name: float(values[0]) for name, values in point.overall.items()}
     each = _with_means(point, prevalences)
     samples = [_with_means(part, prevalences) for part in resampled]
     intervals = {
@@ -269,7 +269,7 @@ def assemble(
         confusion=confusion.astype(int).tolist(),
         bootstrap=Bootstrap(patients, resamples, over_all["accuracy"], macro_intervals, by_class) if resampled else None,
         intervals=over_all,
-        **{name: float(value) for name, value in overall.items()},
+        **overall,
     )
 
 

@@ -13,6 +13,7 @@ import pydicom
 import pytest
 from commands import refused, run
 from PIL import Image
+from pydicom import uid
 from pydicom.dataset import FileMetaDataset
 
 from covidjax.scoring.row import Row
@@ -67,6 +68,15 @@ def test_nothing_left_to_measure(trained: Path, films: Path, tmp_path: Path):
     assert run("score", tmp_path, "--checkpoint", trained).exit_code == 0
 
 
+def test_a_run_that_does_not_tell_what_it_was_trained_on(trained: Path, films: Path, tmp_path: Path):
+    shutil.copytree(trained, tmp_path / "run")
+    (tmp_path / "run" / "trained_on.txt").unlink()
+    result = run("score", films, "--checkpoint", tmp_path / "run", "--json")
+    found = json.loads(result.stdout)
+    assert (found["trained_on"], found["metrics"]["macro"]["support"]) == (0, 30)
+    assert "does not tell what it was trained on" in result.stderr
+
+
 def test_metrics_of_all_rows_beside_accepted_ones(trained: Path, films: Path, tmp_path: Path):
     shutil.copytree(films, tmp_path / "in")
     Image.new("L", (64, 64), 90).save(tmp_path / "in" / "Pneumonia" / "blank.png")
@@ -103,8 +113,8 @@ def test_interrupted_job_ends_with_the_metrics_of_one_that_was_not(trained, film
 def write_dicom(path: Path, pixels: np.ndarray, study: str) -> None:
     header = pydicom.Dataset()
     header.file_meta = FileMetaDataset()
-    header.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    header.SOPClassUID, header.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.1", pydicom.uid.generate_uid()
+    header.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+    header.SOPClassUID, header.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.1", uid.generate_uid()
     header.PatientID, header.StudyInstanceUID, header.Modality = "P-77", study, "CR"
     header.Rows, header.Columns = pixels.shape
     header.BitsAllocated, header.BitsStored, header.HighBit, header.PixelRepresentation = 8, 8, 7, 0
@@ -115,9 +125,9 @@ def write_dicom(path: Path, pixels: np.ndarray, study: str) -> None:
 
 def test_one_row_a_study(trained: Path, films: Path, tmp_path: Path):
     images = [np.asarray(Image.open(path).convert("L")) for path in sorted(films.rglob("*.png"))[:5]]
-    data, uid = tmp_path / "in", "1.2.826.0.1.3680043.8.498.1"
-    write_dicom(data / "a" / "1.dcm", images[0], uid)
-    write_dicom(data / "b" / "2.dcm", images[1], uid)  # the same study in another folder
+    data, study = tmp_path / "in", "1.2.826.0.1.3680043.8.498.1"
+    write_dicom(data / "a" / "1.dcm", images[0], study)
+    write_dicom(data / "b" / "2.dcm", images[1], study)  # the same study in another folder
     write_dicom(data / "b" / "3.dcm", images[2], "1.2.826.0.1.3680043.8.498.2")
     for number in (3, 4):
         Image.fromarray(images[number]).save(data / "b" / f"{number}.png")
@@ -135,12 +145,12 @@ def test_one_row_a_study(trained: Path, films: Path, tmp_path: Path):
     assert [row["images"] for row in rows.values()] == ["2", "1", "2", "0"]
     assert [row["status"] for row in rows.values()] == ["ok", "ok", "ok", "error"]
     assert "1 of 3 images left out" in rows[str(data / "b")]["warning"]
-    assert uid not in result.output + output.read_text()
+    assert study not in result.output + output.read_text()
     alone = {row["path"]: row for row in json.loads(run("score", data, "--checkpoint", trained, "--json").stdout)["rows"]}
-    for study, files in (("a/1.dcm", ("a/1.dcm", "b/2.dcm")), ("b", ("b/3.png", "b/4.png"))):
+    for name_of_study, files in (("a/1.dcm", ("a/1.dcm", "b/2.dcm")), ("b", ("b/3.png", "b/4.png"))):
         for name in CLASSES:
             mean = np.mean([alone[str(data / file)][f"p_{name}"] for file in files])
-            assert float(rows[str(data / study)][f"p_{name}"]) == pytest.approx(mean, abs=2e-6)
+            assert float(rows[str(data / name_of_study)][f"p_{name}"]) == pytest.approx(mean, abs=2e-6)
     lines = output.read_text().splitlines(keepends=True)
     again = run("score", data, "--by", "study", "--checkpoint", trained, "--output", output, "--resume")
     assert again.exit_code == 0, again.output
@@ -170,6 +180,10 @@ def test_a_model_that_gives_one_class_only_is_said(trained: Path, films: Path, t
     result = run("score", tmp_path / "in", "--checkpoint", trained, "--json")
     assert "All 20 predictions are " in result.stderr
     assert len(json.loads(result.stdout)["remarks"]) == 1
+    name = json.loads(result.stdout)["rows"][0]["prediction"]
+    (tmp_path / "in").rename(tmp_path / name)  # which is what all of them are
+    assert "predictions are" not in run("score", tmp_path, "--checkpoint", trained).stderr
+    (tmp_path / name).rename(tmp_path / "in")
     (tmp_path / "in" / "0.png").unlink()
     assert "predictions are" not in run("score", tmp_path / "in", "--checkpoint", trained).stderr
 

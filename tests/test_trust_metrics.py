@@ -90,7 +90,7 @@ def test_every_metric_is_that_of_scikit_learn(classes, ties):
     assert found.accuracy == pytest.approx(sk.accuracy_score(table.labels, table.predictions))
     assert found.confidence == pytest.approx(confidence.mean())
     assert found.log_loss == pytest.approx(sk.log_loss(table.labels, table.probabilities))
-    brier = sk.brier_score_loss(table.labels, table.probabilities, scale_by_half=False)
+    brier = sk.brier_score_loss(table.labels, table.probabilities, scale_by_half=False)  # pyright: ignore[reportArgumentType]
     assert found.brier == pytest.approx(brier)
     assert found.ece == pytest.approx(calibration_error(right, confidence))
     assert found.aurc == pytest.approx(risk_area(right, confidence))
@@ -109,7 +109,7 @@ def test_predictive_values_at_a_prevalence():
         assert values.npv == pytest.approx(true / (true + false))
         for name, value in (("ppv", values.ppv), ("npv", values.npv)):
             low, high = values.intervals[name] or (1, 0)
-            assert low < value < high
+            assert value and low < value < high
     # At the images' own prevalence they are those of the images.
     own = measure(predictions(), [support_share := found.support / 300]).per_class["COVID-19"]
     values = own.at_prevalence[f"{support_share:g}"]
@@ -133,13 +133,12 @@ def test_bootstrap_is_that_of_a_plain_loop(ties):
     for metric in everything:
         interval = found.per_class["Pneumonia"].intervals[metric]
         values = [getattr(sample.per_class["Pneumonia"], metric) for sample in samples]
-        spread = np.std(values)
+        spread = float(np.std(values))
         assert interval == pytest.approx(np.percentile(values, [2.5, 97.5]), abs=0.6 * spread), metric
     for metric in ("ece", "aurc", "confidence", "accuracy", "brier"):
         values = [getattr(sample, metric) for sample in samples]
-        assert found.intervals[metric] == pytest.approx(np.percentile(values, [2.5, 97.5]), abs=0.6 * np.std(values)), (
-            metric
-        )
+        ends, spread = np.percentile(values, [2.5, 97.5]), float(np.std(values))
+        assert found.intervals[metric] == pytest.approx(ends, abs=0.6 * spread), metric
 
 
 def test_a_class_without_images_has_no_metrics():
@@ -151,7 +150,7 @@ def test_a_class_without_images_has_no_metrics():
     assert not any(interval for interval in values.pop("intervals").values())
     assert set(values.values()) == {None}
     assert absent.at_prevalence["0.1"].ppv is None
-    assert found.macro.f1 == pytest.approx(np.mean([found.per_class[name].f1 for name in ("COVID-19", "Pneumonia")]))
+    assert found.macro.f1 == pytest.approx(sum(found.per_class[name].f1 or 0 for name in ("COVID-19", "Pneumonia")) / 2)
     text = json.dumps(found.as_dict(), allow_nan=False)
     assert json.loads(text)["per_class"]["No-Findings"]["auroc"] is None
 

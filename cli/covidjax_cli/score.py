@@ -205,5 +205,5 @@ def _rows(summary: ScoreSummary, left: Sequence[Source], **options: Any) -> Iter
     score = partial(summary.classifier.score, timing=summary.timing, **options)
     if summary.studies is None:
         return score(left)
-    studies = {name: summary.studies[name] for name in map(os.fspath, left)}
+    studies = {name: summary.studies[name] for name in (os.fspath(study) for study in left)}
     return merge_rows(score([image for images in studies.values() for image in images]), studies)

@@ -180,7 +180,8 @@ def risk_coverage(right: np.ndarray, confidence: np.ndarray) -> tuple[np.ndarray
 
 
 def _decision_curves(images: HeldOut) -> dict[str, Callable[[Axes], None]]:
-    present = _present(images) or {images.classes[images.labels[0]]: int(images.labels[0])}
+    only = int(images.labels[0])
+    present = _present(images) or {images.classes[only]: only}
     pairs = {name: images.of_class(number) for name, number in present.items()}
     return {title: lambda axis, pair=pair: _decision_curve(axis, *pair) for title, pair in pairs.items()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
@@ -15,7 +16,7 @@ from covidjax.data.patient_key import PatientKey, user_key_file
 from covidjax.data.patients import identify
 from covidjax.data.readers import names
 from covidjax.data.readers.base import Collection, Example, Tree
-from covidjax.errors import ImageError
+from covidjax.errors import ImageError, UserError
 from covidjax.images import stream
 from covidjax.images.archives import LoadedMember, Member, Source, folder_name
 from covidjax.images.formats import Limits
@@ -113,7 +114,9 @@ def _patients(labelled: Sequence[LabelledRow], roots: Sequence[Path], limits: Li
             places.append((root, len(collection.examples)))
             collection.examples.append(Example(path, item.label, patient, root.name))
     key = PatientKey(keep=user_key_file().exists())  # where there is none, no dataset has hashes to compare with
-    examples = {root: identify([collection], key=key, limits=limits) for root, collection in collections.items()}
+    examples = {root: collection.examples for root, collection in collections.items()}
+    with contextlib.suppress(UserError):  # a key that cannot be read: the files themselves still tell
+        examples = {root: identify([collection], key=key, limits=limits) for root, collection in collections.items()}
     found = iter(places)
     return [{examples[root][number].patient for root, number in (next(found) for _ in item.images)} for item in labelled]
 

@@ -40,9 +40,10 @@ def _other_columns(path: Path) -> UserError:
 def _probabilities(cells: Mapping[str, Any]) -> dict[str, float]:
     """By class name; none of a row of an error."""
     values = {name.removeprefix("p_"): value for name, value in cells.items() if name.startswith("p_")}
-    if any(value in (None, "") for value in values.values()):
+    try:
+        return {name: float(value) for name, value in values.items()}
+    except (TypeError, ValueError):
         return {}
-    return {name: float(value) for name, value in values.items()}
 
 
 class TableWriter(abc.ABC):

@@ -175,12 +175,16 @@ class ScoreSummary(Summary):
         # A Parquet table that is resumed has names in UTF-8, whatever the files' own.
         by_path = {printable(path): images for path, images in by_path.items()} | dict(by_path)
         labelled = [LabelledRow(row, label, by_path.get(row.path, [row.path])) for row, label in self.labels]
-        trained_on: set[str] = set()
-        with contextlib.suppress(UserError):  # a run of which that was not kept
-            trained_on = load.trained_on(self.model)
         roots = self.images.roots if self.images else []
         options: Any = {"prevalences": self.prevalences, "limits": self.limits}
-        return measure_rows(labelled, roots, self.classifier.classes, trained_on, **options)
+        return measure_rows(labelled, roots, self.classifier.classes, self._trained_on or set(), **options)
+
+    @functools.cached_property
+    def _trained_on(self) -> set[str] | None:
+        """Keys of what the model was trained on; None for a run of which that was not kept."""
+        with contextlib.suppress(UserError):
+            return load.trained_on(self.model)
+        return None
 
     @property
     def metrics(self) -> Metrics | None:
@@ -191,9 +195,13 @@ class ScoreSummary(Summary):
     def remarks(self) -> list[str]:
         """What speaks against the model."""
         remarks = []
-        if self.ok >= FEWEST and len(self.predicted) == 1 and len(self.classifier.classes) > 1:
+        right = [row.prediction == label for row, label in self.labels if row.status == "ok"]
+        all_right = len(right) == self.ok and all(right)
+        if self.ok >= FEWEST and len(self.predicted) == 1 and len(self.classifier.classes) > 1 and not all_right:
             (name,) = self.predicted
             remarks.append(f"All {self.ok} predictions are {name}: the model may be of no use for these images.")
+        if self.labels and self._trained_on is None:
+            remarks.append(f"{self.model} does not tell what it was trained on, so the metrics may be on its own images.")
         if not load.is_file(self.model) and (progress := folder.unfinished(self.model)):
             remarks.append(
                 f"{self.model} is unfinished: {progress}; go on with `covidjax train --resume --run {self.model}`."
@@ -272,8 +280,10 @@ class ScoreSummary(Summary):
         sentences.append(f"{counts}.{where}")
         sentences += super().sentences()
         if self.whole:
-            whole = f"On {self.whole} of them no plausible lungs were found"
-            sentences.append(f"{whole}; they were scored whole, as their rows tell.")
+            whole = f"On {self.whole} of them no plausible lungs were found; they were scored whole, as their rows tell."
+            if self.studies is not None:
+                whole = f"{self.whole} of them have images without plausible lungs, which were scored whole."
+            sentences.append(whole)
         return sentences + self.remarks
 
 

@@ -64,8 +64,8 @@ def write(
     figures = {**curves.FIGURES, "confusion_matrix.png": "Confusion matrix.", "curves.png": "Training."}
     if gallery(folder / GALLERY, table, dataset, about.note):
         figures |= {GALLERY: CAPTION}
-    page = [*classifier_tables(metrics, "Classification", wide=True), confusion_table(metrics)]
-    html.write(folder, about, page, figures)
+    shown = [*classifier_tables(metrics, "Classification", wide=True), confusion_table(metrics)]
+    html.write(folder, about, shown, figures)
 
 
 def gallery(path: Path, table: PredictionTable, dataset: Dataset, note: str = "") -> bool:
@@ -80,9 +80,9 @@ def gallery(path: Path, table: PredictionTable, dataset: Dataset, note: str = ""
     """
     confidence = table.probabilities.max(-1)
     wrong = np.flatnonzero(table.predictions != table.labels)
-    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:PICTURED]
+    worst: list[int] = wrong[np.argsort(-confidence[wrong], kind="stable")][:PICTURED].tolist()
     rows = find_rows(dataset, [(table.sources[row], table.paths[row]) for row in worst])
-    known = [(row, rows[key]) for row in worst.tolist() if (key := (table.sources[row], table.paths[row])) in rows]
+    known = [(row, rows[key]) for row in worst if (key := (table.sources[row], table.paths[row])) in rows]
     if not known:
         path.unlink(missing_ok=True)
         return False
@@ -97,13 +97,15 @@ def gallery(path: Path, table: PredictionTable, dataset: Dataset, note: str = ""
     return True
 
 
-def find_rows(dataset: Dataset, wanted: Sequence[tuple[str, str]]) -> dict[tuple[str, str], int]:
+def find_rows(dataset: Dataset, wanted: Sequence[tuple[str, str]]) -> dict[tuple[str, ...], int]:
     """The rows of some images, by source and name, among those of all folds."""
-    files = dataset.original_files()
-    if files is None:
-        source = dataset.source(range(dataset.folds))
-        keys: Iterable[tuple[str, ...]] = (source.texts(row, "source", "name") for row in range(len(source)))
-    else:
+    names: set[tuple[str, ...]] = set(wanted)
+    if not names:
+        return {}
+    keys: Iterable[tuple[str, ...]]
+    if (files := dataset.original_files()) is not None:
         keys = ((file["source"], file["name"]) for file in files)
-    names = set(wanted)
-    return {key: row for row, key in enumerate(keys) if key in names} if names else {}
+    else:
+        source = dataset.source(range(dataset.folds))
+        keys = (source.texts(row, "source", "name") for row in range(len(source)))
+    return {key: row for row, key in enumerate(keys) if key in names}

@@ -45,7 +45,8 @@ class PredictionTable:
     def select(self, rows: np.ndarray) -> PredictionTable:
         """Some of the rows, by number or by a bool ``[N]``."""
         chosen = np.arange(len(self))[rows]
-        texts = ([values[row] for row in chosen] for values in (self.paths, self.patients, self.sources))
+        numbers: list[int] = chosen.tolist()
+        texts = ([values[row] for row in numbers] for values in (self.paths, self.patients, self.sources))
         return PredictionTable(self.classes, self.labels[chosen], self.probabilities[chosen], *texts)
 
     @classmethod
