@@ -40,6 +40,13 @@ if TYPE_CHECKING:
 @common.device_option
 @common.runtime_option
 @common.invert_option(default="as in training")
+@click.option(
+    "--gate",
+    type=click.Choice(["on", "off"]),
+    default="on",
+    show_default=True,
+    help="on refuses what is no frontal chest X-ray, or unlike all training images; off blank images alone.",
+)
 @common.strict_option
 @common.json_option
 def score(
@@ -50,6 +57,7 @@ def score(
     resume: bool,
     device: str,
     runtime: str,
+    gate: str,
     strict: bool,
     as_json: bool,
     **options: Any,
@@ -93,7 +101,7 @@ def score(
         output=output,
         max_rows=0 if output else math.inf if as_json else SHOWN_ROWS,
     )
-    _score_images(summary, images.paths, resume=resume, **options)
+    _score_images(summary, images.paths, resume=resume, gate=gate == "on", **options)
     common.show_summary(summary, as_json=as_json, strict=strict)
 
 
@@ -123,6 +131,7 @@ def _score_images(summary: ScoreSummary, paths: Sequence[Source], *, resume: boo
                 "segmenter": classifier.segmenter.digest if classifier.segmenter else "",
                 "options": {
                     "invert": options["invert"] or classifier.preprocess.invert,
+                    "gate": options["gate"],
                     "limits": asdict(options["limits"]),
                 },
             }

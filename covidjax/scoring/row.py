@@ -12,7 +12,8 @@ class Row(NamedTuple):
 
     path: str
     status: str
-    """``ok``; ``refused``: it was read, but is no X-ray; or ``error``."""
+    """``ok``; ``refused``: it was read, but is no frontal chest X-ray, or unlike all that the model was trained on; or
+    ``error``."""
     prediction: str = ""
     """Class name; empty unless the status is ``ok``."""
     confidence: float | None = None

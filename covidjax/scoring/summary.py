@@ -36,7 +36,7 @@ class Summary(abc.ABC):
     ok: int = 0
     """Files that were read."""
     refused: int = 0
-    """Files that were read and are no X-ray."""
+    """Files that were read and are no frontal chest X-ray, or unlike all that the model was trained on."""
     errors: int = 0
     """Files that were not read."""
     warnings: int = 0
@@ -184,7 +184,7 @@ class ScoreSummary(Summary):
         where = f" Wrote {self.output}." if self.output else ""
         if not self.output and len(self.rows) < self.files:
             where = " --output FILE.csv keeps the rows."
-        refused = f", {self.refused} refused since they are no X-rays" if self.refused else ""
+        refused = f", {self.refused} refused, as their warnings say" if self.refused else ""
         sentences.append(f"{self.ok} of {self.files} images scored{refused}, {self.errors} could not be read.{where}")
         sentences += super().sentences()
         if self.whole:

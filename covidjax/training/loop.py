@@ -26,7 +26,7 @@ from covidjax.runs.recorder import Recorder
 from covidjax.timing import Stopwatch, Timing
 from covidjax.training.engine import Engine
 from covidjax.training.optimizer import learning_rate_table
-from covidjax.training.predictions import Predictions
+from covidjax.training.predictions import Features, Predictions
 from covidjax.training.step import StepInputs, TrainState, class_weights, from_checkpoint, to_checkpoint, zero_sums
 
 PROGRESS_SECONDS = 0.2
@@ -65,6 +65,8 @@ class Result(NamedTuple):
     parameters: int
     predictions: Predictions
     """Of the images of the test fold."""
+    features: tuple[Features, Features] | None
+    """Of a classifier: of some training images, and of some of the test fold."""
 
 
 class Plan(NamedTuple):
@@ -266,6 +268,9 @@ def _test(plan: Plan, engine: Engine, recorder: Recorder) -> Result:
     kind, weights = recorder.final_weights(engine.network.abstract())
     predictions = engine.predict(weights, plan.held_out["test"])
     engine.timing.add("evaluate", start, len(predictions.labels))
+    features = None
+    if not plan.config.model.is_segmenter:
+        features = engine.features(weights, plan.train_rows), engine.features(weights, plan.held_out["test"])
     return Result(
         metrics=engine.task.measure(predictions, engine.classes),
         checkpoint=kind,
@@ -273,6 +278,7 @@ def _test(plan: Plan, engine: Engine, recorder: Recorder) -> Result:
         timing=engine.timing,
         parameters=count_parameters(weights),
         predictions=predictions,
+        features=features,
     )
 
 

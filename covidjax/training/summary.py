@@ -13,6 +13,7 @@ from covidjax.report import run_report, tables
 from covidjax.timing import Timing
 from covidjax.training import mask_report
 from covidjax.training.cross_validation import network_configs, train_networks
+from covidjax.training.gate import write_gates
 from covidjax.training.loop import Progress, Result, train
 
 Summary = tuple[list[Any], dict[str, Any]]
@@ -40,6 +41,7 @@ def train_and_report(
     result = train(config, dataset, run, progress=progress(""), **options)
     parts = [*_result_tables(result, config, note), _timing_table(result.timing)]
     _write(run, dataset, config, result, parts, note)
+    write_gates(run, {"": result}, dataset)
     return parts, _as_dict(run, result, note)
 
 
@@ -48,6 +50,7 @@ def _train_several(config: Config, dataset: Dataset, run: Path, note: str, **opt
     for name, network in network_configs(config, dataset.folds).items():
         result = whole.networks[name]
         _write(run / name, dataset, network, result, _result_tables(result, network, note), note)
+    write_gates(run, whole.networks, dataset)
     alone = {name: result.metrics for name, result in whole.networks.items()}
     below, several = f"\n{note}" * bool(note), config.train.ensemble > 1
     parts = []
