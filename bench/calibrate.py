@@ -101,7 +101,7 @@ def bundle(path: Path, out: Path = load.BUNDLED) -> Fit:
     fitted = fit(logits, labels)
     networks = [tempered(weights, fitted.temperature) for weights in loaded.networks]
     description = f"calibrated on fold {config.data.val_fold}, trained without fold {config.data.test_fold}"
-    weights_file.write(out, loaded.run, networks, description, load.trained_on(path))
+    weights_file.write(out, loaded.run, networks, description, load.trained_on(path), load.trust(path))
     return fitted
 
 
@@ -121,6 +121,6 @@ def test_metrics(path: Path, data: str) -> dict[str, Metrics]:
     parts = {"all sources": rows} | {name: rows[origins == name] for name in np.unique(origins).tolist()}
     classes = loaded.run.preprocess.classes
     return {
-        name: classification_metrics(labels[part], chosen[part], classes, patients=loader.patients(source, part))
+        name: classification_metrics(labels[part], chosen[part], classes, patients=loader.origins(source, part)[0])
         for name, part in parts.items()
     }

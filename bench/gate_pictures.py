@@ -246,14 +246,16 @@ def slice_of_lungs(mask: np.ndarray, rng: np.random.Generator) -> Image.Image:
         mask = np.asarray(Image.fromarray(mask[rows[0] : rows[-1] + 1]).resize(mask.shape[::-1]))
         mask = np.pad(mask, int(rng.integers(4, 24)))
     side = mask.shape[0]
-    grown = scipy.ndimage.binary_dilation(mask, iterations=max(round(side * rng.uniform(0.03, 0.12)), 1))
+    grown = scipy.ndimage.binary_dilation(mask, iterations=max(round(side * rng.choice([0.03, 0.08, 0.15, 0.3])), 1))
     body = scipy.ndimage.binary_fill_holes(scipy.ndimage.binary_closing(np.pad(grown, side), iterations=side // 4))
     body = np.asarray(body)[side:-side, side:-side]
     bone = scipy.ndimage.binary_dilation(mask, iterations=max(side // 24, 1)) & ~mask
     bone &= np.sin(np.arange(side) * rng.uniform(0.3, 0.9))[:, None] > rng.uniform(0.2, 0.8)
+    if rng.random() < 0.5:
+        bone[:] = False
     pixels = np.full(mask.shape, rng.choice([0, 0, 10, rng.uniform(0, 90)]))
     pixels[body] = rng.uniform(110, 250)
-    pixels = pixels + body * rng.uniform(2, 20) * clouds(rng, mask.shape, 1.0)
+    pixels = pixels + body * rng.uniform(1, 20) * clouds(rng, mask.shape, float(rng.choice([1.0, 2.0])))
     pixels[bone & body] = 255
     lungs = rng.uniform(0, 70) + rng.uniform(5, 60) * np.clip(clouds(rng, mask.shape, 1.5), 0, None)
     lungs[clouds(rng, mask.shape, float(rng.uniform(0.4, 1))) > rng.uniform(1.2, 2.2)] = rng.uniform(120, 240)

@@ -39,6 +39,10 @@ LEAST_SHARE, LEAST = 0.05, 10
 ARRAYS = ("components", "components_bias", "hidden", "hidden_bias", "output", "output_bias")
 """Of the weights."""
 
+NO_LUNGS = ("no lungs", "lungs too small")
+"""Flags of ``lungs.geometry`` that no frontal X-ray of the collections has. One lung, white with fluid, is left to the
+classifier."""
+
 UNLIKE = "unlike all images that the model was trained on"
 
 
@@ -178,10 +182,8 @@ class Gate:
           fixed: features of the whole images by the fixed network, float32 ``[N, F]``.
           own: of the run's networks, one after another, float32 ``[N, networks · G]``.
         """
-        reasons = [
-            _told_by_header(image) or refusal
-            for image, refusal in zip(images, self._classifier.refusals(fixed), strict=True)
-        ]
+        seen = self._classifier.refusals(fixed)
+        reasons = [_header_or_lungs(image) or refusal for image, refusal in zip(images, seen, strict=True)]
         if self._only_kind:
             reasons = [UNLIKE] * len(images)
         rows = [row for row, reason in enumerate(reasons) if reason]
@@ -201,8 +203,10 @@ class Gate:
         return np.mean([novelty.distances(part) / novelty.threshold for novelty, part in parts], 0) > 1
 
 
-def _told_by_header(image: LoadedImage) -> str:
-    return "no frontal chest X-ray, by its header" if image.not_chest else ""
+def _header_or_lungs(image: LoadedImage) -> str:
+    if image.not_chest:
+        return "no frontal chest X-ray, by its header"
+    return f"no frontal chest X-ray: {image.whole_because}" if image.whole_because in NO_LUNGS else ""
 
 
 def _thumbnail(image: LoadedImage, size: int) -> np.ndarray:

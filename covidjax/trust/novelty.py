@@ -13,7 +13,10 @@ COMPONENTS = 64
 """Most principal components."""
 
 QUANTILE = 0.99
-"""Of the distances of held-out images; beyond ``MARGIN`` times it an image is unlike them."""
+"""Of the distances of held-out images; an image that is further than a margin times it is unlike them."""
+
+FEW = 10
+"""Of so few held-out images, the quantile may be half of what it is of many: the margin is twice as wide."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,11 @@ class Novelty:
 
     def distances(self, features: np.ndarray) -> np.ndarray:
         """Features ``[N, F]`` → float ``[N]``: about 1 for images like the training images, whose mean is 1."""
-        centred = features.astype(np.float32) - self.mean
-        within = centred @ self.components
-        outside = np.maximum((centred**2).sum(-1) - (within**2).sum(-1), 0)
-        return np.sqrt((((within / self.scale) ** 2).mean(-1) + outside / self.residual) / 2)
+        with np.errstate(all="ignore"):  # of weights that are not finite, which is told elsewhere
+            centred = features.astype(np.float32) - self.mean
+            within = centred @ self.components
+            outside = np.maximum((centred**2).sum(-1) - (within**2).sum(-1), 0)
+            return np.sqrt((((within / self.scale) ** 2).mean(-1) + outside / self.residual) / 2)
 
     def is_unlike(self, features: np.ndarray) -> np.ndarray:
         """Features ``[N, F]`` → bool ``[N]``."""
@@ -72,7 +76,8 @@ class Novelty:
         # Rounded as they are stored, so that the threshold is that of what is used.
         fitted = cls._stored(mean, components, scale, residual)
         distances = fitted.distances(held_out if len(held_out) else features.astype(np.float32))
-        return cls(*(getattr(fitted, name) for name in _ARRAYS), residual, margin * float(np.quantile(distances, QUANTILE)))
+        threshold = margin * (1 + FEW / len(distances)) * float(np.quantile(distances, QUANTILE))
+        return cls(fitted.mean, fitted.components, fitted.scale, residual, threshold)
 
     @classmethod
     def _stored(cls, mean: Any, components: Any, scale: Any, residual: float) -> Novelty:
