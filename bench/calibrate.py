@@ -102,7 +102,7 @@ def bundle(path: Path, out: Path = load.BUNDLED) -> Fit:
     fitted = fit(logits, labels)
     networks = [tempered(weights, fitted.temperature) for weights in loaded.networks]
     description = f"calibrated on fold {config.data.val_fold}, trained without fold {config.data.test_fold}"
-    weights_file.write(out, loaded.run, networks, description, load.trained_on(path))
+    weights_file.write(out, loaded.run, networks, description, load.trained_on(path), load.trust(path))
     return fitted
 
 

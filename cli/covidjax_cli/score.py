@@ -57,6 +57,13 @@ if TYPE_CHECKING:
 @common.device_option
 @common.runtime_option
 @common.invert_option(default="as in training")
+@click.option(
+    "--gate",
+    type=click.Choice(["on", "off"]),
+    default="on",
+    show_default=True,
+    help="on refuses what is no frontal chest X-ray, or unlike all training images; off blank images alone.",
+)
 @common.strict_option
 @common.json_option
 def score(
@@ -70,6 +77,7 @@ def score(
     prevalences: tuple[float, ...],
     device: str,
     runtime: str,
+    gate: str,
     strict: bool,
     as_json: bool,
     **options: Any,
@@ -128,7 +136,8 @@ def score(
         limits=options["limits"],
     )
     least_confidence = abstention.least_confidence if abstention else 0.0
-    _score_images(summary, images.paths, resume=resume, least_confidence=least_confidence, **options)
+    options |= {"gate": gate == "on", "least_confidence": least_confidence}
+    _score_images(summary, images.paths, resume=resume, **options)
     common.show_summary(summary, as_json=as_json, strict=strict)
 
 
@@ -173,6 +182,7 @@ def _score_images(
                 "segmenter": classifier.segmenter.digest if classifier.segmenter else "",
                 "options": {
                     "invert": options["invert"] or classifier.preprocess.invert,
+                    "gate": options["gate"],
                     "limits": asdict(options["limits"]),
                     "least_confidence": str(least_confidence),
                 },

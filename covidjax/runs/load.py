@@ -97,16 +97,16 @@ def digests(path: Path) -> list[str]:
     return [checkpoint.verify(member, checkpoint.selected_kind(member))[1] for member in folders]
 
 
-def trust(path: Path) -> Trust:
-    """What is known of how far the scores of a run or a file can be trusted."""
-    return {} if is_file(path) else trust_file.read(path)
-
-
 def trained_on(path: Path) -> set[str]:
     """Keys that the training images can be known by, see ``runs.folder.write_trained_on``."""
     if is_file(path):
         return weights_file.read(path).trained_on
     return set().union(*map(folder.read_trained_on, folder.network_folders(path)))
+
+
+def trust(path: Path) -> Trust:
+    """What was found out of a run when it was trained, see ``runs.trust_file``; nothing of one of an earlier version."""
+    return weights_file.read(path).trust if is_file(path) else trust_file.read(path)
 
 
 def load_run(path: Path, device_name: str = "auto") -> LoadedRun:

@@ -12,7 +12,8 @@ class Row(NamedTuple):
 
     path: str
     status: str
-    """``ok``; ``refused``: it was read, but is no X-ray; ``uncertain``: too little confidence, see ``abstained``; or
+    """``ok``; ``refused``: it was read, but is no frontal chest X-ray, or unlike all that the model was trained on;
+    ``uncertain``: too little confidence, see ``abstained``; or
     ``error``."""
     prediction: str = ""
     """Class name; empty unless the status is ``ok``."""

@@ -47,7 +47,7 @@ class Summary(abc.ABC):
     ok: int = 0
     """Files that were read."""
     refused: int = 0
-    """Files that were read and are no X-ray."""
+    """Files that were read and are no frontal chest X-ray, or unlike all that the model was trained on."""
     uncertain: int = 0
     """Files that were read, with too little confidence for an answer."""
     errors: int = 0
@@ -274,7 +274,7 @@ class ScoreSummary(Summary):
         where = f" Wrote {self.output}." if self.output else ""
         if not self.output and len(self.rows) < self.files:
             where = " --output FILE.csv keeps the rows."
-        refused = f", {self.refused} refused since they are no X-rays" if self.refused else ""
+        refused = f", {self.refused} refused, as their warnings say" if self.refused else ""
         uncertain = f", {self.uncertain} uncertain" if self.uncertain else ""
         counts = f"{self.ok} of {self.files} {self.noun} scored{refused}{uncertain}, {self.errors} could not be read"
         sentences.append(f"{counts}.{where}")

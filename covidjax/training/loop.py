@@ -27,7 +27,7 @@ from covidjax.runs.recorder import Recorder
 from covidjax.timing import Stopwatch, Timing
 from covidjax.training.engine import Engine
 from covidjax.training.optimizer import learning_rate_table
-from covidjax.training.predictions import Predictions
+from covidjax.training.predictions import Features, Predictions
 from covidjax.training.run_trust import inherit
 from covidjax.training.step import StepInputs, TrainState, class_weights, from_checkpoint, to_checkpoint, zero_sums
 from covidjax.trust.calibration import temperature_of
@@ -71,6 +71,8 @@ class Result(NamedTuple):
     held_out: dict[str, Predictions]
     """Without calibration, of all that was held out: ``test``, with a validation fold ``val``, and with a test source
     ``in_source``, the test fold of the sources that were trained on."""
+    features: tuple[Features, Features] | None
+    """Of a classifier: of some training images, and of some of the test fold."""
 
 
 class Plan(NamedTuple):
@@ -276,6 +278,9 @@ def _test(plan: Plan, engine: Engine, recorder: Recorder) -> Result:
     raw = {name: engine.predict(weights, rows) for name, rows in held_out.items()}
     engine.timing.add("evaluate", start, sum(map(len, held_out.values())))
     predictions = raw["test"].calibrated(temperature_of(trust_file.read(recorder.run)))
+    features = None
+    if not plan.config.model.is_segmenter:
+        features = engine.features(weights, plan.train_rows), engine.features(weights, plan.held_out["test"])
     return Result(
         metrics=engine.task.measure(predictions, engine.classes),
         checkpoint=kind,
@@ -284,6 +289,7 @@ def _test(plan: Plan, engine: Engine, recorder: Recorder) -> Result:
         parameters=count_parameters(weights),
         predictions=predictions,
         held_out=raw,
+        features=features,
     )
 
 

@@ -45,6 +45,15 @@ class Predictions(NamedTuple):
         return PredictionTable(tuple(classes), self.labels, probabilities, *texts)
 
 
+class Features(NamedTuple):
+    """Pooled features of some examples, see ``models.Network.pooled_features``."""
+
+    rows: np.ndarray
+    """int ``[N]``, of the dataset."""
+    features: np.ndarray
+    """float32 ``[N, F]``."""
+
+
 def predict(
     eval_step: EvalStep, weights: Weights | list[Weights], batches: Iterable[loader.Batch]
 ) -> tuple[np.ndarray, np.ndarray]:

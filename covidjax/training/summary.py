@@ -16,6 +16,7 @@ from covidjax.runs import folder
 from covidjax.timing import Timing
 from covidjax.training import mask_report, reports, run_trust
 from covidjax.training.cross_validation import configs_of, train_networks
+from covidjax.training.gate import write_gates
 from covidjax.training.loop import Progress, Result, train
 from covidjax.training.predictions import concatenate
 from covidjax.training.run_trust import Findings, HeldOut
@@ -43,6 +44,7 @@ def train_and_report(
     if config.train.cv or config.train.ensemble > 1:
         return _train_several(config, dataset, run, note, progress=progress, **options)
     result = train(config, dataset, run, progress=progress(""), **options)
+    write_gates(run, {"": result}, dataset)
     found = _finish(run, dataset, config, {kind: {"": each} for kind, each in result.held_out.items()}, note)
     parts = [*_result_tables(result, config, note), *found.tables, _timing_table(result.timing)]
     _write(run, dataset, config, result, parts, note, more=found.details, alone=True)
@@ -54,6 +56,7 @@ def _train_several(config: Config, dataset: Dataset, run: Path, note: str, **opt
     for name, network in configs_of(config, dataset).items():
         result = whole.networks[name]
         _write(run / name, dataset, network, result, _result_tables(result, network, note), note, more={}, alone=False)
+    write_gates(run, whole.networks, dataset)
     alone = {name: result.metrics for name, result in whole.networks.items()}
     below, several = f"\n{note}" * bool(note), config.train.ensemble > 1
     parts = []
