@@ -33,8 +33,9 @@ OWN_MARGIN, KIND_MARGIN = 2.0, 1.4
 """See ``Novelty.fit``: of a run's own features, which those of another hospital's X-rays are further from; and of what only
 this run accepts."""
 
-LEAST_SHARE, LEAST = 0.05, 10
-"""Least share and number of training images that the classifier refuses, from which on a run has a kind of its own."""
+LEAST_SHARE, LEAST, LARGE_SHARE = 0.05, 10, 0.2
+"""Least share and number of training images that the classifier refuses, from which on a run has a kind of its own: these
+images, or all from a large share on, since the classifier is at odds with all of them then."""
 
 ARRAYS = ("components", "components_bias", "hidden", "hidden_bias", "output", "output_bias")
 """Of the weights."""
@@ -138,8 +139,11 @@ def fit(training: RunFeatures, held_out: RunFeatures) -> dict[str, Any]:
     refused, held_out_refused = (
         np.array([bool(text) for text in classifier.refusals(part.fixed)]) for part in (training, held_out)
     )
-    table["refused"] = float(refused.mean())
-    if refused.sum() >= LEAST and refused.mean() >= LEAST_SHARE:
+    share = float(refused.mean())
+    table["refused"] = share
+    if share >= LARGE_SHARE:
+        refused[:] = held_out_refused[:] = True
+    if share >= LARGE_SHARE or (refused.sum() >= LEAST and share >= LEAST_SHARE):
         kind, others = classifier.project(training.fixed[refused]), classifier.project(held_out.fixed[held_out_refused])
         table |= {"kind": Novelty.fit(kind, others, KIND_MARGIN).as_dict(), "classifier": classifier.digest}
     return table

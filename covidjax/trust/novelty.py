@@ -15,8 +15,8 @@ COMPONENTS = 64
 QUANTILE = 0.99
 """Of the distances of held-out images; an image that is further than a margin times it is unlike them."""
 
-FEW = 10
-"""Of so few held-out images, the quantile may be half of what it is of many: the margin is twice as wide."""
+FEW = 3
+"""Of so few held-out images the quantile may be half of what it is of many: the margin is twice as wide."""
 
 
 @dataclass(frozen=True)
