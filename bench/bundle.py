@@ -10,7 +10,7 @@ import rich
 from bench.calibrate import bundle, test_metrics
 from covidjax.errors import UserError
 from covidjax.lungs import segmenter
-from covidjax.report.tables import confusion_table, metrics_table
+from covidjax.report.tables import result_tables
 from covidjax.runs import folder, load, weights_file
 
 
@@ -26,8 +26,7 @@ def main(run: Path) -> None:
             weights_file.write(segmenter.BUNDLED, settings, networks, "", folder.read_trained_on(run))
             return
         print(bundle(run))
-        for name, measured in test_metrics(load.BUNDLED, settings.config.data.path).items():
-            rich.print(metrics_table(measured, name), confusion_table(measured))
+        rich.print(*result_tables(test_metrics(load.BUNDLED, settings.config.data.path), "The bundled file"))
     except UserError as error:
         raise click.ClickException(str(error)) from error
 

@@ -18,12 +18,13 @@ from covidjax.data import loader
 from covidjax.data.sample import open_dataset
 from covidjax.errors import UserError
 from covidjax.inference.forward import ensemble_mean
-from covidjax.metrics import Metrics, classification_metrics
+from covidjax.metrics import Metrics
 from covidjax.models import Weights
 from covidjax.runs import load, weights_file
 from covidjax.runs.load import LoadedRun
-from covidjax.training.predictions import predict
+from covidjax.training.predictions import Predictions, predict
 from covidjax.training.tasks import make_task
+from covidjax.trust.metrics import measure
 
 COLDEST, HOTTEST = 0.1, 10.0
 """Bounds of the temperature."""
@@ -101,13 +102,12 @@ def bundle(path: Path, out: Path = load.BUNDLED) -> Fit:
     fitted = fit(logits, labels)
     networks = [tempered(weights, fitted.temperature) for weights in loaded.networks]
     description = f"calibrated on fold {config.data.val_fold}, trained without fold {config.data.test_fold}"
-    weights_file.write(out, loaded.run, networks, description, load.trained_on(path))
+    weights_file.write(out, loaded.run, networks, description, load.trained_on(path), load.trust(path))
     return fitted
 
 
-def test_metrics(path: Path, data: str) -> dict[str, Metrics]:
-    """What the card says: metrics of what ``bundle`` wrote on the fold that it has not seen, of all its images and of each
-    source's.
+def test_metrics(path: Path, data: str) -> Metrics:
+    """What the card says: metrics of what ``bundle`` wrote on the fold that it has not seen, also of each source's images.
 
     Args:
       path: the file.
@@ -115,12 +115,6 @@ def test_metrics(path: Path, data: str) -> dict[str, Metrics]:
     """
     loaded = load.load_run(path, "cpu")
     logits, labels, source = held_out(loaded, data, loaded.run.config.data.test_fold)
-    chosen = np.asarray(ensemble_mean(logits)).argmax(-1)
-    rows = np.arange(len(labels))
-    origins = np.asarray([source.texts(row, "source")[0] for row in range(len(labels))])
-    parts = {"all sources": rows} | {name: rows[origins == name] for name in np.unique(origins).tolist()}
-    classes = loaded.run.preprocess.classes
-    return {
-        name: classification_metrics(labels[part], chosen[part], classes, patients=loader.origins(source, part)[0])
-        for name, part in parts.items()
-    }
+    outputs = np.asarray(ensemble_mean(logits))
+    predictions = Predictions(outputs, labels, *loader.origins(source, np.arange(len(labels))))
+    return measure(predictions.table(loaded.run.preprocess.classes))

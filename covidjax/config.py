@@ -82,6 +82,9 @@ class DataConfig:
     """The fold that is held out of training, for the final metrics only."""
     val_fold: int | None = None
     """A second fold that is held out, which chooses the best checkpoint."""
+    test_source: str = ""
+    """A source of the dataset that is the test set in place of the test fold. Images of its patients that other sources
+    hold are left out; the test fold of the others is held out too, for the metrics at places that were trained on."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,15 @@ class TrainConfig:
     """Train a network for every fold of the dataset as its test fold. A validation fold keeps its distance from the
     test fold: with ``data.test_fold`` 0 and ``data.val_fold`` 1 it is the next fold each time, after the last one the
     first."""
+    cv_by: Literal["fold", "source"] = "fold"
+    """``source`` makes a cross-validation train a network for every source of the dataset as its ``data.test_source``;
+    test and validation fold then stay the same, and are of the other sources."""
+    operating_points: tuple[str, ...] = ()
+    """Such as ``["COVID-19:sensitivity=0.95"]``: thresholds that reach a sensitivity or a specificity on the validation
+    fold, which are kept in the run and used by ``evaluate`` and ``score``."""
+    calibration: str = ""
+    """A run of ``train --cv --by source`` on the same data, whose calibration for places that were not trained on, and
+    whose risk–coverage curve for ``score --abstain``, this run takes over."""
     ensemble: Annotated[int, POSITIVE_INT] = 1
     """Train so many networks on the same folds, with consecutive seeds from ``seed``; with ``train.cv`` so many for
     every fold. Their mean probabilities count."""
@@ -241,6 +253,12 @@ def _check(config: Config) -> None:
         raise UsageError("lung-unet takes gray images; leave model.channels at 1.")
     if model.is_segmenter and model.tta != 1:
         raise UsageError("lung-unet looks at an image once; leave model.tta at 1.")
+    if config.train.cv and config.data.test_source:
+        raise UsageError("A cross-validation chooses what it holds out; leave data.test_source out, or train.cv.")
+    if config.train.calibration and config.train.cv and config.train.cv_by == "source":
+        raise UsageError("Leaving out each source gives a calibration of its own; leave train.calibration out.")
+    if model.is_segmenter and (config.train.calibration or config.train.operating_points):
+        raise UsageError("lung-unet has no classes; leave train.operating_points and train.calibration out.")
     for name in ("width", "dropout"):
         if model.name != "cnn13" and getattr(model, name) != getattr(ModelConfig(), name):
             raise UsageError(f"model.{name} is of cnn13 alone, and the model is {model.name}; leave it out.")

@@ -2,38 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-RESAMPLES = 2000
-"""Bootstrap samples of an interval."""
+from covidjax.bootstrap import Interval, percentile_interval, ratio, resampled_patients
+
+
+@dataclass(frozen=True)
+class PredictiveValues:
+    """Of a class at a prevalence other than that of the images, by Bayes' theorem from sensitivity and specificity."""
+
+    ppv: float | None
+    npv: float | None
+    intervals: dict[str, Interval | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """Metrics of one class against the rest; a metric whose denominator is zero is 0."""
+    """Metrics of one class against the rest, or their means over the classes that have images. A metric that is not defined
+    is None, such as all those of a class without images; but precision of a class that was never predicted is 0, as in
+    scikit-learn. Those below ``support`` need probabilities, where ``trust.metrics`` says what each is."""
 
-    precision: float
-    recall: float
-    f1: float
+    precision: float | None
+    recall: float | None
+    f1: float | None
     support: int
     """Number of examples of the class."""
-
-
-Interval = tuple[float, float]
-"""Lower and upper end."""
+    sensitivity: float | None = None
+    """Recall by its clinical name."""
+    specificity: float | None = None
+    ppv: float | None = None
+    """Positive predictive value: precision by its clinical name."""
+    npv: float | None = None
+    """Negative predictive value."""
+    auroc: float | None = None
+    auprc: float | None = None
+    brier: float | None = None
+    log_loss: float | None = None
+    ece: float | None = None
+    calibration_slope: float | None = None
+    calibration_intercept: float | None = None
+    aurc: float | None = None
+    intervals: dict[str, Interval | None] = field(default_factory=dict)
+    """95 % percentile interval of each of the above, as in ``Bootstrap``; None where there are fewer than two patients or
+    where the metric is not defined in most of the samples. Empty where patients are not known."""
+    at_prevalence: dict[str, PredictiveValues] = field(default_factory=dict)
+    """By prevalence, such as ``0.01``."""
 
 
 class ClassIntervals(NamedTuple):
     """Intervals of one class, or of the means over the classes."""
 
-    precision: Interval
-    recall: Interval
-    f1: Interval
+    precision: Interval | None
+    recall: Interval | None
+    f1: Interval | None
 
 
 @dataclass(frozen=True)
@@ -43,7 +69,7 @@ class Bootstrap:
 
     patients: int
     resamples: int
-    accuracy: Interval
+    accuracy: Interval | None
     macro: ClassIntervals
     per_class: dict[str, ClassIntervals]
 
@@ -60,11 +86,11 @@ class _Result:
 
 @dataclass(frozen=True)
 class Metrics(_Result):
-    """Metrics of a classifier on some images."""
+    """Metrics of a classifier on some images. Those with None for a default need probabilities."""
 
     per_class: dict[str, ClassMetrics]
     macro: ClassMetrics
-    """Mean over the classes, each counting the same."""
+    """Mean over the classes that have images, each counting the same."""
     accuracy: float
     interval: Interval
     """95 % score interval of the accuracy, each image taken as independent (Wilson 1927, "Probable inference, the law of
@@ -73,6 +99,16 @@ class Metrics(_Result):
     """``confusion[true][predicted]``."""
     bootstrap: Bootstrap | None = None
     """Intervals over patients, where the images' patients are known and are at least two."""
+    confidence: float | None = None
+    """Mean probability of the predicted class."""
+    log_loss: float | None = None
+    brier: float | None = None
+    ece: float | None = None
+    aurc: float | None = None
+    intervals: dict[str, Interval | None] = field(default_factory=dict)
+    """Of the metrics of all classes together, as in ``ClassMetrics``."""
+    per_source: dict[str, Metrics] = field(default_factory=dict)
+    """Of the images of each source alone."""
 
 
 @dataclass(frozen=True)
@@ -118,8 +154,8 @@ def headline_metrics(metrics: AnyMetrics) -> dict[str, float]:
     """The numbers by which whole results are compared: accuracy and macro means, or Dice and IoU."""
     if isinstance(metrics, MaskMetrics):
         return {"dice": metrics.overall.dice, "iou": metrics.overall.iou}
-    macro = metrics.macro
-    return {"accuracy": metrics.accuracy, "precision": macro.precision, "recall": macro.recall, "f1": macro.f1}
+    macro = {name: getattr(metrics.macro, name) for name in ("precision", "recall", "f1")}  # some class has images
+    return {"accuracy": metrics.accuracy, **macro}
 
 
 def mean_and_sd(results: Sequence[AnyMetrics]) -> dict[str, MeanAndSd]:
@@ -129,27 +165,19 @@ def mean_and_sd(results: Sequence[AnyMetrics]) -> dict[str, MeanAndSd]:
     return {name: MeanAndSd(float(np.mean(values)), float(np.std(values, ddof=1))) for name, values in columns.items()}
 
 
-def mean_history(histories: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """Means over the networks of a run of every epoch's loss and metric.
+class Statistics(NamedTuple):
+    """Metrics of several samples of the same patients, NaN where not defined."""
 
-    Args:
-      histories: the lines of each network's ``metrics.jsonl``, equally many.
-    """
-    folds = [fold for fold in ("train", "val", "test") if histories[0] and fold in histories[0][0]]
-
-    def mean(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
-        return {name: float(np.mean([value[name] for value in values])) for name in values[0]}
-
-    return [
-        {"epoch": records[0]["epoch"]} | {fold: mean([record[fold] for record in records]) for fold in folds}
-        for records in zip(*histories, strict=True)
-    ]
+    overall: dict[str, np.ndarray]
+    """Name → float ``[samples]``."""
+    per_class: dict[str, np.ndarray]
+    """Name → float ``[samples, classes]``."""
 
 
 def classification_metrics(
     labels: ArrayLike, predictions: ArrayLike, classes: Sequence[str], patients: Sequence[str] | None = None
 ) -> Metrics:
-    """Precision, recall, F1, accuracy with its intervals, and the confusion matrix.
+    """Precision, recall, F1, specificity, accuracy with their intervals, and the confusion matrix.
 
     Args:
       labels: int ``[N]``, true classes.
@@ -163,33 +191,125 @@ def classification_metrics(
     labels, predictions = np.asarray(labels), np.asarray(predictions)
     if not len(labels):
         raise ValueError("There are no examples to measure.")
+    names, patient = np.unique(np.zeros(len(labels)) if patients is None else np.asarray(patients), return_inverse=True)
+    confusions = np.zeros((len(names), len(classes), len(classes)))
+    np.add.at(confusions, (patient, labels, predictions), 1)
+    resampled = [
+        count_statistics(np.tensordot(counts, confusions, 1)) for counts in resampled_patients(len(names), len(names))
+    ]
+    return assemble(classes, confusions.sum(0), count_statistics(confusions.sum(0)[None]), resampled, len(names))
+
+
+def count_statistics(confusion: np.ndarray) -> Statistics:
+    """What follows from confusion matrices, ``[samples, true, predicted]``."""
+    hits = np.diagonal(confusion, axis1=-2, axis2=-1)
+    predicted, true = confusion.sum(-2), confusion.sum(-1)
+    total = true.sum(-1, keepdims=True)
+    others = total - true - predicted + hits  # neither of the class nor predicted
+    per_class = {
+        "precision": hits / np.maximum(predicted, 1),
+        "recall": hits / np.maximum(true, 1),
+        "f1": 2 * hits / np.maximum(predicted + true, 1),
+        "specificity": ratio(others, total - true),
+        "npv": ratio(others, total - predicted),
+    }
+    present = np.where(true > 0, 1, np.nan)
+    return Statistics(
+        {"accuracy": hits.sum(-1) / total[..., 0]}, {name: each * present for name, each in per_class.items()}
+    )
+
+
+def assemble(
+    classes: Sequence[str],
+    confusion: np.ndarray,
+    point: Statistics,
+    resampled: Sequence[Statistics],
+    patients: int,
+    prevalences: Sequence[float] = (),
+) -> Metrics:
+    """Metrics with their intervals.
+
+    Args:
+      classes: their names, by index.
+      confusion: ``[true, predicted]``.
+      point: of the images themselves, one sample.
+      resampled: of bootstrap samples, in parts, of which later ones may lack some metrics; no part where there are
+        fewer than two patients.
+      patients: how many there are.
+      prevalences: for predictive values.
+    """
     from scipy.stats import binomtest  # here: it takes long to import, and scoring without known truth does without
 
-    names, patient = np.unique(np.zeros(len(labels)) if patients is None else np.asarray(patients), return_inverse=True)
-    confusions = np.zeros((len(names), len(classes), len(classes)), int)
-    np.add.at(confusions, (patient, labels, predictions), 1)
-    confusion = confusions.sum(0)
-    accuracy, macro, *per_class = _by_class(_scores(confusion).tolist())
-    wilson = binomtest(int(np.trace(confusion)), len(labels)).proportion_ci(0.95, "wilson")
-    bootstrap, intervals = None, _bootstrap_over_patients(len(names), lambda drawn: _scores(confusions[drawn].sum(-3)))
-    if intervals:
-        accuracy_interval, *score_intervals = _by_class(intervals)
-        macro_interval, *class_intervals = (ClassIntervals(*scores) for scores in score_intervals)
-        by_class = dict(zip(classes, class_intervals, strict=True))
-        bootstrap = Bootstrap(len(names), RESAMPLES, accuracy_interval, macro_interval, by_class)
-    supports = confusion.sum(1).tolist()
+    overall: dict[str, Any] = {name: float(values[0]) for name, values in point.overall.items()}
+    each = _with_means(point, prevalences)
+    samples = [_with_means(part, prevalences) for part in resampled]
+    intervals = {
+        name: [percentile_interval(values) for values in np.concatenate([part[name] for part in samples if name in part]).T]
+        for name in (each if samples else ())
+    }
+    over_all = {
+        name: percentile_interval(np.concatenate([part.overall[name] for part in resampled if name in part.overall]))
+        for name in (overall if resampled else ())
+    }
+    supports = [*confusion.sum(1).astype(int).tolist(), int(confusion.sum())]
+    *per_class, macro = (
+        _class_metrics(number, support, each, intervals, prevalences) for number, support in enumerate(supports)
+    )
+    wilson = binomtest(int(np.trace(confusion)), int(confusion.sum())).proportion_ci(0.95, "wilson")
+    *class_intervals, macro_intervals = (
+        ClassIntervals(*(one.intervals.get(name) for name in ClassIntervals._fields)) for one in (*per_class, macro)
+    )
+    resamples = sum(len(part.overall["accuracy"]) for part in resampled)
+    by_class = dict(zip(classes, class_intervals, strict=True))
     return Metrics(
         classes=tuple(classes),
-        per_class={
-            name: ClassMetrics(*scores, support=support)
-            for name, scores, support in zip(classes, per_class, supports, strict=True)
-        },
-        macro=ClassMetrics(*macro, support=len(labels)),
-        accuracy=accuracy,
+        per_class=dict(zip(classes, per_class, strict=True)),
+        macro=macro,
         interval=(float(wilson.low), float(wilson.high)),
-        confusion=confusion.tolist(),
-        bootstrap=bootstrap,
+        confusion=confusion.astype(int).tolist(),
+        bootstrap=Bootstrap(patients, resamples, over_all["accuracy"], macro_intervals, by_class) if resampled else None,
+        intervals=over_all,
+        **overall,
     )
+
+
+def _with_means(statistics: Statistics, prevalences: Sequence[float]) -> dict[str, np.ndarray]:
+    """Name → float ``[samples, classes + 1]``, the last the mean over the classes where it is defined."""
+    values = dict(statistics.per_class)
+    recall, specificity = values["recall"], values["specificity"]
+    for share in prevalences:
+        true, false = recall * share, (1 - specificity) * (1 - share)
+        # Of a class that was never predicted it is 0, as precision is.
+        values[f"ppv {share:g}"] = np.where(true + false == 0, 0 * recall, ratio(true, true + false))
+        true, false = specificity * (1 - share), (1 - recall) * share
+        values[f"npv {share:g}"] = ratio(true, true + false)
+    means = {}
+    for name, each in values.items():
+        mean = ratio(np.nansum(each, -1), np.isfinite(each).sum(-1))
+        means[name] = np.concatenate([each, mean[..., None]], -1)
+    return means
+
+
+def _class_metrics(
+    number: int,
+    support: int,
+    values: Mapping[str, np.ndarray],
+    intervals: Mapping[str, Sequence[Interval | None]],
+    prevalences: Sequence[float],
+) -> ClassMetrics:
+    """One class, by its number, or the mean over all."""
+    value = {name: float(each[0, number]) if np.isfinite(each[0, number]) else None for name, each in values.items()}
+    interval = {name: each[number] if value[name] is not None else None for name, each in intervals.items()}
+    at_prevalence = {}
+    for share in (f"{share:g}" for share in prevalences):
+        own = {name: value.pop(f"{name} {share}") for name in ("ppv", "npv")}
+        own_intervals = {name: interval.pop(f"{name} {share}") for name in own if interval}
+        at_prevalence[share] = PredictiveValues(**own, intervals=own_intervals)
+    for name, clinical in (("recall", "sensitivity"), ("precision", "ppv")):
+        value[clinical] = value[name]
+        if interval:
+            interval[clinical] = interval[name]
+    return ClassMetrics(**value, support=support, intervals=interval, at_prevalence=at_prevalence)
 
 
 def mask_metrics(
@@ -214,10 +334,10 @@ def mask_metrics(
     def overlap(rows: np.ndarray) -> Overlap:
         names, patient = np.unique(patient_names[rows], return_inverse=True)
         sums, counts = np.bincount(patient, dice[rows]), np.bincount(patient)
-        intervals = _bootstrap_over_patients(len(names), lambda drawn: sums[drawn].sum(-1) / counts[drawn].sum(-1))
+        means = [drawn @ sums / (drawn @ counts) for drawn in resampled_patients(len(names), len(names))]
         return Overlap(
             dice=float(dice[rows].mean()),
-            interval=intervals[0] if intervals else None,
+            interval=percentile_interval(np.concatenate(means)) if means else None,
             median=float(np.median(dice[rows])),
             least=float(dice[rows].min()),
             iou=float(iou[rows].mean()),
@@ -228,50 +348,3 @@ def mask_metrics(
     rows_by_kind = {name: kinds == index for index, name in enumerate(classes) if (kinds == index).any()}
     per_class = {name: overlap(rows) for name, rows in rows_by_kind.items()}
     return MaskMetrics(tuple(classes), per_class, overlap(np.ones(len(dice), bool)))
-
-
-def _scores(confusion: np.ndarray) -> np.ndarray:
-    """Accuracy, then the classes' mean precision, recall and F1, then those of each class.
-
-    Args:
-      confusion: int ``[…, true, predicted]``.
-
-    Returns:
-      float ``[1 + 3 + 3·classes, …]``.
-    """
-    hits = np.diagonal(confusion, axis1=-2, axis2=-1)
-    predicted, true = confusion.sum(-2), confusion.sum(-1)
-    fractions = (hits, predicted), (hits, true), (2 * hits, predicted + true)
-    scores = np.stack([top / np.maximum(bottom, 1) for top, bottom in fractions])  # [3, …, classes]
-    scores = np.moveaxis(np.concatenate([scores.mean(-1, keepdims=True), scores], -1), -1, 0)  # [1 + classes, 3, …]
-    accuracy = hits.sum(-1) / np.maximum(true.sum(-1), 1)
-    return np.concatenate([accuracy[None], scores.reshape(-1, *accuracy.shape)])
-
-
-def _by_class(scores: Sequence[Any]) -> list[Any]:
-    """The accuracy, then triples of precision, recall and F1, from the order of ``_scores``."""
-    return [scores[0], *(scores[at : at + 3] for at in range(1, len(scores), 3))]
-
-
-def _bootstrap_over_patients(patients: int, statistics: Callable[[np.ndarray], np.ndarray]) -> list[Interval]:
-    """95 % percentile intervals of statistics of patients; none where there is one patient only.
-
-    Args:
-      patients: how many there are.
-      statistics: from patients drawn by number, int ``[…, patients]``, to numbers ``[…]`` or ``[statistics, …]``.
-    """
-    from scipy.stats import bootstrap
-
-    if patients < 2:
-        return []
-    result = bootstrap(
-        (np.arange(patients),),
-        lambda drawn, axis: statistics(np.moveaxis(drawn, axis, -1)),
-        n_resamples=RESAMPLES,
-        batch=50,
-        vectorized=True,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    )
-    low, high = map(np.atleast_1d, result.confidence_interval)
-    return list(zip(low.tolist(), high.tolist(), strict=True))

@@ -245,21 +245,24 @@ def test_deflated_bomb_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("header", "warning"),
+    ("header", "warning", "sure"),
     [
-        ({}, ""),
-        ({"BodyPartExamined": "CHEST", "ViewPosition": "PA"}, ""),
-        ({"Modality": "CT"}, "modality CT, no plain X-ray"),
-        ({"ViewPosition": "LL"}, "lateral view"),
+        ({}, "", False),
+        ({"BodyPartExamined": "CHEST", "ViewPosition": "PA"}, "", False),
+        ({"Modality": "CT"}, "modality CT, no plain X-ray", True),
+        ({"Modality": "OT"}, "modality OT, no plain X-ray", False),
+        ({"Modality": "SC", "ViewPosition": "LL"}, "modality SC, no plain X-ray; lateral view", True),
+        ({"ViewPosition": "LL"}, "lateral view", True),
         (
             {"Modality": "DX", "ViewPosition": "LATERAL", "BodyPartExamined": "KNEE"},
             "lateral view; body part KNEE, not the chest",
+            True,
         ),
-        ({"BodyPartExamined": "Secret^Name"}, "body part unknown, not the chest"),
+        ({"BodyPartExamined": "Secret^Name"}, "body part unknown, not the chest", False),
     ],
 )
-def test_warnings(header: dict[str, Any], warning: str):
-    assert dicom.warning_of(dicom.read(written(make(**header)))) == warning
+def test_warnings(header: dict[str, Any], warning: str, sure: bool):
+    assert dicom.warning_of(dicom.read(written(make(**header)))) == (warning, sure)
 
 
 def test_no_message_tells_the_patient(recwarn: pytest.WarningsRecorder, caplog: pytest.LogCaptureFixture):
@@ -273,7 +276,7 @@ def test_no_message_tells_the_patient(recwarn: pytest.WarningsRecorder, caplog: 
             mutated[place] = generator.integers(256)
         try:
             dataset = dicom.read(bytes(mutated))
-            assert "ecret" not in dicom.warning_of(dataset)
+            assert "ecret" not in dicom.warning_of(dataset)[0]
             shown(dataset)
         except ImageError as error:
             assert "ecret" not in str(error)

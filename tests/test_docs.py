@@ -71,7 +71,9 @@ def values(hint: Any) -> str:
         return str(hint.__metadata__[0])
     if typing.get_origin(hint) is typing.Literal:
         return ", ".join(f"`{value}`" for value in hint.__args__)
-    return {bool: "`true`, `false`", str: "a path", int | None: "at least 0, or `none`"}[hint]
+    return {bool: "`true`, `false`", str: "text", tuple[str, ...]: "a list of texts", int | None: "at least 0, or `none`"}[
+        hint
+    ]
 
 
 def settings_page() -> str:

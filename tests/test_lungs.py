@@ -31,11 +31,14 @@ class Perfect:
         self._masks = {film.image.tobytes(): film.lungs for film in films}
         self.batches = []
 
-    def __call__(self, images):
+    def segment(self, images):
         self.batches.append(len(images))
         nothing = np.zeros((SIZE, SIZE), bool)
         masks = [self._masks.get(image.tobytes(), nothing) for image in images]
-        return np.stack(masks).astype(np.float32)
+        return np.stack(masks).astype(np.float32), np.zeros((len(images), 5), np.float32)
+
+    def __call__(self, images):
+        return self.segment(images)[0]
 
 
 @pytest.fixture(scope="module")

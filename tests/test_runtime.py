@@ -91,7 +91,7 @@ def test_every_layer_becomes_one_operation(settled: Path):
     newest = max(converter.cache_folder().glob("*.onnx"), key=lambda path: path.stat().st_mtime)
     found = Counter(node.op_type for node in onnx.load_from_string(newest.read_bytes()[32:]).graph.node)
     assert (found["Conv"], found["MaxPool"], found["LeakyRelu"]) == (17, 5, 16)
-    assert found["Transpose"] <= 2
+    assert found["Transpose"] <= 3  # one of them of the features' small map
     assert sum(found.values()) < 60
 
 

@@ -172,7 +172,7 @@ def test_score_cuts_out_the_lungs_as_prepare_did(perfect, folder, tmp_path, monk
 
         def __call__(self, images):
             self.given += list(images)
-            return np.full((len(images), 3), 1 / 3, np.float32)
+            return np.full((len(images), 3), 1 / 3, np.float32), np.zeros((len(images), 2), np.float32)
 
     runtime = Runtime()
     monkeypatch.setattr(load, "read_run", lambda _: Run(Config(), Preprocess(32, "mask")))
@@ -180,7 +180,8 @@ def test_score_cuts_out_the_lungs_as_prepare_did(perfect, folder, tmp_path, monk
     monkeypatch.setattr(classifier, "open_runtime", lambda *_, **__: runtime)
     monkeypatch.setattr(classifier, "open_segmenter", lambda *_: Perfect(perfect))
     monkeypatch.setattr(load, "digests", lambda _: ["1" * 64])
-    result = run("score", folder, "--checkpoint", tmp_path, "--output", tmp_path / "rows.csv", "--batch-size", 4)
+    options = ("--checkpoint", tmp_path, "--gate", "off")
+    result = run("score", folder, *options, "--output", tmp_path / "rows.csv", "--batch-size", 4)
     assert result.exit_code == 0, result.output
     assert "Lungs: mask, as in training, by perfect masks." in result.stderr
     assert "other lung masks than the run was trained with" in result.stderr  # it says nothing of its own
@@ -196,7 +197,7 @@ def test_score_cuts_out_the_lungs_as_prepare_did(perfect, folder, tmp_path, monk
     expected = list(lung_stream.read_lungs([row["path"] for row in rows], Preprocess(32, "mask"), Perfect(perfect)))
     images = [film.image for film in expected if film.image is not None]
     np.testing.assert_array_equal(runtime.given[: len(images)], images)
-    assert "whole film: no lungs" in run("score", folder, "--checkpoint", tmp_path).stdout
+    assert "whole film: no lungs" in run("score", folder, *options).stdout
 
 
 def test_the_bundled_segmenter(tmp_path):

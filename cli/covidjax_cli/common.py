@@ -65,6 +65,28 @@ strict_option = click.option("--strict", is_flag=True, help="Exit with 1 if any 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 
 
+def _prevalences(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...]:
+    """Raises UsageError where a text is no list of shares between 0 and 1."""
+    shares = []
+    for text in value.split(",") if value is not None else ():
+        try:
+            shares.append(float(text))
+        except ValueError:
+            shares.append(math.nan)
+        if not 0 < shares[-1] < 1:
+            raise UsageError(f"--prevalence takes shares between 0 and 1, such as 0.01,0.1, not {text.strip() or value!r}.")
+    return tuple(dict.fromkeys(shares))
+
+
+prevalence_option = click.option(
+    "--prevalence",
+    "prevalences",
+    metavar="P,...",
+    callback=_prevalences,
+    help="Tell PPV and NPV of each class also where this share of all has it, such as 0.01,0.1.",
+)
+
+
 def limits_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options that bound what one file may take; the command gets them as ``limits``."""
 

@@ -9,12 +9,20 @@ from typing import Any, get_args, get_type_hints
 import click
 
 from covidjax.config import Config, ModelConfig, load_config
+from covidjax.errors import UsageError
 from covidjax_cli import common
 
 DEFAULTS = Config()
 MODELS = click.Choice(get_args(get_type_hints(ModelConfig)["name"]))
 
-SETTINGS = {"model": "model.name", "data": "data.path", "cv": "train.cv", "seed": "seed"}
+SETTINGS = {
+    "model": "model.name",
+    "data": "data.path",
+    "cv": "train.cv",
+    "by": "train.cv_by",
+    "operating_point": "train.operating_points",
+    "seed": "seed",
+}
 SETTINGS |= {"epochs": "train.epochs", "test_fold": "data.test_fold", "val_fold": "data.val_fold"}
 """The setting that each of these options gives."""
 
@@ -35,6 +43,17 @@ SETTINGS |= {"epochs": "train.epochs", "test_fold": "data.test_fold", "val_fold"
 @click.option(
     "--cv", is_flag=True, default=None, help="Train a network for every fold as the test fold, and report over all images."
 )
+@click.option(
+    "--by",
+    type=click.Choice(("fold", "source")),
+    help="With --cv: hold out each fold in turn, or each source of the dataset.  [default: fold]",
+)
+@click.option(
+    "--operating-point",
+    multiple=True,
+    metavar="CLASS:METRIC=SHARE",
+    help="A threshold that reaches a sensitivity or a specificity on the validation fold: COVID-19:sensitivity=0.95.",
+)
 @click.option("--run", type=common.PATH, help="Folder of the run.  [default: runs/<model>-<time>]")
 @click.option("--resume", is_flag=True, help="Go on where --run, or else the newest run under runs/, stopped.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), help=f"[default: {DEFAULTS.seed}]")
@@ -48,12 +67,18 @@ def train(
     to the same result as if nothing had happened.
 
     With --cv, or an ensemble by --set train.ensemble=N, or both, every network has such a folder within the run's, fold0
-    …, member0 … or fold0-member0 …, and report/ has what they amount to.
+    …, member0 … or fold0-member0 …, and report/ has what they amount to. With --cv --by source each source of the dataset
+    is left out once, by the network in source-NAME: what to expect at a place that no image was trained on.
     """
-    flags = {SETTINGS[name]: value for name, value in options.items() if value is not None}
+    flags = {SETTINGS[name]: value for name, value in options.items() if value not in (None, ())}
     if flags.get("data.path", "sample") != "sample":
         flags["data.path"] = str(Path(flags["data.path"]).absolute())
     settings = load_config(config, overrides, flags)
+    if settings.train.calibration:
+        absolute = str(Path(settings.train.calibration).absolute())
+        settings = replace(settings, train=replace(settings.train, calibration=absolute))
+    if "train.cv_by" in flags and not (settings.train.cv or resume):
+        raise UsageError("--by says what a cross-validation holds out; give --cv too.")
 
     from covidjax.runs import resume as resuming
 
@@ -64,8 +89,10 @@ def train(
         begun = "Training" if "data.path" in flags or resume else "No --data given: training"
         common.say(f"{begun} on the built-in sample of synthetic images; no figure from it says anything about patients.")
 
+    from covidjax.data.holdout import classes_of_one_source
     from covidjax.data.sample import open_dataset
     from covidjax.report import tables
+    from covidjax.training import run_trust
     from covidjax.training.summary import train_and_report
     from covidjax.training.tasks import make_task
     from covidjax_cli.progress import training_progress
@@ -78,6 +105,10 @@ def train(
         validated = " and validated on its val" if val_fold is not None else ""
         common.say(f"The publisher's split: tested on its test{validated}.")
     make_task(settings, dataset)  # says whether they fit before there is a folder
+    run_trust.check(settings, dataset)
+    if settings.train.cv and settings.train.cv_by == "source":
+        for name, source in classes_of_one_source(dataset).items():
+            common.say(f"Only {source} has {name}: the network that leaves {source} out is trained without any {name}.")
     if run and resume:
         resuming.check_dataset(run, settings, dataset.fingerprint)
     run = run or resuming.new_folder(settings.model.name)

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from covidjax.config import Preprocess
+from covidjax.data import loader
 from covidjax.data.source import Source
 from covidjax.errors import UsageError, UserError, one_line
 
@@ -34,6 +36,16 @@ ORIGINAL = ("width", "height", "bits", "format")
 IMAGE_COLUMNS = ("fold", "source", "name", "sha256", *ORIGINAL)
 
 TEXTS = ("patient", "source", "name", "sha256", "view")
+
+
+class Origins(NamedTuple):
+    """Where each image of a dataset comes from, ``[N]`` each, in the order of ``source`` of all folds."""
+
+    labels: np.ndarray
+    """int32."""
+    patients: list[str]
+    """Keys."""
+    sources: list[str]
 
 
 class Dataset:
@@ -84,6 +96,18 @@ class Dataset:
         """Random access to the records of some folds, in the order of the folds."""
         files = [os.fspath(file) for fold in folds for file in self._builder.info.splits[f"fold{fold}"].filepaths]
         return Source(files, self.preprocess.image_size, self.masks)
+
+    @functools.cached_property
+    def fold_of_rows(self) -> np.ndarray:
+        """The fold of each image, int ``[N]``, in the order of ``source`` of all folds."""
+        return np.repeat(np.arange(self.folds), [self.class_counts([fold]).sum() for fold in range(self.folds)])
+
+    @functools.cached_property
+    def origins(self) -> Origins:
+        """Label, patient and source of every image; the records are read once for all who ask."""
+        source = self.source(range(self.folds))
+        rows = np.arange(len(source))
+        return Origins(loader.labels(source, rows), *loader.origins(source, rows)[:2])
 
     @property
     def known_share(self) -> float | None:

@@ -67,11 +67,12 @@ def train_batches(source: Source, steps: Sequence[np.ndarray] | np.ndarray, size
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
 
 
-def identities(source: Source) -> list[tuple[str, ...]]:
-    """For every record the keys by which its image can be known in another dataset: the file's digest and, where it means
-    anything outside its own dataset, the patient's key."""
+def identities(source: Source, rows: np.ndarray | None = None) -> list[tuple[str, ...]]:
+    """For every record (or those of the given rows) the keys by which its image can be known in another dataset: the file's
+    digest and, where it means anything outside its own dataset, the patient's key."""
     with _reading():
-        keys = [source.texts(row, "sha256", "patient") for row in range(len(source))]
+        numbers = range(len(source)) if rows is None else rows.tolist()
+        keys = [source.texts(row, "sha256", "patient") for row in numbers]
     return [(digest,) if is_one_file(patient) else (digest, patient) for digest, patient in keys]
 
 
@@ -81,6 +82,12 @@ def origins(source: Source, rows: np.ndarray) -> tuple[list[str], list[str], lis
         texts = [source.texts(row, "patient", "source", "name") for row in rows.tolist()]
     patients, sources, names = zip(*texts, strict=True) if texts else ((), (), ())
     return list(patients), list(sources), list(names)
+
+
+def labels(source: Source, rows: np.ndarray) -> np.ndarray:
+    """The label of each of some records, int32 ``[N]``."""
+    with _reading():
+        return np.asarray([source.label(row) for row in rows.tolist()], np.int32)
 
 
 def eval_batches(source: Source, batch_size: int, rows: np.ndarray | None = None) -> Iterator[Batch]:
@@ -101,6 +108,11 @@ def cached_batches(
         padded = np.concatenate([part, np.zeros(batch_size - len(part), part.dtype)])
         masks = None if data.masks is None else take(data.masks, padded)
         yield Batch(take(data.images, padded), data.labels[padded], len(part), masks)
+
+
+def load_rows(source: Source, rows: np.ndarray) -> Batch:
+    """Some records, in order."""
+    return _stack(source, rows)
 
 
 def load_all(source: Source) -> Batch:

@@ -45,6 +45,10 @@ class Source:
             if masks is not None:
                 masks[index] = np.frombuffer(features["mask"].bytes_list.value[0], np.uint8).reshape(self.shape)
 
+    def label(self, row: int) -> int:
+        """The label of a row."""
+        return self._features(row)["label"].int64_list.value[0]
+
     def texts(self, row: int, *keys: str) -> tuple[str, ...]:
         """Some text features of a row."""
         features = self._features(row)

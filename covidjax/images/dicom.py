@@ -26,6 +26,13 @@ LARGEST_DEFLATED = Limits().bytes
 PLAIN_XRAY = ("CR", "DX", "DR")
 """Modalities that are projection radiographs: computed, digital, and what some devices write for either."""
 
+UNKNOWN = "unknown"
+"""In place of what is no code."""
+
+UNTOLD = ("OT", "SC", "RG", "RF")
+"""Modalities under which chest X-rays are stored too: other, secondary capture (digitized film), radiographic imaging,
+fluoroscopy."""
+
 _HEADER = (
     *("Modality", "ViewPosition", "BodyPartExamined", "PatientOrientation", "NumberOfFrames"),
     *("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration"),
@@ -60,13 +67,14 @@ def read(data: bytes) -> Dataset:
         raise ImageError("damaged DICOM: the header cannot be read") from error
 
 
-def warning_of(dataset: Dataset) -> str:
-    """What speaks against taking a DICOM file for a frontal X-ray of the chest; empty if nothing does."""
+def warning_of(dataset: Dataset) -> tuple[str, bool]:
+    """What speaks against taking a DICOM file for a frontal X-ray of the chest, empty if nothing does; and whether that is
+    sure, which a modality of ``UNTOLD`` is not, nor a part of the body that is no code."""
     names = ("Modality", "ViewPosition", "BodyPartExamined")
     try:
         modality, view, part = (str(dataset.get(name) or "").strip().upper() for name in names)
     except Exception:  # pydicom raises nearly anything where a value is damaged
-        return ""
+        return "", False
     remarks = []
     if modality and modality not in PLAIN_XRAY:
         remarks.append(f"modality {_code(modality)}, no plain X-ray")
@@ -74,12 +82,13 @@ def warning_of(dataset: Dataset) -> str:
         remarks.append("lateral view")
     if part and not any(name in part for name in ("CHEST", "THORAX", "LUNG", "TORAX", "TORACE", "RIB")):
         remarks.append(f"body part {_code(part)}, not the chest")
-    return "; ".join(remarks)
+    unsure = (modality in UNTOLD) + (bool(part) and _code(part) == UNKNOWN)
+    return "; ".join(remarks), len(remarks) > unsure
 
 
 def _code(value: str) -> str:
     """A code of the header, if it is one: anything else might be text about a patient."""
-    return value if len(value) <= 16 and value.replace(" ", "").replace("_", "").isalpha() else "unknown"
+    return value if len(value) <= 16 and value.replace(" ", "").replace("_", "").isalpha() else UNKNOWN
 
 
 @functools.cache

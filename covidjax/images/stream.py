@@ -41,6 +41,10 @@ class LoadedImage(FileFacts):
     """uint8 ``[S, S, 1]``, or None where the file could not be read."""
     mask: np.ndarray | None = None
     """uint8 ``[S, S, 1]`` of 0 and 1, where one was asked for."""
+    thumbnail: np.ndarray | None = None
+    """uint8 ``[N, N]``, where one was asked for."""
+    features: np.ndarray | None = None
+    """float32 ``[F]``, of the whole image by the lung segmenter's encoder, where that was computed."""
     lungs: str = ""
     """What was done with the lungs, or why nothing, as a text; empty where nothing was asked for."""
     whole_because: str = ""
@@ -71,15 +75,30 @@ def load_source(source: Source, limits: Limits) -> Source:
 
 
 def read_image(
-    source: Source, preprocess: Preprocess, *, mask: Path | None = None, digest: bool = True, limits: Limits = Limits()
+    source: Source,
+    preprocess: Preprocess,
+    *,
+    mask: Path | None = None,
+    thumbnail: int | None = None,
+    digest: bool = True,
+    limits: Limits = Limits(),
 ) -> LoadedImage:
-    """Read a file as a model is to see it, with its lung mask if one is given. Never raises for the files' faults: they are
-    in ``error``."""
+    """Read a file as a model is to see it, with its lung mask if one is given, and a copy of ``thumbnail`` pixels a side if
+    one is wanted. Never raises for the files' faults: they are in ``error``."""
     mask_path = str(mask.absolute()) if mask else None
-    job = DecodeJob(preprocess.image_size, mask=mask_path, invert=preprocess.invert, digest=digest, limits=limits)
+    job = DecodeJob(
+        preprocess.image_size,
+        thumbnail=thumbnail,
+        mask=mask_path,
+        invert=preprocess.invert,
+        digest=digest,
+        limits=limits,
+    )
     decoded = decode_source(source, job)
-    image, mask_array = (*(array[..., None] for array in decoded.arrays), None, None)[:2]
-    return LoadedImage(path=os.fspath(source), image=image, mask=mask_array, **decoded.facts)
+    arrays = iter(decoded.arrays)
+    image, small, mask_array = next(arrays, None), next(arrays, None) if thumbnail else None, next(arrays, None)
+    image, mask_array = (None if array is None else array[..., None] for array in (image, mask_array))
+    return LoadedImage(path=os.fspath(source), image=image, mask=mask_array, thumbnail=small, **decoded.facts)
 
 
 def read_images(
@@ -87,6 +106,7 @@ def read_images(
     preprocess: Preprocess,
     *,
     masks: Iterable[Path | None] = (),
+    thumbnail: int | None = None,
     workers: int | None = None,
     ahead: int = PREFETCH,
     digest: bool = True,
@@ -98,12 +118,13 @@ def read_images(
       paths: files, and members of archives.
       preprocess: size of the images.
       masks: the lung mask of each file, where there are masks.
+      thumbnail: side in pixels of a second copy of each image, if one is wanted.
       workers: processes that decode; one a core and one more if None.
       ahead: images that are decoded ahead of the reader, which bounds the memory.
       digest: whether the files' digests are wanted.
       limits: what one file may take.
     """
-    read = partial(read_image, preprocess=preprocess, digest=digest, limits=limits)
+    read = partial(read_image, preprocess=preprocess, thumbnail=thumbnail, digest=digest, limits=limits)
     pairs = itertools.zip_longest(paths, masks)
     jobs = (partial(read, load_source(path, limits), mask=mask) for path, mask in pairs)
     return map_in_order(jobs, workers=workers, ahead=ahead)

@@ -41,7 +41,7 @@ GRACE = 2.0
 """Seconds after a job's time in which a decoder that nobody waits for any more ends itself."""
 
 STARTING = 120.0
-"""Seconds that a decoder may take to start, on a machine that is busy with other things."""
+"""Seconds that a decoder may take to start, on a busy machine."""
 
 STARTS = 5
 """Decoders that are tried for a file, some of which somebody may kill, before it is said that none can be started."""
@@ -78,9 +78,9 @@ class FileFacts:
     error: str = ""
     """Why it could not be read; empty for an image that was read."""
     warning: str = ""
-    """See ``decode.DecodedImage``."""
+    """This and the next two: see ``decode.DecodedImage``."""
     refused: str = ""
-    """Why an image that was read is no X-ray, see ``decode.DecodedImage``."""
+    not_chest: bool = False
     format: str = ""
     """Of the file: PNG, DICOM, …"""
     width: int = 0
@@ -104,7 +104,7 @@ class Decoded(FileFacts):
     """What became of a file."""
 
     arrays: Sequence[np.ndarray] = ()
-    """uint8 ``[H, W]``: the image, then the thumbnail or the mask; empty on an error."""
+    """uint8 ``[H, W]``: the image, then the thumbnail and the mask, where they are wanted; empty on an error."""
 
 
 def decode(source: FileOrBytes, job: DecodeJob) -> Decoded:
@@ -280,8 +280,8 @@ def decode_here(source: str | bytes, job: DecodeJob) -> Decoded:
         if job.digest:
             sha256 = hashlib.sha256(data).hexdigest()
         if job.size and not job.mask:
-            image = decoder.read_resized(data, job.size, **options)
-            arrays = [image.pixels]
+            image = decoder.read_resized(data, job.size, job.thumbnail, **options)
+            arrays = [image.pixels, *([] if image.thumbnail is None else [image.thumbnail])]
         else:
             image = decoder.read_reduced(data, job.at_least, **options)
             arrays = [decoder.resize(image.pixels, job.size) if job.size else image.pixels]

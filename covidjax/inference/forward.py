@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,15 @@ from covidjax import device
 from covidjax.config import PIXEL_MEAN, PIXEL_STD, ModelConfig
 from covidjax.models.network import Network, Weights
 
-Predict = Callable[[Weights | list[Weights], Any], Array]
-"""Weights and uint8 images ``[B, S, S, 1]`` → float32 logits ``[B, classes]``; jitted. Of several networks' weights the
-logits are the logarithms of their mean probabilities."""
+
+class Outputs(NamedTuple):
+    """What a network gives of a batch."""
+
+    logits: Array
+    """float32 ``[B, classes]``, of a segmenter ``[B, S, S, kinds]``."""
+    features: Array
+    """float32 ``[B, F]``, pooled from the maps before the logits, see ``Network.pooled_features``; of several networks one
+    after another, ``[B, networks · F]``."""
 
 
 def normalize(images: Array, channels: int = 1) -> Array:
@@ -44,14 +50,17 @@ def ten_crop(images: Array) -> Array:
     return jnp.concatenate(views)
 
 
-def make_forward(network: Network, model: ModelConfig) -> Callable[[Weights, Array], Array]:
-    """From one network's weights and uint8 images ``[B, S, S, 1]`` to logits ``[B, classes]``, of several views of each
-    image their means; of a segmenter to ``[B, S, S, kinds]``. Not jitted."""
+def make_forward(network: Network, model: ModelConfig) -> Callable[[Weights, Array], Outputs]:
+    """From one network's weights and uint8 images ``[B, S, S, 1]`` to its outputs, of several views of each image their
+    means. Not jitted."""
 
-    def forward(weights: Weights, images: Array) -> Array:
+    def forward(weights: Weights, images: Array) -> Outputs:
         views = images if model.tta == 1 else ten_crop(images)
-        logits, *_ = network.apply(weights, normalize(views, model.channels))
-        return logits if model.tta == 1 else logits.reshape(model.tta, images.shape[0], logits.shape[-1]).mean(0)
+        logits, maps, _ = network.apply(weights, normalize(views, model.channels))
+        outputs = Outputs(logits, network.pooled_features(maps))
+        if model.tta == 1:
+            return outputs
+        return Outputs(*(each.reshape(model.tta, images.shape[0], each.shape[-1]).mean(0) for each in outputs))
 
     return forward
 
@@ -68,29 +77,53 @@ def probabilities(logits: Array, model: ModelConfig) -> Array:
     return jax.nn.sigmoid(logits[..., -1]) if model.is_segmenter else jax.nn.softmax(logits)
 
 
+def combine(networks: Sequence[Outputs]) -> Outputs:
+    """The outputs of several networks as those of one."""
+    if len(networks) == 1:
+        return networks[0]
+    return Outputs(
+        ensemble_mean([each.logits for each in networks]), jnp.concatenate([each.features for each in networks], -1)
+    )
+
+
+class Predict:
+    """The jitted forward pass from pixels to logits and features; the devices share the batch."""
+
+    def __init__(self, network: Network, model: ModelConfig):
+        self._forward = data_parallel(make_forward(network, model))
+        self._combine = jax.jit(combine)
+
+    def outputs(self, weights: Weights | list[Weights], images: Any) -> Outputs:
+        """Of weights, or those of several networks, and uint8 images ``[B, S, S, 1]``; of several networks the logits are
+        the logarithms of their mean probabilities."""
+        networks = [self._forward(each, images) for each in (weights if isinstance(weights, list) else [weights])]
+        return self._combine(networks) if len(networks) > 1 else networks[0]
+
+    def __call__(self, weights: Weights | list[Weights], images: Any) -> Array:
+        """The logits alone, float32 ``[B, classes]``."""
+        return self.outputs(weights, images).logits
+
+
 def make_predict(network: Network, model: ModelConfig) -> Predict:
-    """The jitted forward pass from pixels to logits; the devices share the batch."""
-    forward = data_parallel(make_forward(network, model))
-    mean = jax.jit(ensemble_mean)
-
-    def predict(weights: Weights | list[Weights], images: Any) -> Array:
-        if isinstance(weights, list):
-            logits = [forward(member, images) for member in weights]
-            return mean(logits) if len(logits) > 1 else logits[0]
-        return forward(weights, images)
-
-    return predict
+    """The jitted forward pass of a network."""
+    return Predict(network, model)
 
 
-def data_parallel(forward: Callable[..., Array], arrays: int = 1) -> Callable[..., Array]:
+def make_features(network: Network, model: ModelConfig) -> Callable[[Weights, Any], Array]:
+    """The jitted pass from pixels to features alone; what leads to the logits only is not computed."""
+    forward = make_forward(network, model)
+    return data_parallel(lambda weights, images: forward(weights, images).features)
+
+
+def data_parallel(forward: Callable[..., Any], arrays: int = 1) -> Callable[..., Any]:
     """The jitted function of weights and of so many arrays whose first axis is a batch, which the devices share."""
     share = P(device.AXIS)
 
     @functools.cache
-    def program(mesh: Mesh) -> Callable[..., Array]:
+    def program(mesh: Mesh) -> Callable[..., Any]:
         return jax.jit(device.shard(forward, mesh, P(), *[share] * arrays, result=share))
 
-    def call(weights: Weights, *batch: Any) -> Array:
+    def call(weights: Weights, *batch: Any) -> Any:
         mesh = device.mesh(len(batch[0]))
         batch = jax.device_put(batch, NamedSharding(mesh, share))
         return program(mesh)(device.replicate(weights, mesh), *batch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,27 +13,30 @@ from covidjax.errors import UserError
 
 LOG = logging.getLogger(__name__)
 
+Outputs = tuple[np.ndarray, ...]
+"""Arrays ``[B, …]`` of one batch."""
+
 
 class MicroBatcher:
     """Computes batches of images, and in smaller ones where the device has not enough memory, from then on.
 
     Args:
-      compute: uint8 ``[B, S, S, 1]`` → an array ``[B, …]``, which may still be computing.
+      compute: uint8 ``[B, S, S, 1]`` → arrays ``[B, …]``, which may still be computing.
     """
 
-    def __init__(self, compute: Callable[[np.ndarray], Any]):
+    def __init__(self, compute: Callable[[np.ndarray], Sequence[Any]]):
         self._compute = compute
         self._micro_batch: int | None = None
         """Images of one call, once a whole batch has been too large."""
 
-    def __call__(self, images: np.ndarray) -> Any:
+    def __call__(self, images: np.ndarray) -> PendingOutputs:
         if self._micro_batch is None:
             # A device may run out of memory now, or only when the result is asked for.
             with _running_out():
-                return _PendingResult(self, images, self._compute(images))
-        return self.in_micro_batches(images)
+                return PendingOutputs(self, images, self._compute(images))
+        return PendingOutputs(self, images, self.in_micro_batches(images))
 
-    def in_micro_batches(self, images: np.ndarray) -> np.ndarray:
+    def in_micro_batches(self, images: np.ndarray) -> Outputs:
         """Compute a batch in parts that fit into memory.
 
         Raises:
@@ -51,23 +54,29 @@ class MicroBatcher:
             size //= 2
         raise UserError("The device has not enough memory for a single image; free some, or choose --device cpu.")
 
-    def _compute_parts(self, images: np.ndarray, size: int) -> np.ndarray:
+    def _compute_parts(self, images: np.ndarray, size: int) -> Outputs:
         parts = [images[start : start + size] for start in range(0, len(images), size)]
         padding = np.zeros((size * len(parts) - len(images), *images.shape[1:]), np.uint8)
         parts[-1] = np.concatenate([parts[-1], padding])  # so that one shape is compiled
-        return np.concatenate([np.asarray(self._compute(part)) for part in parts])[: len(images)]
+        outputs = zip(*([np.asarray(array) for array in self._compute(part)] for part in parts), strict=True)
+        return tuple(np.concatenate(arrays)[: len(images)] for arrays in outputs)
 
 
-class _PendingResult:
-    """The result of a batch that is being computed; ``np.asarray`` waits for it."""
+class PendingOutputs:
+    """What is being computed of a batch."""
 
-    def __init__(self, micro_batcher: MicroBatcher, images: np.ndarray, result: Any):
-        self._micro_batcher, self._images, self._result = micro_batcher, images, result
+    def __init__(self, micro_batcher: MicroBatcher, images: np.ndarray, outputs: Sequence[Any]):
+        self._micro_batcher, self._images, self._outputs = micro_batcher, images, outputs
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    def result(self) -> Outputs:
+        """Wait for it.
+
+        Raises:
+          UserError: a single image does not fit.
+        """
         with _running_out():
-            return np.asarray(self._result, dtype)
-        return self._micro_batcher.in_micro_batches(self._images).astype(dtype or np.float32)
+            return tuple(map(np.asarray, self._outputs))
+        return self._micro_batcher.in_micro_batches(self._images)
 
 
 @contextlib.contextmanager

@@ -31,6 +31,12 @@ CACHED_MODELS = 16
 
 OPSET = 21
 
+FORMAT = 2
+"""Of the converted networks' outputs, to be raised when these change."""
+
+OUTPUTS = ("probabilities", "features")
+"""What a converted network gives, by name and in this order."""
+
 _converting = threading.Lock()
 """Converting silences warnings and standard output, which all threads share."""
 
@@ -72,14 +78,15 @@ def cache_folder() -> Path:
     return platformdirs.user_cache_path("covidjax") / "models"
 
 
-def convert(networks: Sequence[Any], model: ModelConfig, preprocess: Preprocess) -> bytes:
+def convert(networks: Sequence[Any], model: ModelConfig, preprocess: Preprocess, outputs: Sequence[str] = OUTPUTS) -> bytes:
     """Trained networks as ONNX, from uint8 ``[B, S, S, 1]`` to float32 probabilities as ``forward.probabilities`` gives
-    them, with any ``B``.
+    them and pooled features ``[B, F]``, by one graph, with any ``B``.
 
     Args:
       networks: ``models.Weights`` of each; of several the probabilities are the means.
       model: which network.
       preprocess: size of the images, and classes.
+      outputs: those of ``OUTPUTS`` that are wanted; what leads to the others only is left out.
 
     Raises:
       UserError: something in the network that the converter cannot write.
@@ -88,25 +95,26 @@ def convert(networks: Sequence[Any], model: ModelConfig, preprocess: Preprocess)
     import jax.numpy as jnp
 
     from covidjax import device
-    from covidjax.inference.forward import ensemble_mean, make_forward, probabilities
+    from covidjax.inference.forward import combine, make_forward, probabilities
     from covidjax.models import create_model
 
     forward = make_forward(create_model(model, preprocess, jnp.float32, plain=True), model)
 
     def predict(images: Any) -> Any:
-        logits = [forward(weights, images) for weights in networks]
-        return probabilities(ensemble_mean(logits) if len(logits) > 1 else logits[0], model)
+        logits, features = combine([forward(weights, images) for weights in networks])
+        computed = {"probabilities": probabilities(logits, model), "features": features}
+        return tuple(computed[name] for name in outputs)
 
     side = preprocess.image_size
     try:
         with device.own_flags():
-            return _to_onnx(predict, jax.ShapeDtypeStruct(("B", side, side, 1), jnp.uint8))
+            return _to_onnx(predict, jax.ShapeDtypeStruct(("B", side, side, 1), jnp.uint8), outputs)
     # The converter answers what it does not know with errors of many kinds.
     except Exception as error:
         raise UserError(f"The network cannot be converted ({one_line(error)}); choose --runtime jax.") from error
 
 
-def _to_onnx(predict: Callable[[Any], Any], images: Any) -> bytes:
+def _to_onnx(predict: Callable[[Any], Any], images: Any, names: Sequence[str]) -> bytes:
     """A function of images, whose shape and dtype are given as ``jax.ShapeDtypeStruct``, as ONNX."""
     onnxruntime = import_onnxruntime()  # before the converter, which imports it too
     # No reader can act on the converter's remarks.
@@ -119,7 +127,8 @@ def _to_onnx(predict: Callable[[Any], Any], images: Any) -> bytes:
     ):
         import jax2onnx
 
-        jax2onnx.to_onnx(predict, [images], opset=OPSET, return_mode="file", output_path=f"{folder}/plain.onnx")
+        options = {"opset": OPSET, "output_names": names, "return_mode": "file", "output_path": f"{folder}/plain.onnx"}
+        jax2onnx.to_onnx(predict, [images], **options)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC

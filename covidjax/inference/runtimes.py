@@ -1,4 +1,4 @@
-"""What computes the probabilities of a trained run: JAX, or OpenVINO or ONNX Runtime from the same weights.
+"""What computes the probabilities and features of a trained run: JAX, or OpenVINO or ONNX Runtime from the same weights.
 
 On CPUs both are faster than XLA.
 """
@@ -30,20 +30,28 @@ RUNTIMES = ("auto", "jax", "openvino", "onnxruntime")
 
 
 class Runtime(Protocol):
-    """Computes probabilities; for several threads too."""
+    """Computes probabilities and features; for several threads too."""
 
     title: str
     """For the reader, with the version."""
 
-    def __call__(self, images: np.ndarray) -> Any:
-        """uint8 ``[B, S, S, 1]``, preprocessed → float32 ``[B, classes]``, each row adding up to 1, or of a segmenter
-        ``[B, S, S]``; the result may still be computing until ``np.asarray`` is taken of it. Every new ``B`` is compiled
+    def __call__(self, images: np.ndarray) -> Sequence[Any]:
+        """uint8 ``[B, S, S, 1]``, preprocessed → the outputs that were asked for, in their order: probabilities float32
+        ``[B, classes]``, each row adding up to 1, or of a segmenter ``[B, S, S]``; and features float32 ``[B, F]``, see
+        ``forward.Outputs``. They may still be computing until ``np.asarray`` is taken of them. Every new ``B`` is compiled
         once."""
         ...
 
 
 def open_runtime(
-    name: str, device: str, config: Config, preprocess: Preprocess, *, digests: Sequence[str], load: Callable[[str], Any]
+    name: str,
+    device: str,
+    config: Config,
+    preprocess: Preprocess,
+    *,
+    digests: Sequence[str],
+    load: Callable[[str], Any],
+    outputs: Sequence[str] = onnx.OUTPUTS,
 ) -> Runtime:
     """Make a trained run ready to compute.
 
@@ -55,16 +63,17 @@ def open_runtime(
       preprocess: of the run.
       digests: of the run's weights, by which its converted network is known again.
       load: device → ``runs.load.LoadedRun``; called only where no converted network is cached.
+      outputs: those of ``onnx.OUTPUTS`` that are wanted.
 
     Raises:
       UserError: no such device, a runtime that is not installed, a network that cannot be converted.
     """
     name = choose_runtime(name, device, config.train.precision, config.model.tta)
     if name == "jax":
-        return Jax(load(device))
+        return Jax(load(device), outputs)
     versions = [importlib.metadata.version(package) for package in ("covidjax", "jax2onnx", "onnxruntime")]
-    key = json.dumps([digests, asdict(config.model), asdict(preprocess), onnx.OPSET, versions])
-    model = onnx.cached_model(key, lambda: onnx.convert(load("cpu").networks, config.model, preprocess))
+    key = json.dumps([digests, asdict(config.model), asdict(preprocess), onnx.OPSET, onnx.FORMAT, outputs, versions])
+    model = onnx.cached_model(key, lambda: onnx.convert(load("cpu").networks, config.model, preprocess, outputs))
     return OpenVino(model) if name == "openvino" else OnnxRuntime(model)
 
 
@@ -117,24 +126,28 @@ def has_gpu() -> bool:
 class Jax:
     """The network as it was trained, in the precision of its settings, on the device that jax was started on."""
 
-    def __init__(self, loaded: Any):
+    def __init__(self, loaded: Any, outputs: Sequence[str]):
         import jax
 
-        from covidjax.inference.forward import make_predict, probabilities
+        from covidjax.inference.forward import make_features, make_predict, probabilities
 
         model = loaded.run.config.model
         self.title = f"{TITLES['jax']} {jax.__version__}"
         self._predict = make_predict(loaded.network, model)
         self._probabilities = jax.jit(lambda logits: probabilities(logits, model))
+        self._features = make_features(loaded.network, model) if tuple(outputs) == ("features",) else None
         self._weights = loaded.networks
 
-    def __call__(self, images: np.ndarray) -> Any:
+    def __call__(self, images: np.ndarray) -> Sequence[Any]:
         from covidjax import device
 
         with device.own_flags():
             # They move with the first batch, and where one of another size is shared by other devices.
             self._weights = device.replicate(self._weights, device.mesh(len(images)))
-            return self._probabilities(self._predict(self._weights, images))
+            if self._features:
+                return (self._features(self._weights[0], images),)
+            logits, features = self._predict.outputs(self._weights, images)
+            return self._probabilities(logits), features
 
 
 def import_openvino() -> Any:
@@ -158,18 +171,19 @@ class OpenVino:
         self._lock = threading.Lock()
         """A request computes one batch at a time, with all cores: other threads wait for their turn."""
 
-    def __call__(self, images: np.ndarray) -> np.ndarray:
+    def __call__(self, images: np.ndarray) -> Sequence[np.ndarray]:
         with self._lock:
             return self._infer(images)
 
-    def _infer(self, images: np.ndarray) -> np.ndarray:
+    def _infer(self, images: np.ndarray) -> Sequence[np.ndarray]:
         if images.shape not in self._requests:
             self._model.reshape(list(images.shape))
             threads = environment.cores()
             settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
             compiled = self._core.compile_model(self._model, "CPU", settings)
             self._requests[images.shape] = compiled.create_infer_request()
-        return self._requests[images.shape].infer([images])[0].copy()  # the next batch overwrites the request's own buffer
+        outputs = self._requests[images.shape].infer([images])
+        return [array.copy() for array in outputs.values()]  # the next batch overwrites the request's own buffers
 
 
 class OnnxRuntime:
@@ -183,5 +197,5 @@ class OnnxRuntime:
         self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         self._input = self._session.get_inputs()[0].name
 
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        return np.asarray(self._session.run(None, {self._input: images})[0])
+    def __call__(self, images: np.ndarray) -> Sequence[np.ndarray]:
+        return self._session.run(None, {self._input: images})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,10 +40,42 @@ class LoadedSegmenter:
         self.size, self.digest = run.preprocess.image_size, digests[0]
         self.title = f"{path.stem} at {self.size}² on {opened.title}"
 
-    def __call__(self, images: np.ndarray) -> Any:
-        """uint8 ``[B, N, N, 1]`` → float32 ``[B, N, N]``, the probability that a pixel belongs to the lungs; may still be
-        computing until ``np.asarray`` is taken of it."""
-        return self._compute(images)
+    def segment(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 ``[B, N, N, 1]`` → float32 ``[B, N, N]``, the probability that a pixel belongs to the lungs, and the pooled
+        features of the encoder, float32 ``[B, F]``."""
+        masks, features = self._compute(images).result()
+        return masks, features
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """The masks of ``segment`` alone."""
+        return self.segment(images)[0]
+
+
+class Encoder:
+    """The encoder of the bundled segmenter: the one network whose features are the same for every run.
+
+    Args:
+      device: ``auto``, ``cpu`` or ``gpu``.
+      runtime: see ``inference.runtimes.open_runtime``.
+
+    Attributes:
+      size: height and width N of its images in pixels.
+    """
+
+    def __init__(self, device: str = "auto", runtime: str = "auto"):
+        self._run, self._device, self._runtime = load.read_run(BUNDLED), device, runtime
+        self.size = self._run.preprocess.image_size
+
+    @functools.cached_property
+    def _compute(self) -> MicroBatcher:
+        """Opened when it is wanted, which it seldom is where a segmenter gives the features."""
+        run, digests = self._run, load.digests(BUNDLED)
+        options: Any = {"digests": digests, "load": partial(load.load_run, BUNDLED), "outputs": ("features",)}
+        return MicroBatcher(open_runtime(self._runtime, self._device, run.config, run.preprocess, **options))
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """uint8 ``[B, N, N, 1]`` → the features of ``LoadedSegmenter.segment``, float32 ``[B, F]``."""
+        return self._compute(images).result()[0]
 
 
 def open_segmenter(device: str = "auto", runtime: str = "auto", weights: Path | None = None) -> LoadedSegmenter:

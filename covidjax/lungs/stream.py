@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -37,8 +37,9 @@ class Segmenter(Protocol):
     digest: str
     """Of its weights."""
 
-    def __call__(self, images: np.ndarray) -> Any:
-        """uint8 ``[B, N, N, 1]`` → float32 ``[B, N, N]``, the probability that a pixel belongs to the lungs."""
+    def segment(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 ``[B, N, N, 1]`` → float32 ``[B, N, N]``, the probability that a pixel belongs to the lungs, and features,
+        float32 ``[B, F]``."""
         ...
 
 
@@ -50,6 +51,8 @@ class SegmentedImage(FileFacts):
     gray: np.ndarray | None = None
     """uint8 ``[H, W]``, or None where the file could not be read."""
     lungs: Lungs | None = None
+    features: np.ndarray | None = None
+    """float32 ``[F]``, of the segmenter's encoder."""
     lungs_seconds: float = 0.0
     """This image's share of its batch's time in the segmenter, and finding the box."""
 
@@ -77,19 +80,21 @@ def segment_images(
 def _segment(group: list[tuple[str, Decoded]], segmenter: Segmenter, batch_size: int) -> Iterator[SegmentedImage]:
     start = time.perf_counter()
     thumbnails = [decoded.arrays[1] for _, decoded in group if decoded.arrays]
-    masks: Iterator[np.ndarray] = iter(())
+    found: Iterator[tuple[np.ndarray, np.ndarray]] = iter(())
     if thumbnails:
         batch = np.zeros((batch_size, segmenter.size, segmenter.size, 1), np.uint8)
         batch[: len(thumbnails), ..., 0] = thumbnails
-        masks = iter(np.asarray(segmenter(batch)))
+        found = zip(*segmenter.segment(batch), strict=True)
     share = (time.perf_counter() - start) / max(len(thumbnails), 1)
     for path, decoded in group:
         start = time.perf_counter()
         image = SegmentedImage(path=path, **decoded.facts)
         if decoded.arrays:
             gray = decoded.arrays[0]
-            lungs = find_lungs(next(masks), *gray.shape)
-            image = replace(image, gray=gray, lungs=lungs, lungs_seconds=share + time.perf_counter() - start)
+            mask, features = next(found)
+            lungs = find_lungs(mask, *gray.shape)
+            seconds = share + time.perf_counter() - start
+            image = replace(image, gray=gray, lungs=lungs, features=features, lungs_seconds=seconds)
         yield image
 
 
@@ -124,5 +129,6 @@ def _frame(image: SegmentedImage, preprocess: Preprocess) -> LoadedImage:
         image=pixels,
         lungs=WHOLE + flag if flag else preprocess.lungs,
         whole_because=flag,
+        features=image.features,
         lungs_seconds=image.lungs_seconds + time.perf_counter() - start,
     )

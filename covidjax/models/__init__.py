@@ -33,4 +33,4 @@ def create_model(
     kind: Any = MODELS[model.name]
     shape = (preprocess.image_size, model.channels, len(preprocess.classes))
     options = {"width": model.width, "rate": model.dropout} if kind is CNN13 else {}
-    return Network(lambda key: kind(*shape, **options, dtype=dtype, rngs=nnx.Rngs(params=key)), plain=plain)
+    return Network(lambda key: kind(*shape, **options, dtype=dtype, rngs=nnx.Rngs(params=key)), kind.features, plain=plain)

@@ -15,6 +15,7 @@ The study names these parts and no more. What it leaves open, and what was chose
 from __future__ import annotations
 
 import itertools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +67,8 @@ class CNN13(nnx.Module):
     Called with float images ``[B, image_size, image_size, channels]`` it returns float32 logits ``[B, classes]`` and
     the named maps that led to them, ``{"block1": [B, S/2, S/2, width], …, "block5": [B, S/32, S/32, 8·width]}``.
     """
+
+    features: ClassVar[dict[str, int]] = {"block5": 1}
 
     def __init__(
         self, image_size: int, channels: int, classes: int, *, width: int, rate: float, dtype: DTypeLike, rngs: nnx.Rngs

@@ -8,6 +8,8 @@ grows the map by two pixels.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import jax
 from flax import nnx
 from jax import Array
@@ -49,6 +51,8 @@ class DarkCovidNet(nnx.Module):
     Called with float images ``[B, image_size, image_size, channels]`` it returns float32 logits ``[B, classes]`` and
     the named maps that led to them, ``{"stem": [B, S/4, S/4, 16], "stage1": …, "stage4": …, "head": …}``.
     """
+
+    features: ClassVar[dict[str, int]] = {"stage4": 1}
 
     def __init__(self, image_size: int, channels: int, classes: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         if image_size < 16:

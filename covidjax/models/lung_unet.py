@@ -10,6 +10,7 @@ padded and followed by batch normalisation and leaky ReLU.
 from __future__ import annotations
 
 import itertools
+from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -63,6 +64,8 @@ class LungUNet(nnx.Module):
     image_size, classes]`` and the named maps that led to them, ``{"down0": [B, S/2, S/2, 16], …, "down4": …, "up3": …,
     "up0": [B, S/2, S/2, 16]}``.
     """
+
+    features: ClassVar[dict[str, int]] = {"down2": 4, "down3": 4, "down4": 4}
 
     def __init__(self, image_size: int, channels: int, classes: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         if image_size < MULTIPLE or image_size % MULTIPLE:

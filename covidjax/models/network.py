@@ -6,10 +6,11 @@ its layers do; so a network is split once here, and plain ``jax.jit`` does the r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
@@ -29,12 +30,13 @@ class Network:
     Args:
       make: from a PRNG key to the module, a fresh ``nnx.Module``; called with normalized images ``[B, S, S, C]`` and a
         ``layers.Mode`` it returns logits and named feature maps.
+      features: the maps whose means are the network's features, and into how many cells a side each is divided first.
       plain: compute each layer by the one operation that converters to other formats know it by, and not by what is
         fastest in XLA.
     """
 
-    def __init__(self, make: Callable[[Array], nnx.Module], *, plain: bool = False):
-        self._plain = plain
+    def __init__(self, make: Callable[[Array], nnx.Module], features: Mapping[str, int], *, plain: bool = False):
+        self._plain, self._features = plain, features
         structure = nnx.eval_shape(lambda: make(jax.random.key(0, impl="rbg")))
         self._graph, self._params, self._stats = nnx.split(structure, nnx.Param, nnx.BatchStat)
         self._draw = jax.jit(lambda key: _weights(*nnx.split(make(key), nnx.Param, nnx.BatchStat)[1:]))
@@ -67,6 +69,21 @@ class Network:
         mode = Mode(train, axis, form, key)
         logits, maps = model(images, mode)
         return logits, maps, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+
+    def pooled_features(self, maps: Mapping[str, Array]) -> Array:
+        """The means of the cells of the network's feature maps, among those of ``apply``: float32 ``[B, F]``, map after
+        map, row after row."""
+        return jnp.concatenate([_cell_means(maps[name], cells) for name, cells in self._features.items()], axis=-1)
+
+
+def _cell_means(x: Array, cells: int) -> Array:
+    """``[B, H, W, C]`` → float32 ``[B, cells² · C]``; of a map with fewer pixels a side than cells, its pixels, and of one
+    that cells do not divide without the last rows and columns."""
+    batch, height, width, channels = x.shape
+    rows, columns = min(cells, height), min(cells, width)
+    high, wide = height // rows, width // columns
+    x = x[:, : rows * high, : columns * wide].astype(jnp.float32)
+    return x.reshape(batch, rows, high, columns, wide, channels).mean((2, 4)).reshape(batch, -1)
 
 
 def _weights(params: nnx.State, batch_stats: nnx.State) -> Weights:

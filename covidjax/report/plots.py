@@ -27,6 +27,23 @@ class Tile(NamedTuple):
     caption: str = ""
 
 
+def mean_history(histories: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Means over the networks of a run of every epoch's loss and metric.
+
+    Args:
+      histories: the lines of each network's ``metrics.jsonl``, equally many.
+    """
+    folds = [fold for fold in ("train", "val", "test") if histories[0] and fold in histories[0][0]]
+
+    def mean(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        return {name: float(np.mean([value[name] for value in values])) for name in values[0]}
+
+    return [
+        {"epoch": records[0]["epoch"]} | {fold: mean([record[fold] for record in records]) for fold in folds}
+        for records in zip(*histories, strict=True)
+    ]
+
+
 @DEFAULT_STYLE
 def curves(path: Path, history: Sequence[Mapping[str, Any]], title: str = "") -> None:
     """Draw the loss and the metric (accuracy or Dice) of every epoch, one above the other.
@@ -36,7 +53,7 @@ def curves(path: Path, history: Sequence[Mapping[str, Any]], title: str = "") ->
       history: the lines of ``metrics.jsonl``.
       title: stands above the curves.
     """
-    figure, axes = _new_figure(4.2, 4.6, rows=2)
+    figure, axes = new_figure(4.2, 4.6, rows=2)
     epochs = [record["epoch"] for record in history]
     quantities = list(history[0]["train"]) if history else ["loss", "accuracy"]
     for axis, quantity in zip(axes[:, 0], quantities, strict=True):
@@ -50,7 +67,7 @@ def curves(path: Path, history: Sequence[Mapping[str, Any]], title: str = "") ->
     axes[1, 0].set(xlabel="epoch", ylim=(0, 1.02))
     if history:
         axes[0, 0].legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False, fontsize=9)
-    _save(figure, path, title)
+    save_figure(figure, path, title)
 
 
 @DEFAULT_STYLE
@@ -63,7 +80,7 @@ def confusion_matrices(path: Path, metrics: Mapping[str, Mapping[str, Any]]) -> 
     """
     single = len(metrics) == 1
     rows, columns = (1, 1) if single else (-(-len(metrics) // MATRICES_PER_ROW), MATRICES_PER_ROW)
-    figure, axes = _new_figure(4.2, 3.4 if single else 1.6 * rows, rows, columns)
+    figure, axes = new_figure(4.2, 3.4 if single else 1.6 * rows, rows, columns)
     for axis in axes.ravel()[len(metrics) :]:
         axis.set_axis_off()
     for axis, (title, result) in zip(axes.ravel(), metrics.items(), strict=False):
@@ -71,7 +88,7 @@ def confusion_matrices(path: Path, metrics: Mapping[str, Mapping[str, Any]]) -> 
         axis.set_title(title, fontsize=8)
     if single:
         axes[0, 0].set(xlabel="predicted", ylabel="true")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 @DEFAULT_STYLE
@@ -85,7 +102,7 @@ def image_grid(path: Path, rows: Sequence[Sequence[Tile]], labels: Sequence[str]
       title: stands above the grid.
     """
     columns = max(map(len, rows))
-    figure, axes = _new_figure(1.5 * columns, 1.7 * len(rows) + 0.5 * bool(title), len(rows), columns)
+    figure, axes = new_figure(1.5 * columns, 1.7 * len(rows) + 0.5 * bool(title), len(rows), columns)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
@@ -93,13 +110,13 @@ def image_grid(path: Path, rows: Sequence[Sequence[Tile]], labels: Sequence[str]
         for axis, tile in zip(row_axes, row, strict=False):
             if tile.image is not None:
                 axis.imshow(tile.image, cmap="gray", vmin=0, vmax=255)
-            axis.set_title(tile.caption, fontsize=7)
+            axis.set_title(tile.caption, fontsize=7, parse_math=False)
     for axis, label in zip(axes[:, 0], labels, strict=False):
         axis.set_ylabel(label)
-    _save(figure, path, title)
+    save_figure(figure, path, title)
 
 
-def _new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, np.ndarray]:
+def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, np.ndarray]:
     """A figure of so many inches and its axes ``[rows, columns]``."""
     # Not pyplot: it keeps every figure alive and looks for a display.
     figure = Figure(figsize=(width, height), layout="constrained", dpi=160)
@@ -107,7 +124,8 @@ def _new_figure(width: float, height: float, rows: int = 1, columns: int = 1) ->
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def _save(figure: Figure, path: Path, title: str = "") -> None:
+def save_figure(figure: Figure, path: Path, title: str = "") -> None:
+    """Write a figure, with a title above all."""
     if title:
         figure.suptitle(title, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from covidjax.errors import printable
-from covidjax.metrics import AnyMetrics, Interval, MaskMetrics, Metrics, headline_metrics, mean_and_sd
+from covidjax.metrics import AnyMetrics, MaskMetrics, headline_metrics, mean_and_sd
+from covidjax.report.metric_tables import TableData, classifier_tables, confusion_table, interval_text
 
 SYNTHETIC = "Synthetic sample: these figures say nothing about patients."
 TRAINED_ON_SYNTHETIC = "Trained on the synthetic sample: these figures say nothing about patients."
@@ -23,7 +24,7 @@ def result_tables(metrics: AnyMetrics, title: str) -> list[Group]:
     """All tables of a result."""
     if isinstance(metrics, MaskMetrics):
         return [masks_table(metrics, title)]
-    return [metrics_table(metrics, title), confusion_table(metrics)]
+    return [render(data) for data in (*classifier_tables(metrics, title), confusion_table(metrics))]
 
 
 def masks_table(metrics: MaskMetrics, title: str) -> Group:
@@ -38,20 +39,10 @@ def masks_table(metrics: MaskMetrics, title: str) -> Group:
     return titled(title, text_table(("mask", *numbers), rows, right=numbers))
 
 
-def metrics_table(metrics: Metrics, title: str) -> Group:
-    """Precision, recall and F1 of each class, their means, and the accuracy with its interval below. Intervals are over
-    patients where those are known."""
-    bootstrap = metrics.bootstrap
-    numbers = ("precision", "recall", "F1", *(("F1 95 % interval",) if bootstrap else ()), "images")
-    rows = []
-    for name, row in (*metrics.per_class.items(), ("macro mean", metrics.macro)):
-        intervals = bootstrap and (bootstrap.macro if row is metrics.macro else bootstrap.per_class[name])
-        f1_interval = (interval_text(intervals.f1),) if intervals else ()
-        rows.append((name, f"{row.precision:.3f}", f"{row.recall:.3f}", f"{row.f1:.3f}", *f1_interval, row.support))
-    interval = interval_text(bootstrap.accuracy if bootstrap else metrics.interval)
-    images = f"{metrics.macro.support} images" + (f" of {bootstrap.patients} patients" if bootstrap else "")
-    accuracy = f"accuracy {metrics.accuracy:.3f} (95 % interval {interval}, {images})"
-    return titled(title, text_table(("class", *numbers), rows, right=numbers), accuracy)
+def render(data: TableData) -> Group:
+    """A table of texts for the terminal."""
+    table = text_table(data.columns, data.rows, right=data.columns[data.left :])
+    return titled(data.title, table, data.below)
 
 
 def networks_table(networks: Mapping[str, AnyMetrics], title: str) -> Group:
@@ -68,13 +59,6 @@ def networks_table(networks: Mapping[str, AnyMetrics], title: str) -> Group:
     return titled(title, text_table(("network", *columns), rows, right=columns))
 
 
-def confusion_table(metrics: Metrics) -> Group:
-    """Rows are true classes, columns predicted ones."""
-    rows = [(name, *row) for name, row in zip(metrics.classes, metrics.confusion, strict=True)]
-    table = text_table(("true ╲ predicted", *metrics.classes), rows, right=metrics.classes)
-    return titled("Confusion matrix", table)
-
-
 def timing_table(stages: Iterable[tuple[str, float, int]], below: str = "") -> Group:
     """Seconds and, where images were handled, images per second of each stage."""
     rows = [
@@ -83,11 +67,6 @@ def timing_table(stages: Iterable[tuple[str, float, int]], below: str = "") -> G
     ]
     numbers = ("seconds", "images/s")
     return titled("Timing", text_table(("stage", *numbers), rows, right=numbers), below)
-
-
-def interval_text(interval: Interval | None) -> str:
-    """``low–high`` with three decimals; empty for None."""
-    return "–".join(f"{end:.3f}" for end in interval or ())
 
 
 def text_table(columns: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str] = ()) -> Table:

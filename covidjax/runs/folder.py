@@ -115,13 +115,17 @@ def read_run(run: Path) -> Run:
 def member_folders(run: Path) -> list[Path]:
     """The folders of the networks of a cross-validation or an ensemble, each a run; empty for a single run."""
     train = Run.load(run / CONFIG).config.train
-    parts = ["fold"] * train.cv + ["member"] * (train.ensemble > 1)
+    by_source = train.cv and train.cv_by == "source"
+    parts = [r"source-(.+)" if by_source else r"fold(\d+)"] * train.cv + [r"member(\d+)"] * (train.ensemble > 1)
     if not parts:
         return []
-    name = re.compile("-".join(rf"{part}(\d+)" for part in parts), re.ASCII)
-    matches = [(name.fullmatch(path.parent.name), path.parent) for path in run.glob(f"*/{CONFIG}")]
-    by_number = {tuple(map(int, match.groups())): folder for match, folder in matches if match}
-    return [by_number[numbers] for numbers in sorted(by_number)]
+    name = re.compile("-".join(parts), re.ASCII)
+    matches = [name.fullmatch(path.parent.name) for path in run.glob(f"*/{CONFIG}")]
+
+    def by_number(match: re.Match[str]) -> list[tuple[int, str]]:
+        return [(int(part) if part.isdecimal() else -1, part) for part in match.groups()]
+
+    return [run / match.string for match in sorted(filter(None, matches), key=by_number)]
 
 
 def network_folders(run: Path) -> list[Path]:
@@ -156,6 +160,18 @@ def read_log(run: Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError):
             continue
     return records
+
+
+def unfinished(run: Path) -> str:
+    """How far a run that was not trained to its end is, in words; empty where it was."""
+    networks = [network for network in network_folders(run) if (network / LOG).exists()]
+    epochs = Run.load(run / CONFIG).config.train.epochs
+    done = [max((record["epoch"] for record in read_log(network)), default=0) for network in networks]
+    if min(done, default=epochs) >= epochs:
+        return ""
+    if len(networks) == 1:
+        return f"{done[0]} of {epochs} epochs are done"
+    return f"{sum(count >= epochs for count in done)} of {len(networks)} networks are trained to their end"
 
 
 def truncate_log(run: Path, epochs: int) -> None:

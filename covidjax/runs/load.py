@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from covidjax.errors import UserError
-from covidjax.runs import checkpoint, folder, weights_file
+from covidjax.runs import checkpoint, folder, trust_file, weights_file
 from covidjax.runs.folder import Run
+from covidjax.runs.trust_file import Trust
 
 if TYPE_CHECKING:
     from covidjax.models import Network, Weights
@@ -81,7 +82,8 @@ def describe(path: Path) -> str:
         return weights_file.read(path).description
     if folders := folder.member_folders(path):
         train = folder.read_run(path).config.train
-        kind = f"{'networks' if train.ensemble > 1 else 'folds'} of {'a cross-validation' if train.cv else 'an ensemble'}"
+        held_out = "sources" if train.cv_by == "source" else "folds"
+        kind = f"{'networks' if train.ensemble > 1 else held_out} of {'a cross-validation' if train.cv else 'an ensemble'}"
         return f"mean probabilities of the {len(folders)} {kind}"
     kind = checkpoint.selected_kind(path)
     return f"{kind} checkpoint, step {checkpoint.verify(path, kind)[0]}"
@@ -100,6 +102,11 @@ def trained_on(path: Path) -> set[str]:
     if is_file(path):
         return weights_file.read(path).trained_on
     return set().union(*map(folder.read_trained_on, folder.network_folders(path)))
+
+
+def trust(path: Path) -> Trust:
+    """What was found out of a run when it was trained, see ``runs.trust_file``; nothing of one of an earlier version."""
+    return weights_file.read(path).trust if is_file(path) else trust_file.read(path)
 
 
 def load_run(path: Path, device_name: str = "auto") -> LoadedRun:

@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,9 @@ import safetensors.numpy
 
 from covidjax.config import Config, ModelConfig, Preprocess
 from covidjax.errors import UserError, one_line
+from covidjax.runs import trust_file
 from covidjax.runs.folder import Run
+from covidjax.runs.trust_file import Trust
 
 FOLDER = Path(__file__).parents[1] / "weights"
 """What the package carries."""
@@ -39,6 +42,8 @@ class WeightsFile(NamedTuple):
     """Keys of the training images, see ``runs.folder.write_trained_on``."""
     prefixed: bool
     """Whether the names of the arrays begin with the number of their network."""
+    trust: Trust
+    """The sections of the run's ``trust.json``; none in a file of an earlier version."""
 
     @property
     def digest(self) -> str:
@@ -46,7 +51,14 @@ class WeightsFile(NamedTuple):
         return hashlib.sha256(self.data).hexdigest()
 
 
-def write(path: Path, run: Run, networks: Sequence[Any], description: str, trained_on: Iterable[str]) -> None:
+def write(
+    path: Path,
+    run: Run,
+    networks: Sequence[Any],
+    description: str,
+    trained_on: Iterable[str],
+    trust: Trust = MappingProxyType({}),
+) -> None:
     """Write the weights of trained networks, rounded to float16.
 
     Args:
@@ -55,6 +67,7 @@ def write(path: Path, run: Run, networks: Sequence[Any], description: str, train
       networks: ``models.Weights`` of each.
       description: in words.
       trained_on: keys of the training images.
+      trust: the sections of the run's ``trust.json``.
     """
     data = dataclasses.replace(run.config.data, path=Path(run.config.data.path).name)  # nobody else has that folder
     run = dataclasses.replace(run, config=dataclasses.replace(run.config, data=data))
@@ -62,6 +75,8 @@ def write(path: Path, run: Run, networks: Sequence[Any], description: str, train
     arrays = {name: np.asarray(leaf, np.float16) for name, leaf in _named_leaves(tree)}
     header = {"run": run.text(), "members": str(len(networks)), "described": description}
     header["seen"] = json.dumps(sorted(trained_on))
+    if trust:
+        header["trust"] = json.dumps(dict(trust), sort_keys=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(safetensors.numpy.save(arrays, metadata=header | {"digest": _digest(arrays, header)}))
 
@@ -88,11 +103,14 @@ def read(path: Path) -> WeightsFile:
     try:
         if {"run", "members", "described", "seen"} <= header.keys():
             run, trained_on = Run.parse(header["run"], str(path)), set(json.loads(header["seen"]))
-            return WeightsFile(data, run, int(header["members"]), header["described"], trained_on, prefixed=True)
+            trust = trust_file.parse(header.get("trust", "{}"))
+            return WeightsFile(
+                data, run, int(header["members"]), header["described"], trained_on, prefixed=True, trust=trust
+            )
         if {"image_size", "masks", "patients"} <= header.keys():  # a segmenter of an earlier version
             preprocess = Preprocess(int(header["image_size"]), classes=tuple(header["masks"].split(",")))
             run = Run(Config(model=ModelConfig("lung-unet")), preprocess)
-            return WeightsFile(data, run, 1, "", set(json.loads(header["patients"])), prefixed=False)
+            return WeightsFile(data, run, 1, "", set(json.loads(header["patients"])), prefixed=False, trust={})
     except ValueError as error:
         raise _damaged(path, one_line(error)) from error
     raise UserError(f"{path} holds no trained network; name a run, or a file that `python -m bench.bundle` wrote.")

@@ -12,13 +12,15 @@ class Row(NamedTuple):
 
     path: str
     status: str
-    """``ok``; ``refused``: it was read, but is no X-ray; or ``error``."""
+    """``ok``; ``refused``: it was read, but is no frontal chest X-ray, or unlike all that the model was trained on;
+    ``uncertain``: too little confidence, see ``abstained``; or
+    ``error``."""
     prediction: str = ""
     """Class name; empty unless the status is ``ok``."""
     confidence: float | None = None
     """Probability of the prediction."""
     probabilities: Mapping[str, float] = MappingProxyType({})
-    """By class name; empty on an error, and what the model said of what is refused."""
+    """By class name; empty on an error, and what the model said of what is refused or uncertain."""
     error: str = ""
     """The reason; empty where there is none."""
     warning: str = ""
@@ -26,9 +28,24 @@ class Row(NamedTuple):
     lungs: str = ""
     """``crop`` or ``mask`` where that was done, as in training, or why the image was kept whole; empty for a model that was
     trained on whole images."""
+    images: int | None = None
+    """Of a study, how many of its images have a prediction, which its probabilities are the means of."""
 
-    def cells(self, classes: Sequence[str], *, lungs: bool = False) -> dict[str, Any]:
-        """Cells by column: ``path,status,prediction,confidence,p_<class>…,error,warning``, and ``lungs`` if asked for."""
+    def abstained(self, least_confidence: float) -> Row:
+        """The row without its prediction if the confidence is below this."""
+        if self.status != "ok" or self.confidence is None or self.confidence >= least_confidence:
+            return self
+        return self._replace(status="uncertain", prediction="", confidence=None)
+
+    def cells(
+        self, classes: Sequence[str], *, lungs: bool = False, thresholds: Mapping[str, float] = MappingProxyType({})
+    ) -> dict[str, Any]:
+        """Cells by column: ``path,status,prediction,confidence,p_<class>…,error,warning``, ``lungs`` if asked for, and
+        ``positive_<class>`` for each class that has a threshold: whether its probability is at least that."""
+        positive = {
+            f"positive_{name}": self.probabilities[name] >= threshold if self.probabilities else None
+            for name, threshold in thresholds.items()
+        }
         return {
             "path": self.path,
             "status": self.status,
@@ -37,5 +54,7 @@ class Row(NamedTuple):
             **{f"p_{name}": self.probabilities.get(name) for name in classes},
             "error": self.error,
             "warning": self.warning,
+            **({} if self.images is None else {"images": self.images}),
             **({"lungs": self.lungs} if lungs else {}),
+            **positive,
         }

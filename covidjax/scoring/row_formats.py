@@ -26,7 +26,7 @@ SYNC_SECONDS = 5.0
 """Most time that rows wait until they are on disk for good."""
 
 RESUMED_COLUMNS = ("path", "status", "prediction", "warning", "lungs")
-"""Columns that are read again of the rows of an earlier command."""
+"""Columns that are read again of the rows of an earlier command, and so are the probabilities."""
 
 
 REMEDY = "name a file in a folder that you may write to"
@@ -35,6 +35,15 @@ REMEDY = "name a file in a folder that you may write to"
 
 def _other_columns(path: Path) -> UserError:
     return UserError(f"{path} has other columns than the rows of this job; name another --output.")
+
+
+def _probabilities(cells: Mapping[str, Any]) -> dict[str, float]:
+    """By class name; none of a row of an error."""
+    values = {name.removeprefix("p_"): value for name, value in cells.items() if name.startswith("p_")}
+    try:
+        return {name: float(value) for name, value in values.items()}
+    except (TypeError, ValueError):
+        return {}
 
 
 class TableWriter(abc.ABC):
@@ -46,7 +55,7 @@ class TableWriter(abc.ABC):
       resume: read the rows that are there and append to them, instead of replacing the table.
 
     Attributes:
-      previous_rows: rows that were there; ``RESUMED_COLUMNS`` of them.
+      previous_rows: rows that were there; ``RESUMED_COLUMNS`` and probabilities of them.
       count: rows of the table.
       finished: whether the job whose table this is had come to its end.
 
@@ -64,7 +73,7 @@ class TableWriter(abc.ABC):
             with self._lines.open("rb") as file:
                 for cells in self._read_rows(file):
                     values: dict[str, Any] = {name: cells.get(name) or "" for name in RESUMED_COLUMNS}
-                    self.previous_rows.append(Row(**values))
+                    self.previous_rows.append(Row(**values, probabilities=_probabilities(cells)))
                     self._size = file.tell()
         self._file = self._lines.open("r+b" if resume else "wb", buffering=0)
         if resume:
@@ -140,7 +149,7 @@ class CsvWriter(TableWriter):
         return _csv_line(self.columns)
 
     def _line(self, cells: dict[str, Any]) -> bytes:
-        return _csv_line(map(_rounded, cells.values()))
+        return _csv_line(str(value).lower() if isinstance(value, bool) else _rounded(value) for value in cells.values())
 
     def _read_rows(self, file: BinaryIO) -> Iterator[Mapping[str, Any]]:
         lines = (line.decode("utf-8", "surrogateescape") for line in iter(file.readline, b"") if line.endswith(b"\n"))
@@ -150,7 +159,7 @@ class CsvWriter(TableWriter):
                 raise _other_columns(self.path)
             for row in reader:
                 cells = dict(zip(self.columns, row, strict=False))
-                if len(row) != len(self.columns) or cells["status"] not in ("ok", "refused", "error"):
+                if len(row) != len(self.columns) or cells["status"] not in ("ok", "refused", "uncertain", "error"):
                     return
                 yield cells
 
@@ -197,8 +206,10 @@ class ParquetWriter(JsonLinesWriter):
             import pyarrow.parquet
         except ImportError:
             raise UserError(f"{path} needs pyarrow; run `pip install 'covidjax[parquet]'` or write .csv.") from None
-        numbers = {name for name in columns if name == "confidence" or name.startswith("p_")}
-        types = [(name, pyarrow.float32() if name in numbers else pyarrow.string()) for name in columns]
+        kinds = {"confidence": pyarrow.float32(), "images": pyarrow.int32()}
+        kinds |= {name: pyarrow.float32() for name in columns if name.startswith("p_")}
+        kinds |= {name: pyarrow.bool_() for name in columns if name.startswith("positive_")}
+        types = [(name, kinds.get(name, pyarrow.string())) for name in columns]
         self._schema, self._pyarrow = pyarrow.schema(types), pyarrow
         lines = self.lines_file(path)
         if resume and not lines.exists():

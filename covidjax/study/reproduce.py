@@ -22,8 +22,8 @@ from covidjax.data.prepare import Options, prepare
 from covidjax.device import device_name
 from covidjax.errors import UsageError, UserError
 from covidjax.files import explaining, write_atomic
-from covidjax.metrics import AnyMetrics, mean_and_sd, mean_history
-from covidjax.report import tables
+from covidjax.metrics import AnyMetrics, mean_and_sd
+from covidjax.report import plots, tables
 from covidjax.runs import folder
 from covidjax.study.experiments import PROTOCOLS, Experiment, for_rehearsal
 from covidjax.study.rehearsal import draw_collections
@@ -223,7 +223,7 @@ def _training(networks: Sequence[Result]) -> dict[str, Any]:
     histories = [network.history for network in networks]
     return {
         "parameters": networks[0].parameters,
-        "history": mean_history(histories),
+        "history": plots.mean_history(histories),
         "device": device_name(),
         "images_per_second": median(record["images_per_second"] for history in histories for record in history),
         # To the end of the last epoch, with compiling and with testing after each.

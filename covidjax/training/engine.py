@@ -24,9 +24,9 @@ from covidjax.models import Weights, create_model
 from covidjax.models.layers import MOMENTUM
 from covidjax.timing import Timing
 from covidjax.training.optimizer import make_optimizer
-from covidjax.training.predictions import Predictions, predict
+from covidjax.training.predictions import Features, Predictions, predict
 from covidjax.training.step import StepInputs, TrainState, create_train_state, make_train_step
-from covidjax.training.tasks import make_task
+from covidjax.training.tasks import Classification, make_task
 
 SCAN_STEPS = 512
 """Steps that are one compiled scan on an accelerator, with no host work between them. On a CPU they are called one by
@@ -34,6 +34,9 @@ one: XLA's CPU backend computes a convolution inside a loop with scalar code, fo
 
 EVAL_BATCH = 128
 """Least batch of evaluation on an accelerator, where a smaller one takes as long."""
+
+FEATURES = 1024
+"""Images whose features tell of all."""
 
 Steps = Callable[[TrainState, StepInputs, np.ndarray], Iterator[tuple[TrainState, int]]]
 """Takes the state through the steps whose rows ``[steps, batch]`` are given; yields it, with the number of steps done,
@@ -105,6 +108,17 @@ class Engine:
         batches = self._batches(rows, max(batch_size, EVAL_BATCH) if self.accelerated else batch_size)
         outputs, labels = predict(self._eval_steps[tta], weights, batches)
         return Predictions(outputs, labels, *(loader.origins(self._source, rows) if tta else ([],)))
+
+    def features(self, weights: Weights, rows: np.ndarray) -> Features:
+        """Pooled features of a classifier for some rows of the dataset, int ``[N]``, or for so many of them that they tell
+        of all."""
+        assert isinstance(self.task, Classification)
+        if len(rows) > FEATURES:
+            rows = np.sort(np.random.default_rng(0).choice(rows, FEATURES, replace=False))
+        forward, size = self.task.predict(self.network), self._config.train.batch_size
+        batches = self._batches(rows, max(size, EVAL_BATCH) if self.accelerated else size)
+        features, _ = predict(lambda each, batch: forward.outputs(each, batch.images).features, weights, batches)
+        return Features(rows, features)
 
     def _batches(self, rows: np.ndarray, size: int) -> Iterable[loader.Batch]:
         """Examples in order, from memory where they lie there."""

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from rich.console import RenderableType
 
-from covidjax import device, metrics
+from covidjax import device, files, metrics
 from covidjax.data import loader
 from covidjax.data.dataset import Dataset
+from covidjax.data.holdout import hold_out
 from covidjax.data.readers.names import key_name
 from covidjax.data.sample import open_dataset
-from covidjax.errors import UserError
+from covidjax.errors import UsageError, UserError
 from covidjax.models import Weights
+from covidjax.report.html import About
 from covidjax.runs import folder, load
+from covidjax.runs.folder import Run
 from covidjax.runs.load import LoadedRun
-from covidjax.training.predictions import Predictions, concatenate, predict
+from covidjax.training import applied_trust, reports
+from covidjax.training.predictions import EvalStep, Predictions, concatenate, predict
+from covidjax.training.run_trust import holdout_name
 from covidjax.training.tasks import make_task
+from covidjax.trust.calibration import sentence
+from covidjax.trust.operating_points import applied as applied_to
 
 
 class Evaluation(NamedTuple):
@@ -28,6 +38,23 @@ class Evaluation(NamedTuple):
     description: str
     """Which examples, by which networks, in words."""
     synthetic: bool
+    operating_points: list[dict[str, Any]]
+    """What those of the run amount to on these examples, see ``trust.operating_points.applied``."""
+    notes: list[str]
+    """What else there is to say."""
+    run: Run
+    dataset: Dataset
+    predictions: Predictions
+
+    def write_report(self, out: Path, about: About, tables: Iterable[RenderableType]) -> None:
+        """Write what a run's report has, but the curves of its training.
+
+        Raises:
+          UserError: it cannot be written.
+        """
+        with files.explaining(out):
+            about = about._replace(facts=[f"Measured on {self.description}."], settings=self.run.text())
+            reports.write(out, self.metrics, self.predictions, self.dataset, about=about, tables=tables)
 
 
 class _Part(NamedTuple):
@@ -36,18 +63,31 @@ class _Part(NamedTuple):
     networks: list[Weights]
     source: loader.Source
     rows: np.ndarray
+    holdout: str = ""
+    """What of the run's own dataset this is, such as ``fold0``; empty for another dataset."""
 
 
 @device.own_flags()
-def evaluate(path: Path, data: str | None = None, *, batch_size: int = 32) -> Evaluation:
+def evaluate(
+    path: Path,
+    data: str | None = None,
+    *,
+    batch_size: int = 32,
+    operating_points: Sequence[str] = (),
+    prevalences: Sequence[float] = (),
+) -> Evaluation:
     """Metrics of a run on examples it was not trained on.
 
     Args:
       path: the run; of an ensemble, and of a cross-validation on another dataset, the mean probabilities count.
-      data: a prepared dataset, of which all is used that the run was not trained on: of its own one the test fold, and of a
-        cross-validation every image, each by the network that it was held out from; of another one every image but those
-        that it has in common with the training and validation folds, by content or by published patient number.
+      data: a prepared dataset, of which all is used that the run was not trained on: of its own one the test fold
+        or test source, and of a cross-validation every image, each by the network that it was held out from; of another one
+        every image but those that it has in common with the training and validation folds, by content or by published
+        patient number.
       batch_size: images at a time.
+      operating_points: such as ``COVID-19:sensitivity=0.95``, whose thresholds are those of the run, else chosen on its
+        validation fold; by default those of the run.
+      prevalences: shares of a class at which its predictive values are told too.
 
     Raises:
       UserError: no run, no dataset, a dataset prepared with other options, or one of which nothing is held out.
@@ -57,6 +97,8 @@ def evaluate(path: Path, data: str | None = None, *, batch_size: int = 32) -> Ev
     loaded = load.load_run(path)
     run = loaded.run
     dataset = open_dataset(data or run.config.data.path, run.preprocess, masks=run.config.model.is_segmenter)
+    if prevalences and dataset.masks:
+        raise UsageError("--prevalence is for classes; leave it out for lung masks.")
     task = make_task(run.config, dataset)
     if dataset.fingerprint == run.dataset:
         parts, description = _own_test_folds(path, loaded, dataset)
@@ -67,28 +109,53 @@ def evaluate(path: Path, data: str | None = None, *, batch_size: int = 32) -> Ev
         )
     else:
         parts, description = _other_dataset(path, loaded, dataset)
-    eval_step = task.eval_step(loaded.network)
+    classes, trust = run.preprocess.classes, load.trust(path)
+    points = [] if dataset.masks else applied_trust.points_of(path, trust, operating_points, classes)
+    temperature = applied_trust.temperature_of_parts(path, trust, own=bool(parts[0].holdout))
+    applied, held_out = [], _predictions(parts, task.eval_step(loaded.network), batch_size).calibrated(temperature)
+    if points:
+        holdouts = [part.holdout for part in parts for _ in part.rows] if parts[0].holdout else []
+        applied = applied_to(points, held_out.table(classes), holdouts)
+    return Evaluation(
+        metrics=task.measure(held_out, classes, prevalences),
+        description=description,
+        synthetic="synthetic" in dataset.manifest["per_source"],
+        operating_points=applied,
+        notes=list(filter(None, [sentence(trust) if temperature != 1 else ""])),
+        run=run,
+        dataset=dataset,
+        predictions=held_out,
+    )
+
+
+def _predictions(parts: Sequence[_Part], eval_step: EvalStep, batch_size: int) -> Predictions:
+    """Of the images of all parts, without calibration."""
     predictions = []
-    for networks, source, rows in parts:
+    for networks, source, rows, _ in parts:
         outputs, labels = predict(eval_step, networks, loader.eval_batches(source, batch_size, rows))
         predictions.append(Predictions(outputs, labels, *loader.origins(source, rows)))
-    measured = task.measure(concatenate(predictions), run.preprocess.classes)
-    return Evaluation(measured, description, "synthetic" in dataset.manifest["per_source"])
+    return concatenate(predictions)
 
 
 def _own_test_folds(path: Path, loaded: LoadedRun, dataset: Dataset) -> tuple[list[_Part], str]:
     """What was held out of the run's own dataset, and that in words."""
     config = loaded.run.config
-    by_fold = {config.data.test_fold: loaded.networks}
-    description = f"test fold {config.data.test_fold} of {dataset.path}{_by_several(path, loaded)}"
+    by_holdout = {replace(config.data, path=""): loaded.networks}
+    held_out = f"source {source}" if (source := config.data.test_source) else f"test fold {config.data.test_fold}"
+    description = f"{held_out} of {dataset.path}{_by_several(path, loaded)}"
     if config.train.cv:
-        by_fold = {}
+        by_holdout = {}
         for member, weights in zip(folder.member_folders(path), loaded.networks, strict=True):
-            by_fold.setdefault(folder.read_run(member).config.data.test_fold, []).append(weights)
-        noun = "network" if len(loaded.networks) == len(by_fold) else "networks"
-        description = f"all {len(by_fold)} folds of {dataset.path}, each by the {noun} that it was held out from"
-    sources = {fold: dataset.source([fold]) for fold in by_fold}
-    return [_Part(by_fold[fold], source, np.arange(len(source))) for fold, source in sources.items()], description
+            of_member = folder.read_run(member).config.data  # some may be of before the dataset was moved
+            by_holdout.setdefault(replace(of_member, path=""), []).append(weights)
+        noun = "network" if len(loaded.networks) == len(by_holdout) else "networks"
+        several = f"all {len(by_holdout)} {config.train.cv_by}s of {dataset.path}"
+        description = f"{several}, each by the {noun} that it was held out from"
+    source = dataset.source(range(dataset.folds))
+    parts = [
+        _Part(networks, source, hold_out(dataset, data).test, holdout_name(data)) for data, networks in by_holdout.items()
+    ]
+    return parts, description
 
 
 def _other_dataset(path: Path, loaded: LoadedRun, dataset: Dataset) -> tuple[list[_Part], str]:

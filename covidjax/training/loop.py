@@ -18,16 +18,19 @@ from covidjax import device, metrics
 from covidjax.config import Config
 from covidjax.data import loader
 from covidjax.data.dataset import Dataset
+from covidjax.data.holdout import hold_out
 from covidjax.errors import UserError
 from covidjax.models import Weights, count_parameters
-from covidjax.runs import folder
+from covidjax.runs import folder, trust_file
 from covidjax.runs.folder import Run
 from covidjax.runs.recorder import Recorder
 from covidjax.timing import Stopwatch, Timing
 from covidjax.training.engine import Engine
 from covidjax.training.optimizer import learning_rate_table
-from covidjax.training.predictions import Predictions
+from covidjax.training.predictions import Features, Predictions
+from covidjax.training.run_trust import inherit
 from covidjax.training.step import StepInputs, TrainState, class_weights, from_checkpoint, to_checkpoint, zero_sums
+from covidjax.trust.calibration import temperature_of
 
 PROGRESS_SECONDS = 0.2
 """Least time between two looks at the loss within an epoch."""
@@ -64,7 +67,12 @@ class Result(NamedTuple):
     """Of this call: what came before a resumption is not in it. The networks of one run share it."""
     parameters: int
     predictions: Predictions
-    """Of the images of the test fold."""
+    """Of the images of the test fold or source; calibrated where the run is."""
+    held_out: dict[str, Predictions]
+    """Without calibration, of all that was held out: ``test``, with a validation fold ``val``, and with a test source
+    ``in_source``, the test fold of the sources that were trained on."""
+    features: tuple[Features, Features] | None
+    """Of a classifier: of some training images, and of some of the test fold."""
 
 
 class Plan(NamedTuple):
@@ -74,9 +82,11 @@ class Plan(NamedTuple):
     train_rows: np.ndarray
     """int32 ``[N]``, rows of the whole dataset, fold after fold."""
     held_out: dict[str, np.ndarray]
-    """Rows of ``test`` and, where there is a validation fold, ``val``."""
-    trained_on: loader.Source
-    """The images of the training and validation folds."""
+    """Rows of ``test`` and, where there is a validation fold, ``val``: what is looked at after each epoch."""
+    in_source: np.ndarray
+    """Rows that are tested at the end, see ``Holdout``."""
+    images: loader.Source
+    """The whole dataset."""
     batch_size: int
     steps: int
     """Of an epoch."""
@@ -91,21 +101,19 @@ def make_plan(config: Config, dataset: Dataset) -> Plan:
     """What a network of these settings is trained on.
 
     Raises:
-      UserError: folds that the dataset does not have.
+      UserError: folds or a source that the dataset does not have.
     """
-    training, test, val = dataset.split(config.data.test_fold, config.data.val_fold)
-    ends = np.cumsum([0, *(dataset.class_counts([fold]).sum() for fold in range(dataset.folds))])
-    rows = [np.arange(ends[fold], ends[fold + 1], dtype=np.int32) for fold in range(dataset.folds)]
-    train_rows = np.concatenate([rows[fold] for fold in training])
-    batch_size = min(config.train.batch_size, len(train_rows))
-    steps = len(train_rows) // batch_size
+    held_out = hold_out(dataset, config.data)
+    batch_size = min(config.train.batch_size, len(held_out.train))
+    steps = len(held_out.train) // batch_size
     rates = learning_rate_table(config.train, steps * config.train.epochs)
-    weights = class_weights(config.train, dataset.class_counts(training))
+    weights = class_weights(config.train, held_out.class_counts)
     return Plan(
         config=config,
-        train_rows=train_rows,
-        held_out={"test": rows[test[0]]} | ({"val": rows[val[0]]} if val else {}),
-        trained_on=dataset.source([*training, *val]),
+        train_rows=held_out.train,
+        held_out={"test": held_out.test} | ({"val": held_out.val} if len(held_out.val) else {}),
+        in_source=held_out.in_source,
+        images=dataset.source(range(dataset.folds)),
         batch_size=batch_size,
         steps=steps,
         inputs=StepInputs(np.uint32(config.seed), rates, weights),
@@ -142,6 +150,7 @@ def train(
     plan = make_plan(config, dataset)  # before there is a folder
     if not resume:
         folder.create_run(run, Run(config, dataset.preprocess, dataset.fingerprint, dataset.segmenter))
+    inherit(run, config, dataset.preprocess)
     with open_recorder(plan, run, timing) as recorder:
         result = fit(plan, Engine(config, dataset, timing), recorder, progress, stop)
     timing.add("wall", began)
@@ -220,7 +229,8 @@ def _start(plan: Plan, engine: Engine, recorder: Recorder) -> TrainState:
 
     if saved := recorder.resume(expected):
         return from_checkpoint(saved.weights, saved.training)
-    folder.write_trained_on(recorder.run, (key for keys in loader.identities(plan.trained_on) for key in keys))
+    trained_on = np.concatenate([plan.train_rows, plan.held_out.get("val", plan.train_rows[:0])])
+    folder.write_trained_on(recorder.run, (key for keys in loader.identities(plan.images, trained_on) for key in keys))
     return engine.init_state(plan.config.seed)
 
 
@@ -264,8 +274,13 @@ def _test(plan: Plan, engine: Engine, recorder: Recorder) -> Result:
     """What a finished network says of its test fold."""
     start = time.perf_counter()
     kind, weights = recorder.final_weights(engine.network.abstract())
-    predictions = engine.predict(weights, plan.held_out["test"])
-    engine.timing.add("evaluate", start, len(predictions.labels))
+    held_out = plan.held_out | ({"in_source": plan.in_source} if len(plan.in_source) else {})
+    raw = {name: engine.predict(weights, rows) for name, rows in held_out.items()}
+    engine.timing.add("evaluate", start, sum(map(len, held_out.values())))
+    predictions = raw["test"].calibrated(temperature_of(trust_file.read(recorder.run)))
+    features = None
+    if not plan.config.model.is_segmenter:
+        features = engine.features(weights, plan.train_rows), engine.features(weights, plan.held_out["test"])
     return Result(
         metrics=engine.task.measure(predictions, engine.classes),
         checkpoint=kind,
@@ -273,6 +288,8 @@ def _test(plan: Plan, engine: Engine, recorder: Recorder) -> Result:
         timing=engine.timing,
         parameters=count_parameters(weights),
         predictions=predictions,
+        held_out=raw,
+        features=features,
     )
 
 

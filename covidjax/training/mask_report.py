@@ -23,27 +23,27 @@ PICTURED = 10
 
 
 @device.own_flags()
-def write(folder: Path, run: Path, dataset: Dataset, fold: int, scores: np.ndarray, note: str) -> None:
-    """Write ``masks.csv``, the images of a fold from the worst to the best, and ``worst.png`` and ``typical.png``, of ten
+def write(folder: Path, run: Path, dataset: Dataset, held_out: np.ndarray, scores: np.ndarray, note: str) -> None:
+    """Write ``masks.csv``, the held-out images from the worst to the best, and ``worst.png`` and ``typical.png``, of ten
     images each the image, the true mask and the predicted one, and the crop.
 
     Args:
       folder: the run's report.
       run: a run of lung-unet.
       dataset: the one with masks that it was trained on.
-      fold: the test fold.
-      scores: loss, Dice and IoU of each image of the fold, float ``[N, 3]``.
+      held_out: rows of the dataset.
+      scores: loss, Dice and IoU of each of them, float ``[N, 3]``.
       note: stands above the pictures.
     """
-    source = dataset.source([fold])
+    source = dataset.source(range(dataset.folds))
     ranking = np.argsort(scores[:, 1], kind="stable")
-    batch = next(loader.eval_batches(source, len(ranking), ranking))
+    batch = next(loader.eval_batches(source, len(ranking), held_out[ranking]))
     kinds = dataset.preprocess.classes
     with (folder / "masks.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(("name", "source", "patient", "mask", "dice", "iou"))
         for row, kind in zip(ranking.tolist(), batch.labels.tolist(), strict=True):
-            texts = map(printable, source.texts(row, "name", "source", "patient"))
+            texts = map(printable, source.texts(int(held_out[row]), "name", "source", "patient"))
             table.writerow((*texts, kinds[kind], *(f"{share:.4f}" for share in scores[row, 1:])))
     loaded = load_run(run)
     predict = make_predict(loaded.network, loaded.run.config.model)

@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy.special
 from jax import Array
 
 from covidjax import device
 from covidjax.data import loader
 from covidjax.models.network import Weights
+from covidjax.trust.predictions import PredictionTable
 
 EvalStep = Callable[[Weights | list[Weights], loader.Batch], Array]
 """Weights and a batch → outputs of each example, float32 ``[B, K]``; jitted."""
@@ -30,6 +32,26 @@ class Predictions(NamedTuple):
     """The collection that each image is of, ``[N]``."""
     paths: list[str] = []  # noqa: RUF012
     """Their names in the dataset, ``[N]``."""
+
+    def calibrated(self, temperature: float) -> Predictions:
+        """Logits, or logarithms of probabilities, over a temperature, see ``trust.calibration``."""
+        return self if temperature == 1 else self._replace(outputs=self.outputs.astype(float) / temperature)
+
+    def table(self, classes: Sequence[str]) -> PredictionTable:
+        """The probabilities of a classifier."""
+        probabilities = scipy.special.softmax(self.outputs.astype(float), -1)
+        nameless = [""] * len(self.labels)
+        texts = self.paths or nameless, self.patients, self.sources or nameless
+        return PredictionTable(tuple(classes), self.labels, probabilities, *texts)
+
+
+class Features(NamedTuple):
+    """Pooled features of some examples, see ``models.Network.pooled_features``."""
+
+    rows: np.ndarray
+    """int ``[N]``, of the dataset."""
+    features: np.ndarray
+    """float32 ``[N, F]``."""
 
 
 def predict(

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from covidjax.config import Config
 from covidjax.data.dataset import Dataset
-from covidjax.metrics import mean_and_sd, mean_history
-from covidjax.report import run_report, tables
+from covidjax.data.holdout import hold_out
+from covidjax.metrics import mean_and_sd
+from covidjax.report import plots, tables
+from covidjax.report.html import About
+from covidjax.runs import folder
 from covidjax.timing import Timing
-from covidjax.training import mask_report
-from covidjax.training.cross_validation import network_configs, train_networks
+from covidjax.training import mask_report, reports, run_trust
+from covidjax.training.cross_validation import configs_of, train_networks
+from covidjax.training.gate import write_gates
 from covidjax.training.loop import Progress, Result, train
+from covidjax.training.predictions import concatenate
+from covidjax.training.run_trust import Findings, HeldOut
 
 Summary = tuple[list[Any], dict[str, Any]]
 """Tables for the terminal, and what ``--json`` prints."""
@@ -38,49 +44,102 @@ def train_and_report(
     if config.train.cv or config.train.ensemble > 1:
         return _train_several(config, dataset, run, note, progress=progress, **options)
     result = train(config, dataset, run, progress=progress(""), **options)
-    parts = [*_result_tables(result, config, note), _timing_table(result.timing)]
-    _write(run, dataset, config, result, parts, note)
-    return parts, _as_dict(run, result, note)
+    write_gates(run, {"": result}, dataset)
+    found = _finish(run, dataset, config, {kind: {"": each} for kind, each in result.held_out.items()}, note)
+    parts = [*_result_tables(result, config, note), *found.tables, _timing_table(result.timing)]
+    _write(run, dataset, config, result, parts, note, more=found.details, alone=True)
+    return parts, _as_dict(run, result, note) | found.details
 
 
 def _train_several(config: Config, dataset: Dataset, run: Path, note: str, **options: Any) -> Summary:
     whole = train_networks(config, dataset, run, **options)
-    for name, network in network_configs(config, dataset.folds).items():
+    for name, network in configs_of(config, dataset).items():
         result = whole.networks[name]
-        _write(run / name, dataset, network, result, _result_tables(result, network, note), note)
+        _write(run / name, dataset, network, result, _result_tables(result, network, note), note, more={}, alone=False)
+    write_gates(run, whole.networks, dataset)
     alone = {name: result.metrics for name, result in whole.networks.items()}
     below, several = f"\n{note}" * bool(note), config.train.ensemble > 1
     parts = []
     if config.train.cv:
-        title = f"All folds, every image by the network{'s' * several} that it was held out from"
-        parts.append(tables.networks_table(whole.folds, "Folds" + ", mean probabilities" * several + below))
+        kinds = f"{config.train.cv_by}s"
+        title = f"All {kinds}, every image by the network{'s' * several} that it was held out from"
+        parts.append(tables.networks_table(whole.folds, kinds.capitalize() + ", mean probabilities" * several + below))
     else:
-        title = f"Test fold {config.data.test_fold}, mean probabilities of the networks"
+        held_out = f"Source {source}" if (source := config.data.test_source) else f"Test fold {config.data.test_fold}"
+        title = f"{held_out}, mean probabilities of the networks"
     if several:
         parts.append(tables.networks_table(alone, "Networks, each alone" + below))
-    parts += [*tables.result_tables(whole.metrics, title + below), _timing_table(whole.timing)]
+    found = _finish(run, dataset, config, whole.held_out, note)
+    parts += [*tables.result_tables(whole.metrics, title + below), *found.tables, _timing_table(whole.timing)]
     spread = mean_and_sd(list((whole.folds if config.train.cv else alone).values()))
     details = {
         "spread": {name: figure._asdict() for name, figure in spread.items()},
         "folds": {name: metrics.as_dict() for name, metrics in whole.folds.items()},
         "members": {name: _as_dict(run / name, result, note) for name, result in whole.networks.items()},
+        **found.details,
     }
-    history = mean_history([result.history for result in whole.networks.values()])
-    run_report.write(run / "report", whole.metrics, history, parts, note, details)
+    history = plots.mean_history([result.history for result in whole.networks.values()])
+    about = _about(run, dataset, title, note)
+    held_out = concatenate(list(whole.predictions.values()))
+    reports.write(
+        run / "report", whole.metrics, held_out, dataset, about=about, tables=parts, history=history, more=details
+    )
     summary = {"run": str(run), "note": note, "metrics": whole.metrics.as_dict(), **details}
     return parts, summary | {"seconds": whole.timing.seconds, "images": whole.timing.images}
 
 
-def _write(run: Path, dataset: Dataset, config: Config, result: Result, parts: list[Any], note: str) -> None:
-    """Write the report of one network."""
-    run_report.write(run / "report", result.metrics, result.history, parts, note)
+def _finish(run: Path, dataset: Dataset, config: Config, held_out: HeldOut, note: str) -> Findings:
+    """What the run learns of how far it can be trusted."""
     if dataset.masks:
-        mask_report.write(run / "report", run, dataset, config.data.test_fold, result.predictions.outputs, note)
+        return Findings([], {})
+    return run_trust.finish(run, config, dataset.preprocess.classes, held_out, f"\n{note}" * bool(note))
+
+
+def _write(
+    run: Path,
+    dataset: Dataset,
+    config: Config,
+    result: Result,
+    parts: list[Any],
+    note: str,
+    *,
+    more: Mapping[str, Any],
+    alone: bool,
+) -> None:
+    """Write the report of one network: of one of several the page and its figures are those of all."""
+    report, title = run / "report", _title(result, config)
+    reports.write(
+        report,
+        result.metrics,
+        result.predictions,
+        dataset,
+        about=_about(run, dataset, title, note),
+        tables=parts,
+        history=result.history,
+        more=more,
+        page=alone,
+    )
+    if not dataset.masks:
+        run_trust.write_validation(run, result.held_out, dataset.preprocess.classes)
+    else:
+        mask_report.write(report, run, dataset, hold_out(dataset, config.data).test, result.predictions.outputs, note)
 
 
 def _result_tables(result: Result, config: Config, note: str) -> list[Any]:
-    title = f"Test fold {config.data.test_fold}, {result.checkpoint} checkpoint" + f"\n{note}" * bool(note)
-    return list(tables.result_tables(result.metrics, title))
+    return list(tables.result_tables(result.metrics, _title(result, config) + f"\n{note}" * bool(note)))
+
+
+def _title(result: Result, config: Config) -> str:
+    held_out = f"Source {source}" if (source := config.data.test_source) else f"Test fold {config.data.test_fold}"
+    return f"{held_out}, {result.checkpoint} checkpoint"
+
+
+def _about(run: Path, dataset: Dataset, title: str, note: str) -> About:
+    settings = folder.read_run(run)
+    pixels, lungs = settings.preprocess.image_size, settings.preprocess.lungs
+    images = f"images of {pixels} pixels, {'whole' if lungs == 'none' else f'lungs {lungs}'}"
+    model = f"{settings.config.model.name}, trained on {dataset.path.name}; {images}."
+    return About(f"Run {run.name}", note, [model, f"{title}."], settings.text())
 
 
 def _timing_table(timing: Timing) -> Any:

@@ -19,12 +19,13 @@ from jax import Array
 from covidjax import metrics
 from covidjax.config import Config
 from covidjax.errors import UsageError
-from covidjax.inference.forward import data_parallel, make_predict, normalize
+from covidjax.inference.forward import Predict, data_parallel, make_predict, normalize
 from covidjax.models.lung_unet import MULTIPLE
 from covidjax.models.network import Network, Weights
 from covidjax.training.augment import augment, augment_with_masks
 from covidjax.training.predictions import EvalStep, Predictions
 from covidjax.training.step import Losses
+from covidjax.trust.metrics import measure
 
 if TYPE_CHECKING:
     from covidjax.data.dataset import Dataset
@@ -69,6 +70,7 @@ class Classification(Task):
     def __init__(self, config: Config):
         self._augment, self._model = config.augment, config.model
         self._smoothing = config.train.label_smoothing
+        self._predict: dict[tuple[Network, int], Predict] = {}
 
     def inputs(self, key: Array, images: Array, targets: Array, axis: str | None) -> tuple[Array, Array]:
         """Augmented and normalized images float32 ``[B, S, S, C]``, and their targets, of uint8 images ``[B, S, S, 1]``
@@ -86,8 +88,14 @@ class Classification(Task):
         """What is computed of held-out examples: logits ``[B, classes]``, of several networks' weights the logarithms of
         their mean probabilities. Without ``tta`` of one view of each, whatever the settings say, which is enough to watch
         training by."""
-        predict = make_predict(network, self._model if tta else dataclasses.replace(self._model, tta=1))
+        predict = self.predict(network, tta=tta)
         return lambda weights, batch: predict(weights, batch.images)
+
+    def predict(self, network: Network, *, tta: bool = True) -> Predict:
+        """The forward pass of ``eval_step``, which gives features too; compiled once for both kinds where they are the
+        same."""
+        model = self._model if tta else dataclasses.replace(self._model, tta=1)
+        return self._predict.setdefault((network, model.tta), make_predict(network, model))
 
     def summarize(self, outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """``loss`` and metric of outputs ``[N, K]``, as ``eval_step`` gives them, of examples with labels ``[N]``."""
@@ -95,10 +103,11 @@ class Classification(Task):
         loss = -log_probabilities[np.arange(len(labels)), labels].mean()
         return {"loss": float(loss), "accuracy": float((outputs.argmax(-1) == labels).mean())}
 
-    def measure(self, predictions: Predictions, classes: Sequence[str]) -> metrics.Metrics:
-        """What is reported, with intervals over patients."""
-        chosen = predictions.outputs.argmax(-1)
-        return metrics.classification_metrics(predictions.labels, chosen, classes, predictions.patients)
+    def measure(
+        self, predictions: Predictions, classes: Sequence[str], prevalences: Sequence[float] = ()
+    ) -> metrics.Metrics:
+        """What is reported, with intervals over patients; of classes also predictive values at prevalences."""
+        return measure(predictions.table(classes), prevalences)
 
 
 class Segmentation(Task):
@@ -144,7 +153,9 @@ class Segmentation(Task):
         loss, dice, _ = outputs.mean(0, dtype=float).tolist()
         return {"loss": loss, "dice": dice}
 
-    def measure(self, predictions: Predictions, classes: Sequence[str]) -> metrics.MaskMetrics:
+    def measure(
+        self, predictions: Predictions, classes: Sequence[str], prevalences: Sequence[float] = ()
+    ) -> metrics.MaskMetrics:
         _, dice, iou = predictions.outputs.astype(float).T
         return metrics.mask_metrics(predictions.labels, dice, iou, classes, predictions.patients)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +45,23 @@ class PredictionTable:
     def select(self, rows: np.ndarray) -> PredictionTable:
         """Some of the rows, by number or by a bool ``[N]``."""
         chosen = np.arange(len(self))[rows]
-        texts = ([values[row] for row in chosen] for values in (self.paths, self.patients, self.sources))
+        numbers: list[int] = chosen.tolist()
+        texts = ([values[row] for row in numbers] for values in (self.paths, self.patients, self.sources))
         return PredictionTable(self.classes, self.labels[chosen], self.probabilities[chosen], *texts)
+
+    @classmethod
+    def concatenate(cls, tables: Sequence[PredictionTable]) -> PredictionTable:
+        """The rows of at least one table, one after another."""
+        labels, probabilities = (
+            np.concatenate([getattr(table, name) for table in tables]) for name in ("labels", "probabilities")
+        )
+        names = ("paths", "patients", "sources")
+        texts = {name: [text for table in tables for text in getattr(table, name)] for name in names}
+        return cls(tables[0].classes, labels, probabilities, **texts)
+
+    def with_probabilities(self, probabilities: np.ndarray) -> PredictionTable:
+        """The same images with other probabilities ``[N, classes]``."""
+        return replace(self, probabilities=probabilities)
 
     def write(self, path: Path) -> None:
         """Write as CSV, whole or not at all."""
@@ -82,3 +97,8 @@ class PredictionTable:
             raise UserError(f"{path} is not there; train the run again, or name another one.") from None
         except (ValueError, KeyError, TypeError, csv.Error) as error:
             raise UserError(f"{path} is damaged ({one_line(error)}); train the run again, or name another one.") from error
+
+
+Tables = Mapping[str, PredictionTable]
+"""Predictions of each source by a network that was trained without it; or of a network's own sources, by the source that
+was left out."""

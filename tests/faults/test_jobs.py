@@ -294,12 +294,14 @@ def test_batches_are_halved_until_they_fit(late: bool, caplog: pytest.LogCapture
     def compute(images: np.ndarray) -> Any:
         sizes.append(len(images))
         if len(images) > 8:
-            return Late() if late else np.asarray(Late())
-        return images[:, 0, 0].astype(np.float32)
+            return (Late(), images) if late else (np.asarray(Late()), images)
+        return images[:, 0, 0].astype(np.float32), images
 
     sparing = MicroBatcher(compute)
     images = np.arange(30, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 1), np.uint8)
     for _ in range(2):
-        np.testing.assert_array_equal(np.asarray(sparing(images))[:, 0], np.arange(30))
+        first, second = sparing(images).result()
+        np.testing.assert_array_equal(first[:, 0], np.arange(30))
+        np.testing.assert_array_equal(second, images)
     assert sizes == [30, 15, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7]
     assert caplog.messages == ["The device has not enough memory for batches of 30 images; they have 7 from now on."]
