@@ -163,21 +163,24 @@ class _Ranking:
         order = np.argsort(-scores, kind="stable")
         self._patient, self._positive = patient[order], positive[order].astype(np.int32)[:, None]
         ordered = scores[order]
-        starts = np.flatnonzero(np.append(True, ordered[1:] < ordered[:-1]))
-        self._starts = None if len(starts) == len(ordered) else starts
+        ends = np.flatnonzero(np.append(ordered[1:] < ordered[:-1], True))
+        self._ends = None if len(ends) == len(ordered) else ends
         self._excess = (ordered - positive[order])[:, None]
 
     def draw(self, counts: np.ndarray) -> _Drawn:
         """The ranking of samples of patients, int32 ``[patients, samples]``."""
         weights = counts[self._patient]
-        images, positive = self._steps(weights), self._steps(weights * self._positive)
-        return _Drawn(images, positive, images.cumsum(0, np.int32), positive.cumsum(0, np.int32))
+        images, positive = weights, weights * self._positive
+        above = self._sums(images, np.int32), self._sums(positive, np.int32)
+        if self._ends is not None:
+            images, positive = (np.diff(sums, axis=0, prepend=0) for sums in above)
+        return _Drawn(images, positive, *above)
 
     def ece(self, counts: np.ndarray) -> np.ndarray:
         """Mean over the bins, weighted by their images, of the distance between the mean score and the share of positive
         images. The bins are those of ``sklearn.calibration.calibration_curve(strategy="quantile")``."""
         weights = counts[self._patient]
-        above, excess = self._steps(weights).cumsum(0, np.int32), self._steps(weights * self._excess).cumsum(0)
+        above, excess = self._sums(weights, np.int32), self._sums(weights * self._excess, float)
         total = above[-1]
         below = np.arange(1, BINS)[:, None] * (total - 1) // BINS + 1  # images below the upper edge of each bin, at least
         columns = zip(np.ascontiguousarray(above.T), (total - below).T, strict=True)
@@ -185,9 +188,10 @@ class _Ranking:
         inner = np.where(steps < 0, 0, np.take_along_axis(excess, np.maximum(steps, 0), 0))
         return np.abs(np.diff(inner, axis=0, prepend=excess[-1:], append=0)).sum(0) / total
 
-    def _steps(self, values: np.ndarray) -> np.ndarray:
-        """Sums over the images of each step, ``[steps, samples]``."""
-        return values if self._starts is None else np.add.reduceat(values, self._starts)
+    def _sums(self, values: np.ndarray, dtype: type) -> np.ndarray:
+        """Sums over the images from the first step to each, ``[steps, samples]``."""
+        sums = values.cumsum(0, dtype)
+        return sums if self._ends is None else sums[self._ends]
 
 
 class _Drawn(NamedTuple):
