@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
@@ -31,10 +32,13 @@ def audit(context: click.Context, data: str, run: Path | None, out: Path, device
     on the image their evidence lies. One sentence a check; exit 1 if one fails."""
     from covidjax.data.sample import open_dataset
     from covidjax.lungs.segmenter import open_segmenter
+    from covidjax.runs import load
     from covidjax.trust import audit_report
     from covidjax.trust.audit import audit as audit_dataset
+    from covidjax.trust.reliance import reliance
 
-    dataset = open_dataset(data)
+    preprocess = load.read_run(run).preprocess if run else None
+    dataset = open_dataset(data, preprocess)
     if dataset.masks:
         raise UsageError(f"{data} holds images with lung masks and no classes; name a dataset of classes.")
     if out.exists() and not out.is_dir():
@@ -50,7 +54,10 @@ def audit(context: click.Context, data: str, run: Path | None, out: Path, device
                 shown.add(what)
                 common.say(f"{what} …")
 
-        checks = audit_dataset(dataset, segmenter, tick)
+        of_run = partial(tick, "Looking at the run")
+        # First, since it may be that nothing of the dataset is held out of it.
+        relies = [reliance(run, dataset, segmenter, of_run)] if run else []
+        checks = [*audit_dataset(dataset, segmenter, tick), *relies]
     audit_report.write(out, dataset, checks, str(run) if run else None)
     if as_json:
         common.show_json(audit_report.as_dict(dataset, checks, str(run) if run else None))

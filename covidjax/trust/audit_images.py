@@ -138,12 +138,16 @@ def find_masks(
 def outside_lungs(masks: np.ndarray, plausible: np.ndarray) -> np.ndarray:
     """What is looked at outside the lungs of each image: all but its own mask, dilated, and where lungs often are; bool
     ``[N, SIDE, SIDE]``."""
-    from scipy.ndimage import binary_dilation
-
-    around = np.ones((1, 3, 3), bool)
-    hidden = binary_dilation(masks & plausible[:, None, None], around, iterations=DILATION)
+    hidden = dilate(masks & plausible[:, None, None])
     often = hidden[plausible].mean(0) > OFTEN if plausible.any() else np.zeros((SIDE, SIDE), bool)
     return ~(hidden | often)
+
+
+def dilate(masks: np.ndarray) -> np.ndarray:
+    """Masks ``[N, SIDE, SIDE]``, ``DILATION`` pixels wider on every side."""
+    from scipy.ndimage import binary_dilation
+
+    return np.asarray(binary_dilation(masks, np.ones((1, 3, 3), bool), iterations=DILATION))
 
 
 def frame() -> np.ndarray:

@@ -12,7 +12,7 @@ from covidjax.data.dataset import Dataset
 from covidjax.errors import printable
 from covidjax.files import explaining, write_atomic
 from covidjax.report import audit_page
-from covidjax.trust.audit import Check
+from covidjax.trust.check import Check
 
 HTML, JSON = "audit.html", "audit.json"
 
