@@ -52,11 +52,19 @@ class DecodedImage(NamedTuple):
     """Of the file: PNG, DICOM, …"""
     info: ImageInfo = NO_INFO
     """Size and bits in the file."""
+    person: dicom.Person = dicom.NOBODY
+    """Age, sex and projection by the header."""
 
     @property
     def facts(self) -> dict[str, Any]:
-        """All but the pixels, by the names of ``workers.FileFacts``."""
-        return {"warning": self.warning, "refused": self.refused, "format": self.format, **self.info._asdict()}
+        """All but the pixels, by the names of ``facts.FileFacts``."""
+        return {
+            "warning": self.warning,
+            "refused": self.refused,
+            "format": self.format,
+            **self.info._asdict(),
+            **self.person._asdict(),
+        }
 
 
 def read(
@@ -104,7 +112,7 @@ def _read(source: FileOrBytes, at_least: int | None, size: int | None, invert: I
     if not data:
         raise ImageError("the file is empty (0 bytes)")
     try:
-        samples, remarks = _samples(data, limits.pixels, at_least)
+        samples, remarks, person = _samples(data, limits.pixels, at_least)
         width, height, _ = samples.info
         if min(height, width) < SMALLEST:
             raise ImageError(f"{width}×{height} pixels; an X-ray has at least {SMALLEST}×{SMALLEST}")
@@ -121,7 +129,7 @@ def _read(source: FileOrBytes, at_least: int | None, size: int | None, invert: I
         remarks += [*samples.warnings, "" if samples.format == "PNG" else codecs.holes_warning(data)]
         refused = "next to no contrast" if flat else ""
         warning = "; ".join(dict.fromkeys(filter(None, remarks)))
-        return DecodedImage(np.asarray(_resized(whole, size)), warning, refused, samples.format, samples.info)
+        return DecodedImage(np.asarray(_resized(whole, size)), warning, refused, samples.format, samples.info, person)
     except Image.DecompressionBombError:
         raise too_many_pixels(limits.pixels) from None
     except Image.UnidentifiedImageError:
@@ -133,14 +141,14 @@ def _read(source: FileOrBytes, at_least: int | None, size: int | None, invert: I
         raise ImageError(f"damaged: {one_line(error)}") from error
 
 
-def _samples(data: bytes, most_pixels: int, at_least: int | None) -> tuple[Samples, list[str]]:
-    """Stored values of a file, and what its header says against taking it for an X-ray of a chest."""
+def _samples(data: bytes, most_pixels: int, at_least: int | None) -> tuple[Samples, list[str], dicom.Person]:
+    """Stored values of a file, what its header says against taking it for an X-ray of a chest, and of whom it is one."""
     if not is_dicom(data[:HEAD]):
-        return rasters.read(data, most_pixels, at_least), []
+        return rasters.read(data, most_pixels, at_least), [], dicom.NOBODY
     dataset = dicom.read(data)
     samples = dicom_pixels.samples(dataset, most_pixels, at_least)
     dicom_display.describe(samples, dataset)
-    return samples, [dicom.warning_of(dataset)]
+    return samples, [dicom.warning_of(dataset)], dicom.person_of(dataset)
 
 
 def read_bytes(path: str | os.PathLike[str], limits: Limits = Limits()) -> bytes:

@@ -13,7 +13,7 @@ import numpy as np
 
 from covidjax.data.dataset import Dataset
 from covidjax.lungs.stream import Segmenter
-from covidjax.trust import audit_classes, audit_images
+from covidjax.trust import audit_classes, audit_images, audit_lungs
 from covidjax.trust.audit_classes import ASSOCIATED
 from covidjax.trust.audit_images import AuditImages
 from covidjax.trust.check import Check, Status
@@ -41,7 +41,7 @@ def audit(
     """
     total = dataset.manifest["images"]
     images = audit_images.read_images(dataset, lambda done: tick("Reading", done, total))
-    masks = audit_images.find_masks(images.pixels, segmenter, lambda done: tick("Finding lungs", done, total))
+    masks = audit_lungs.find_masks(images.pixels, segmenter, lambda done: tick("Finding lungs", done, total))
     files = dataset.original_files()
     tick("Comparing", 0, 6)
     checks = [source_and_class(images)]

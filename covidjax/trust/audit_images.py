@@ -11,8 +11,6 @@ from PIL import Image
 
 from covidjax.data import loader
 from covidjax.data.dataset import Dataset
-from covidjax.lungs.geometry import find_lungs
-from covidjax.lungs.stream import Segmenter
 
 LARGEST = 128
 """Most pixels of a side that are kept."""
@@ -107,32 +105,6 @@ def read_images(dataset: Dataset, tick: Callable[[int], object] = lambda done: N
         names,
         digests,
     )
-
-
-def find_masks(
-    pixels: np.ndarray, segmenter: Segmenter, tick: Callable[[int], object] = lambda done: None
-) -> tuple[np.ndarray, np.ndarray]:
-    """The lungs of prepared images, bool ``[N, SIDE, SIDE]``, and which of them are plausible, bool ``[N]``.
-
-    Args:
-      pixels: uint8 ``[N, S, S]``.
-      segmenter: finds them.
-      tick: called with the number of images after each batch.
-    """
-    masks, plausible = np.zeros((len(pixels), SIDE, SIDE), bool), np.zeros(len(pixels), bool)
-    for start in range(0, len(pixels), BATCH):
-        rows = range(start, min(start + BATCH, len(pixels)))
-        batch = np.zeros((min(BATCH, len(pixels)), segmenter.size, segmenter.size, 1), np.uint8)
-        for place, row in enumerate(rows):
-            image = Image.fromarray(pixels[row])
-            batch[place, ..., 0] = image.resize((segmenter.size, segmenter.size), Image.Resampling.BILINEAR)
-        for row, probabilities in zip(rows, np.asarray(segmenter(batch)), strict=False):
-            lungs = find_lungs(probabilities, SIDE, SIDE)
-            plausible[row] = not lungs.flag
-            mask = Image.fromarray(lungs.mask.astype(np.uint8) * 255)
-            masks[row] = np.asarray(mask.resize((SIDE, SIDE), Image.Resampling.BOX)) > 0
-        tick(rows[-1] + 1)
-    return masks, plausible
 
 
 def outside_lungs(masks: np.ndarray, plausible: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from covidjax.inference import evidence, forward
 from covidjax.lungs.stream import Segmenter
 from covidjax.runs import folder, load
 from covidjax.runs.load import LoadedRun
-from covidjax.trust import audit_images
+from covidjax.trust import audit_images, audit_lungs
 from covidjax.trust.check import Check, Status
 
 MOST = 1000
@@ -100,7 +100,7 @@ def _look(run: _Functions, images: np.ndarray, held_out: np.ndarray, segmenter: 
     is predicted, with all but the lungs blanked, with the corners blanked; shares of the positive evidence and of the cells
     that lie outside the lungs: float ``[B, 7]``."""
     size = images.shape[1]
-    masks, plausible = audit_images.find_masks(images[..., 0], segmenter)
+    masks, plausible = audit_lungs.find_masks(images[..., 0], segmenter)
     shown = audit_images.dilate(masks)
     lungs = np.stack([np.asarray(Image.fromarray(mask).resize((size, size), Image.Resampling.NEAREST)) for mask in shown])
     side = max(round(size * CORNER), 1)
