@@ -11,7 +11,7 @@ from covidjax.data.dataset import Dataset
 from covidjax.metrics import mean_and_sd, mean_history
 from covidjax.report import run_report, tables
 from covidjax.timing import Timing
-from covidjax.training import mask_report
+from covidjax.training import claim, mask_report
 from covidjax.training.cross_validation import network_configs, train_networks
 from covidjax.training.loop import Progress, Result, train
 
@@ -67,6 +67,7 @@ def _train_several(config: Config, dataset: Dataset, run: Path, note: str, **opt
     }
     history = mean_history([result.history for result in whole.networks.values()])
     run_report.write(run / "report", whole.metrics, history, parts, note, details)
+    claim.write(run / "report", config, dataset, whole.metrics.as_dict(), next(iter(whole.networks.values())), note)
     summary = {"run": str(run), "note": note, "metrics": whole.metrics.as_dict(), **details}
     return parts, summary | {"seconds": whole.timing.seconds, "images": whole.timing.images}
 
@@ -74,6 +75,7 @@ def _train_several(config: Config, dataset: Dataset, run: Path, note: str, **opt
 def _write(run: Path, dataset: Dataset, config: Config, result: Result, parts: list[Any], note: str) -> None:
     """Write the report of one network."""
     run_report.write(run / "report", result.metrics, result.history, parts, note)
+    claim.write(run / "report", config, dataset, result.metrics.as_dict(), result, note)
     if dataset.masks:
         mask_report.write(run / "report", run, dataset, config.data.test_fold, result.predictions.outputs, note)
 
