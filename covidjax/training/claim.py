@@ -233,8 +233,8 @@ def _model_facts(config: Config, network: Tested) -> dict[str, str]:
     versions = [f"{package} {importlib.metadata.version(package)}" for package in PACKAGES]
 
     return {
-        "model": f"{config.model.name}, {network.parameters:,} parameters, {config.model.channels} input channel(s); docs and "
-        "source of covidjax describe every layer.",
+        "model": f"{config.model.name}, {network.parameters:,} parameters, {config.model.channels} input channel(s); "
+        "docs and source of covidjax describe every layer.",
         "software": f"Python {platform.python_version()}, {', '.join(versions)}; on {jax.devices()[0].device_kind}.",
         "initialization": f"drawn at random, seed {config.seed}.",
         "training": f"{train.epochs} epochs, batches of {train.batch_size}, learning rate {train.learning_rate} "

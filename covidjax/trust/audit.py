@@ -47,7 +47,7 @@ def audit(
     checks = [source_and_class(images)]
     steps: list[Callable[[], Check]] = [
         lambda: audit_classes.source_from_thumbnail(images, checks[0].details["cramers_v"]),
-        lambda: audit_classes.class_from_frame(images),
+        lambda: audit_classes.class_from_frame(images, *masks),
         lambda: audit_classes.class_without_lungs(images, *masks),
         lambda: audit_classes.class_from_file(images, files),
         lambda: audit_classes.class_from_person(images, files),

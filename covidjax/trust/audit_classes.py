@@ -107,10 +107,10 @@ def _class_told(name: str, title: str, what: str, images: AuditImages, features:
     return Check(name, title, "fail" if seen else "pass", sentence, details)
 
 
-def class_from_frame(images: AuditImages) -> Check:
-    """Whether the class is told from the border of the images."""
-    small, ring = images.small(SIDE), audit_images.frame()
-    shown = np.broadcast_to(ring, small.shape)
+def class_from_frame(images: AuditImages, masks: np.ndarray, plausible: np.ndarray) -> Check:
+    """Whether the class is told from the border of the images, but for what lung reaches into it."""
+    small = images.small(SIDE)
+    shown = audit_images.outside_lungs(masks, plausible) & audit_images.frame()
 
     def features(rows: np.ndarray) -> list[tuple[Probe, np.ndarray]]:
         return [
@@ -158,12 +158,12 @@ def _with_picture(check: Check, images: AuditImages, small: np.ndarray, shown: n
         means.append(mean)
         variances.append((((values[of] - mean) ** 2) * weights[of]).sum(0) / count)
     effect = np.clip((means[0] - means[1]) / np.sqrt(np.mean(variances, 0) + 1), -1, 1)
-    effect[shown[rows].mean(0) < 0.5] = 0
+    effect[shown[rows].mean(0) < 0.2] = 0
     colours = np.full((SIDE, SIDE, 3), 255, np.float32)
     colours[..., 1] -= 255 * abs(effect)
     colours[..., 2] -= 255 * np.maximum(effect, 0)
     colours[..., 0] -= 255 * np.maximum(-effect, 0)
-    dark = shown[rows].mean(0) < 0.5
+    dark = shown[rows].mean(0) < 0.2
     colours[dark] = 40
     caption = f"Where {highest['class']} is brighter (red) or darker (blue) than the other classes; black is not looked at"
     check.pictures.append((caption, colours.astype(np.uint8)))

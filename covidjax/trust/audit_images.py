@@ -22,10 +22,10 @@ SIDE = 64
 FRAME = SIDE // 8
 """Width of the border frame."""
 
-DILATION = 3
+DILATION = 2
 """Pixels around a lung mask that count as lung."""
 
-OFTEN = 0.1
+OFTEN = 0.25
 """Where more than this share of the images have lung, none is looked at: what an opacity takes from one mask is not to be
 visible there."""
 
@@ -111,7 +111,7 @@ def outside_lungs(masks: np.ndarray, plausible: np.ndarray) -> np.ndarray:
     """What is looked at outside the lungs of each image: all but its own mask, dilated, and where lungs often are; bool
     ``[N, SIDE, SIDE]``."""
     hidden = dilate(masks & plausible[:, None, None])
-    often = hidden[plausible].mean(0) > OFTEN if plausible.any() else np.zeros((SIDE, SIDE), bool)
+    often = masks[plausible].mean(0) > OFTEN if plausible.any() else np.zeros((SIDE, SIDE), bool)
     return ~(hidden | often)
 
 
@@ -130,14 +130,14 @@ def frame() -> np.ndarray:
 
 
 def by_place(images: np.ndarray, visible: np.ndarray) -> np.ndarray:
-    """The pixels that are visible in at least half of the images, those that are not replaced by the mean of the others:
-    float32 ``[N, P]``.
+    """The pixels that are visible in a fifth of the images or more, where they are not by the mean of the others: float32
+    ``[N, P]``.
 
     Args:
       images: uint8 ``[N, SIDE, SIDE]``.
       visible: bool ``[N, SIDE, SIDE]``.
     """
-    often = visible.mean(0) >= 0.5
+    often = visible.mean(0) >= 0.2
     values, weights = images[:, often].astype(np.float32), visible[:, often]
     mean = (values * weights).sum(0) / np.maximum(weights.sum(0), 1)
     return np.where(weights, values, mean)

@@ -79,6 +79,9 @@ def _told(scores: np.ndarray, labels: np.ndarray, names: Sequence[str], patients
     from scipy.stats import norm
 
     wide = float(norm.isf(0.05 / (2 * max(comparisons, 1))))
+    persons = [len(np.unique(patients[labels == label])) for label in range(len(names))]
+    few, others = min(persons), sum(persons) - min(persons)
+    chance = float(np.sqrt((few + others + 1) / (12 * few * others)))  # Mann and Whitney 1947, of patients
     values, influences = [], []
     for label in range(len(names)):
         value, influence = _auroc(scores[:, label], labels == label)
@@ -89,6 +92,8 @@ def _told(scores: np.ndarray, labels: np.ndarray, names: Sequence[str], patients
         sums = np.bincount(patients, influence)[np.unique(patients)]
         deviation = float(np.sqrt((sums**2).sum() * len(sums) / max(len(sums) - 1, 1)))
         low, high = value - 1.96 * deviation, value + 1.96 * deviation
+        # Of few patients a high AUROC by chance has a small deviation; that of chance itself is the larger one.
+        deviation = max(deviation, chance)
         return Auroc(value, (max(low, 0.0), min(high, 1.0)), max(value - wide * deviation, 0.0))
 
     per_class = {name: auroc(*item) for name, *item in zip(names, values, influences, strict=True)}
