@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from covidjax.errors import ImageError, UsageError, UserError
 from covidjax.images.archives import LoadedMember, Member, Source
@@ -84,7 +85,7 @@ class Table:
         """The column that says what ``COLUMNS`` calls so, or None."""
         return self.column(*COLUMNS[role])
 
-    def person(self, row: Mapping[str, str]) -> dict[str, str]:
+    def person(self, row: Mapping[str, str]) -> dict[str, Any]:
         """``age`` and ``sex`` by a row, as ``images.person`` spells them; empty where the table does not state them."""
         age, sex = (row[column] if (column := self.role(role)) else "" for role in ("age", "sex"))
         return {"age": age_of(age), "sex": sex_of(sex)}

@@ -28,7 +28,7 @@ def find_masks(
         batch = np.zeros((min(BATCH, len(pixels)), segmenter.size, segmenter.size, 1), np.uint8)
         for place, row in enumerate(rows):
             image = Image.fromarray(pixels[row])
-            batch[place, ..., 0] = image.resize((segmenter.size, segmenter.size), Image.Resampling.BILINEAR)
+            batch[place, ..., 0] = np.asarray(image.resize((segmenter.size, segmenter.size), Image.Resampling.BILINEAR))
         for row, probabilities in zip(rows, np.asarray(segmenter(batch)), strict=False):
             lungs = find_lungs(probabilities, SIDE, SIDE)
             plausible[row] = not lungs.flag

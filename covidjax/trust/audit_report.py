@@ -81,7 +81,9 @@ def write(out: Path, dataset: Dataset, checks: Sequence[Check], run: str | None)
         "dataset": printable(dataset.path.name),
         "images": dataset.manifest["images"],
         "size": dataset.preprocess.image_size,
-        "lungs": {"none": "whole images", "crop": "cropped to", "mask": "all else black"}[dataset.preprocess.lungs],
+        "lungs": {"none": "none cut out", "crop": "cut out", "mask": "cut out, black around them"}[
+            dataset.preprocess.lungs
+        ],
         "classes": dataset.preprocess.classes,
         "covidjax": importlib.metadata.version("covidjax"),
         "note": SYNTHETIC if is_synthetic(dataset) else "",
@@ -127,7 +129,7 @@ def _table(details: Mapping[str, Any]) -> tuple[Sequence[str], list[Sequence[obj
 def _aurocs(
     columns: tuple[str, ...], rows: Sequence[tuple[tuple[str, ...], Mapping[str, Any]]]
 ) -> tuple[Sequence[str], list[Sequence[object]]]:
-    shown = [
+    shown: list[Sequence[object]] = [
         (*names, f"{auroc['value']:.3f}", "–".join(f"{end:.3f}" for end in auroc["interval"]), f"{auroc['bound']:.3f}")
         for names, auroc in rows
     ]

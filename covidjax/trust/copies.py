@@ -253,7 +253,7 @@ def _fine(queries: np.ndarray, images: np.ndarray, windows: np.ndarray) -> tuple
     first, last = windows[:, (0, 0, 2, 2)], windows[:, (1, 1, 3, 3)]
     both = np.clip((np.asarray((0, 1, 0, 1)) - first) / (last - first), 0, 1).astype(np.float32)
     queries, images = (_normalized(_cut(*part), 2.0) for part in ((queries, both), (images, np.clip(windows, 0, 1))))
-    windows, correlation = _register(queries, images, np.tile(np.float32((0, 1, 0, 1)), (len(queries), 1)), steps=4)
+    windows, correlation = _register(queries, images, np.tile(WINDOWS[0], (len(queries), 1)), steps=4)
     (target, _), cut = _standardized(queries), _cut(images, windows)
     standard, length = _standardized(cut)
     jacobian = _directions(cut, standard, length, rotation=True)

@@ -58,14 +58,13 @@ def tell(
       patients: int ``[N]``.
       comparisons: AUROCs of the check, which share its error of 5 %.
     """
-    present = np.unique(labels)
-    index = np.searchsorted(present, labels)
-    return [
-        _told(
-            cross_validate(kind, values, index, patients), index, [names[label] for label in present], patients, comparisons
-        )
-        for kind, values in features
-    ]
+    present, index = np.unique(labels, return_inverse=True)
+    of_labels = [names[int(label)] for label in present]
+    results = []
+    for kind, values in features:
+        scores = cross_validate(kind, values, index, patients)
+        results.append(_told(scores, index, of_labels, patients, comparisons))
+    return results
 
 
 def enough(labels: np.ndarray, patients: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
+from typing import Any
 
 from covidjax.data.readers import names
 from covidjax.images.archives import LoadedMember, Member, Source
@@ -192,7 +193,7 @@ class Collection:
         source, key = source or self.source, names.image_key(published) if published else ""
         if not patient:
             patient = names.patient_of(published) if published else self.file_patient(path)
-        about = {"view": view, "age": age, "sex": sex, "split": split}
+        about: dict[str, Any] = {"view": view, "age": age, "sex": sex, "split": split}
         self.examples.append(Example(path, label, patient, source, image_key=key, **about))
 
     def file_patient(self, path: Source) -> str:
