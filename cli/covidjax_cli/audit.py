@@ -8,7 +8,9 @@ from pathlib import Path
 import click
 
 from covidjax.errors import UsageError, UserError
+from covidjax.files import explaining
 from covidjax_cli import common
+from covidjax_cli.process import printing
 
 MARKS = {"pass": "PASS", "fail": "FAIL", "not applicable": "–"}
 
@@ -44,6 +46,8 @@ def audit(context: click.Context, data: str, run: Path | None, out: Path, device
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; name a folder for the audit.")
     segmenter = open_segmenter(device, runtime)
+    with explaining(out):  # before the work, not after it
+        out.mkdir(parents=True, exist_ok=True)
     with common.stopping() as stop:
         shown: set[str] = set()
 
@@ -62,8 +66,9 @@ def audit(context: click.Context, data: str, run: Path | None, out: Path, device
     if as_json:
         common.show_json(audit_report.as_dict(dataset, checks, str(run) if run else None))
     else:
-        for check in checks:
-            click.echo(f"{MARKS[check.status]:4} {check.title}: {check.sentence}")
+        with printing():
+            for check in checks:
+                click.echo(f"{MARKS[check.status]:4} {check.title}: {check.sentence}")
     common.say(audit_report.verdict(checks))
     common.say(f"Wrote {out / audit_report.HTML} and {audit_report.JSON}.")
     if any(check.status == "fail" for check in checks):
