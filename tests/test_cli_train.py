@@ -31,6 +31,11 @@ def test_run_folder_holds_config_metrics_checkpoints_and_report(trained: Path, p
             assert min(picture.size) > 400
             assert len(np.unique(np.asarray(picture.convert("L")))) > 20
     assert "macro mean" in (trained / "report" / "tables.txt").read_text()
+    claim = (trained / "report" / "claim.md").read_text()
+    assert "## CLAIM 2024" in claim and "## TRIPOD+AI" in claim and claim.count("for the author") > 20
+    accuracy = json.loads((trained / "report" / "metrics.json").read_text())["accuracy"]
+    for text in (f"accuracy {accuracy:.3f} (", "10 COVID-19", "15 patients", "2 epochs", "32 × 32 pixels", "parameters"):
+        assert text in claim
     assert json.loads((trained / "report" / "metrics.json").read_text())["macro"]["support"] > 0
 
 

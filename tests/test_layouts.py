@@ -261,6 +261,8 @@ def test_nih_as_it_comes(write_films, tmp_path: Path):
         "not there, but listed in Data_Entry_2017.csv": 1,
     }
     assert any("Edema (3)" in note for note in manifest["notes"])
+    rows = Dataset(tmp_path / "data").original_files() or []
+    assert all(row["age"].isdigit() and row["sex"] in ("M", "F") and row["view"] in ("PA", "AP") for row in rows)
     own = prepare(tmp_path / "own", source, "--classes", "No Finding,Cardiomegaly,Effusion,Edema", "--keep-split")
     assert own["per_class"] == {"No Finding": 4, "Cardiomegaly": 1, "Effusion": 1, "Edema": 3}
     assert own["splits"] == {"fold0": "test", "fold1": "train"}

@@ -36,6 +36,7 @@ from covidjax.data.readers import names
 from covidjax.data.readers.base import Collection, Example, Tree
 from covidjax.data.written import Numbers
 from covidjax.errors import UsageError, UserError
+from covidjax.images.person import age_of
 from covidjax.labels import CLASSES
 
 SMALL = Preprocess(image_size=32)
@@ -586,6 +587,36 @@ def test_the_original_files_are_recorded_in_the_order_of_the_records(tmp_path: P
         "d.png": ("64", "64", "1", "PNG"),
         "e.dcm": ("40", "48", "8", "DICOM"),
     }
+
+
+def test_age_sex_and_projection_are_recorded_and_whoever_is_old_is_90(tmp_path: Path):
+    people = {"a": ("045Y", "F", "PA"), "b": ("093Y", "M", "AP"), "c": ("018M", "o", ""), "d": ("", "", "Doe^Jane?")}
+    for number, label in enumerate(CLASSES):
+        for name, (age, sex, view) in people.items():
+            about = {"PatientAge": age, "PatientSex": sex, "ViewPosition": view, "PatientBirthDate": "19300102"}
+            save(header("", 10 * number + ord(name), **about), tmp_path / "films" / label / f"{name}.dcm")
+    prepare([tmp_path / "films"], tmp_path / "out", Options(SMALL, folds=2))
+    rows = Dataset(tmp_path / "out").original_files() or []
+    found = {row["name"]: (row["age"], row["sex"], row["view"]) for row in rows}
+    assert found == {
+        "a.dcm": ("45", "F", "PA"),
+        "b.dcm": ("90", "M", "AP"),
+        "c.dcm": ("1", "O", ""),
+        "d.dcm": ("", "", "unknown"),
+    }
+    text = (tmp_path / "out" / "images.csv").read_text()
+    assert "1930" not in text and "93" not in {row["age"] for row in rows} and "Doe" not in text
+
+
+@pytest.mark.parametrize(
+    ("text", "age"),
+    [
+        *[("45", "45"), ("45.7", "45"), ("058Y", "58"), ("90", "90"), ("101", "90"), ("006M", "0"), ("35 years", "35")],
+        *[("", ""), ("nan", ""), ("-3", ""), ("20200131", ""), ("412", ""), ("forty", "")],
+    ],
+)
+def test_ages_in_any_spelling(text: str, age: str):
+    assert age_of(text) == age
 
 
 def test_an_unreadable_way_is_told_before_any_file_is_read(tmp_path: Path):

@@ -16,7 +16,7 @@ from covidjax.errors import UsageError, UserError
 from covidjax.files import MORE_SPACE, NO_SPACE
 from covidjax_cli import process
 
-COMMANDS = ("sample", "download", "prepare", "train", "evaluate", "score", "segment", "reproduce", "doctor")
+COMMANDS = ("sample", "download", "prepare", "audit", "train", "evaluate", "score", "segment", "reproduce", "doctor")
 
 
 class _EchoHandler(logging.Handler):

@@ -31,9 +31,13 @@ MANIFEST = "manifest.json"
 IMAGES = "images.csv"
 
 ORIGINAL = ("width", "height", "bits", "format")
-"""What ``images.csv`` says of each original file, see ``images.workers.FileFacts``; empty where it is not known."""
+"""What ``images.csv`` says of each original file, see ``images.facts.FileFacts``; empty where it is not known."""
 
-IMAGE_COLUMNS = ("fold", "source", "name", "sha256", *ORIGINAL)
+PERSON = ("age", "sex", "view")
+"""What ``images.csv`` says of each patient and of the projection, by a table or a DICOM header; empty where none states it,
+and not there in datasets of earlier versions. Ages are whole years, 90 where they are above 89."""
+
+IMAGE_COLUMNS = ("fold", "source", "name", "sha256", *ORIGINAL, *PERSON)
 
 TEXTS = ("patient", "source", "name", "sha256", "view")
 

@@ -83,6 +83,9 @@ class LabelRow:
     source: str = ""
     split: str = ""
     view: str = ""
+    age: str = ""
+    """Whole years, see ``images.person``."""
+    sex: str = ""
     left_out: str = ""
     """Why the image is none that is wanted, whatever was found on it."""
     published: bool = False
@@ -170,7 +173,8 @@ def _own(table: Table) -> Iterator[LabelRow]:
         patient, source, split, view = (row[column] if column else "" for column in others)
         left_out = f"view {view}" if view and not is_frontal(view) else ""
         found, split = _several(row[label]), split_of(split) or split
-        yield LabelRow(table.path, number, row[path], found, patient, source, split, view, left_out)
+        person = table.person(row)
+        yield LabelRow(table.path, number, row[path], found, patient, source, split, view, **person, left_out=left_out)
 
 
 def _several(label: str) -> tuple[Finding, ...]:
@@ -185,8 +189,8 @@ def _nih(table: Table) -> Iterator[LabelRow]:
     for number, row in zip(table.numbers, table.rows, strict=True):
         # As its file names have it.
         key = f"nih:{row[patient].zfill(8)}" if patient and row[patient] else ""
-        shown = row[view] if view else ""
-        yield LabelRow(table.path, number, row[path], _several(row[label]), key, view=shown, published=True)
+        about = table.path, number, row[path], _several(row[label]), key
+        yield LabelRow(*about, view=row[view] if view else "", **table.person(row), published=True)
 
 
 def _chexpert(table: Table) -> Iterator[LabelRow]:
@@ -206,6 +210,7 @@ def _chexpert(table: Table) -> Iterator[LabelRow]:
             *(table.path, number, row[path], tuple(found), f"chexpert:{patient}" if patient else ""),
             split=split,
             view=view,
+            **table.person(row),
             left_out=f"view {view or 'not stated'}" if lateral else "",
             published=True,
         )
@@ -226,6 +231,7 @@ def ieee8023_rows(table: Table) -> Iterator[LabelRow]:
         yield LabelRow(
             *(table.path, number, path, found, f"ieee8023:{patient}" if patient else ""),
             view=view,
+            **table.person(row),
             left_out=left_out,
             published=True,
         )

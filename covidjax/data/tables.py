@@ -12,10 +12,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from covidjax.errors import ImageError, UsageError, UserError
 from covidjax.images.archives import LoadedMember, Member, Source
 from covidjax.images.formats import SUFFIXES, Limits
+from covidjax.images.person import age_of, sex_of
 from covidjax.labels import plain
 
 SUFFIXES_OF_TABLES = (".csv", ".tsv", ".txt")
@@ -53,6 +55,8 @@ COLUMNS = {
     "source": ("source", "dataset", "collection", "hospital", "site"),
     "split": ("split", "subset", "partition", "set"),
     "view": ("view", "viewposition", "projection"),
+    "age": ("age", "patientage", "ageyears", "ageatstudy"),
+    "sex": ("sex", "gender", "patientsex", "patientgender"),
 }
 """What columns are called, without case and punctuation: the first that a table has is taken."""
 
@@ -80,6 +84,11 @@ class Table:
     def role(self, role: str) -> str | None:
         """The column that says what ``COLUMNS`` calls so, or None."""
         return self.column(*COLUMNS[role])
+
+    def person(self, row: Mapping[str, str]) -> dict[str, Any]:
+        """``age`` and ``sex`` by a row, as ``images.person`` spells them; empty where the table does not state them."""
+        age, sex = (row[column] if (column := self.role(role)) else "" for role in ("age", "sex"))
+        return {"age": age_of(age), "sex": sex_of(sex)}
 
     def require(self, *names: str) -> list[str]:
         """The columns of these names.

@@ -19,12 +19,12 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from covidjax.config import Preprocess
-from covidjax.data.dataset import FORMAT, IMAGE_COLUMNS, IMAGES, MANIFEST, NAME, ORIGINAL, TEXTS
+from covidjax.data.dataset import FORMAT, IMAGE_COLUMNS, IMAGES, MANIFEST, NAME, ORIGINAL, PERSON, TEXTS
 from covidjax.data.readers.base import Example
 from covidjax.data.readers.names import is_known
 from covidjax.errors import UsageError, UserError, one_line
 from covidjax.files import NO_SPACE, explaining, fsync, hidden_beside, lock, write_csv
-from covidjax.images.workers import FileFacts
+from covidjax.images.facts import FileFacts
 
 
 @contextlib.contextmanager
@@ -117,7 +117,8 @@ class Writer:
         self._known += is_known(example.patient)
         if original:
             facts = (getattr(original, column) for column in ORIGINAL)
-            self._rows[fold].append((fold, example.source, texts["name"], sha256, *facts))
+            person = (getattr(example, column) or getattr(original, column) for column in PERSON)
+            self._rows[fold].append((fold, example.source, texts["name"], sha256, *facts, *person))
         self._hash.update(f"{fold} {example.label} {sha256}\n".encode())
         if mask is not None:
             self._hash.update(mask.tobytes())

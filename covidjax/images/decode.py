@@ -56,12 +56,14 @@ class DecodedImage(NamedTuple):
     """Whether the file's header says that it is no frontal X-ray of a chest; ``warning`` says why."""
     thumbnail: np.ndarray | None = None
     """uint8 ``[N, N]``, where one was asked for."""
+    person: dicom.Person = dicom.NOBODY
+    """Age, sex and projection by the header."""
 
     @property
     def facts(self) -> dict[str, Any]:
-        """All but the pixels, by the names of ``workers.FileFacts``."""
+        """All but the pixels, by the names of ``facts.FileFacts``."""
         names = ("warning", "refused", "format", "not_chest")
-        return {name: getattr(self, name) for name in names} | self.info._asdict()
+        return {name: getattr(self, name) for name in names} | self.info._asdict() | self.person._asdict()
 
 
 def read(
@@ -114,7 +116,8 @@ def _read(
     if not data:
         raise ImageError("the file is empty (0 bytes)")
     try:
-        samples, remarks, not_chest = _samples(data, limits.pixels, at_least)
+        samples, header = _samples(data, limits.pixels, at_least)
+        remarks = [header.warning]
         width, height, _ = samples.info
         if min(height, width) < SMALLEST:
             raise ImageError(f"{width}×{height} pixels; an X-ray has at least {SMALLEST}×{SMALLEST}")
@@ -135,7 +138,8 @@ def _read(
         # Of what is resized already: several times faster, and next to no other pixels.
         small = _resized(resized if size and thumbnail and size >= thumbnail else whole, thumbnail) if thumbnail else None
         pixels, small_pixels = np.asarray(resized), None if small is None else np.asarray(small)
-        return DecodedImage(pixels, warning, refused, samples.format, samples.info, not_chest, small_pixels)
+        about = warning, refused, samples.format, samples.info, header.not_chest
+        return DecodedImage(pixels, *about, small_pixels, header.person)
     except Image.DecompressionBombError:
         raise too_many_pixels(limits.pixels) from None
     except Image.UnidentifiedImageError:
@@ -147,15 +151,24 @@ def _read(
         raise ImageError(f"damaged: {one_line(error)}") from error
 
 
-def _samples(data: bytes, most_pixels: int, at_least: int | None) -> tuple[Samples, list[str], bool]:
-    """Stored values of a file, what its header says against taking it for an X-ray of a chest, and whether it is sure."""
+class _Header(NamedTuple):
+    """What a DICOM header says."""
+
+    warning: str = ""
+    """Against taking the image for an X-ray of a chest."""
+    not_chest: bool = False
+    """Whether it is sure of that."""
+    person: dicom.Person = dicom.NOBODY
+
+
+def _samples(data: bytes, most_pixels: int, at_least: int | None) -> tuple[Samples, _Header]:
+    """Stored values of a file, and what its header says."""
     if not is_dicom(data[:HEAD]):
-        return rasters.read(data, most_pixels, at_least), [], False
+        return rasters.read(data, most_pixels, at_least), _Header()
     dataset = dicom.read(data)
     samples = dicom_pixels.samples(dataset, most_pixels, at_least)
     dicom_display.describe(samples, dataset)
-    warning, not_chest = dicom.warning_of(dataset)
-    return samples, [warning], not_chest
+    return samples, _Header(*dicom.warning_of(dataset), dicom.person_of(dataset))
 
 
 def read_bytes(path: str | os.PathLike[str], limits: Limits = Limits()) -> bytes:

@@ -1,8 +1,8 @@
 """DICOM files: the elements of their headers that are needed, and what these say against taking them for chest X-rays.
 
 No value of an element that could tell who the patient is is read here (``data.patients`` reads the PatientID, and hashes
-it); messages name elements, never their contents as they stand in the file.
-"""
+it), but for age and sex, which ``images.person`` coarsens; messages name elements, never their contents as they stand in
+the file."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import logging
 import struct
 import warnings
 import zlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from covidjax.errors import ImageError
 from covidjax.images.formats import Limits
+from covidjax.images.person import age_of, sex_of
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -34,7 +35,7 @@ UNTOLD = ("OT", "SC", "RG", "RF")
 fluoroscopy."""
 
 _HEADER = (
-    *("Modality", "ViewPosition", "BodyPartExamined", "PatientOrientation", "NumberOfFrames"),
+    *("Modality", "PatientAge", "PatientSex", "ViewPosition", "BodyPartExamined", "PatientOrientation", "NumberOfFrames"),
     *("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit"),
     *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"),
@@ -84,6 +85,29 @@ def warning_of(dataset: Dataset) -> tuple[str, bool]:
         remarks.append(f"body part {_code(part)}, not the chest")
     unsure = (modality in UNTOLD) + (bool(part) and _code(part) == UNKNOWN)
     return "; ".join(remarks), len(remarks) > unsure
+
+
+class Person(NamedTuple):
+    """What a header says of the patient and of how the X-ray was taken; empty where it says nothing."""
+
+    age: str
+    """Whole years, see ``images.person``."""
+    sex: str
+    """``M``, ``F`` or ``O``."""
+    view: str
+    """Projection, such as PA."""
+
+
+NOBODY = Person("", "", "")
+
+
+def person_of(dataset: Dataset) -> Person:
+    """Age, sex and projection. The date of birth is not read."""
+    try:
+        age, sex, view = (str(dataset.get(name) or "").strip() for name in ("PatientAge", "PatientSex", "ViewPosition"))
+    except Exception:  # as above
+        return NOBODY
+    return Person(age_of(age), sex_of(sex), _code(view.upper()) if view else "")
 
 
 def _code(value: str) -> str:

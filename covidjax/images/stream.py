@@ -23,8 +23,9 @@ from covidjax.config import Preprocess
 from covidjax.errors import ImageError
 from covidjax.images import workers
 from covidjax.images.archives import LoadedMember, Member, Source
+from covidjax.images.facts import FileFacts
 from covidjax.images.formats import Limits
-from covidjax.images.workers import Decoded, DecodeJob, FileFacts
+from covidjax.images.workers import Decoded, DecodeJob
 
 T = TypeVar("T")
 

@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from covidjax import environment
 from covidjax.errors import ImageError, UserError
 from covidjax.images import decode as decoder
 from covidjax.images.decode import FileOrBytes, Invert
+from covidjax.images.facts import FileFacts
 from covidjax.images.formats import Limits
 
 GRACE = 2.0
@@ -69,34 +70,6 @@ class DecodeJob:
     invert: Invert = "auto"
     digest: bool = False
     limits: Limits = field(default_factory=Limits)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FileFacts:
-    """What became of a file, but for its pixels."""
-
-    error: str = ""
-    """Why it could not be read; empty for an image that was read."""
-    warning: str = ""
-    """This and the next two: see ``decode.DecodedImage``."""
-    refused: str = ""
-    not_chest: bool = False
-    format: str = ""
-    """Of the file: PNG, DICOM, …"""
-    width: int = 0
-    """In the file, in pixels."""
-    height: int = 0
-    bits: int = 0
-    """Of a value in the file; 0 for floats."""
-    sha256: str = ""
-    """Of the file's bytes, hexadecimal; empty where there were none, or it was not asked for."""
-    decode_seconds: float = 0.0
-    """Reading, decoding and resizing, in the process that did it."""
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """These fields, for another class that has them."""
-        return {fact.name: getattr(self, fact.name) for fact in fields(FileFacts)}
 
 
 @dataclass(frozen=True, kw_only=True)

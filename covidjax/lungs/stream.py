@@ -15,9 +15,10 @@ import numpy as np
 from covidjax.config import Preprocess
 from covidjax.images import decode, stream
 from covidjax.images.archives import Source
+from covidjax.images.facts import FileFacts
 from covidjax.images.formats import Limits
 from covidjax.images.stream import LoadedImage
-from covidjax.images.workers import Decoded, DecodeJob, FileFacts
+from covidjax.images.workers import Decoded, DecodeJob
 from covidjax.lungs.geometry import Lungs, find_lungs, frame_lungs
 
 BATCH_SIZE = 16

@@ -14,7 +14,7 @@ from covidjax.report import plots, tables
 from covidjax.report.html import About
 from covidjax.runs import folder
 from covidjax.timing import Timing
-from covidjax.training import mask_report, reports, run_trust
+from covidjax.training import claim, mask_report, reports, run_trust
 from covidjax.training.cross_validation import configs_of, train_networks
 from covidjax.training.gate import write_gates
 from covidjax.training.loop import Progress, Result, train
@@ -84,6 +84,7 @@ def _train_several(config: Config, dataset: Dataset, run: Path, note: str, **opt
     reports.write(
         run / "report", whole.metrics, held_out, dataset, about=about, tables=parts, history=history, more=details
     )
+    claim.write(run / "report", config, dataset, whole.metrics.as_dict(), next(iter(whole.networks.values())), note)
     summary = {"run": str(run), "note": note, "metrics": whole.metrics.as_dict(), **details}
     return parts, summary | {"seconds": whole.timing.seconds, "images": whole.timing.images}
 
@@ -119,6 +120,7 @@ def _write(
         more=more,
         page=alone,
     )
+    claim.write(report, config, dataset, result.metrics.as_dict(), result, note)
     if not dataset.masks:
         run_trust.write_validation(run, result.held_out, dataset.preprocess.classes)
     else:

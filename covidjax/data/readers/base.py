@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
+from typing import Any
 
 from covidjax.data.readers import names
 from covidjax.images.archives import LoadedMember, Member, Source
@@ -32,6 +33,10 @@ class Example:
     """Name of the collection it came from, or what the collection's table says of that."""
     view: str = ""
     """Projection (PA, AP, AP Supine), where the collection states it."""
+    age: str = ""
+    """Whole years, see ``images.person``, where the collection states it."""
+    sex: str = ""
+    """``M``, ``F`` or ``O``, likewise."""
     image_key: str = ""
     """Name of the published image, where it is known: one image in two collections belongs to one patient."""
     mask: Path | None = None
@@ -165,6 +170,8 @@ class Collection:
         source: str = "",
         view: str = "",
         split: str = "",
+        age: str = "",
+        sex: str = "",
     ) -> None:
         """Add an image.
 
@@ -178,13 +185,16 @@ class Collection:
           source: where it came from, where the collection states it.
           view: its projection, where the collection states it.
           split: of the publisher.
+          age: of the patient, where the collection states it.
+          sex: likewise.
         """
         if not published and names.unmistakable_patient(path.name):
             published = path.name
         source, key = source or self.source, names.image_key(published) if published else ""
         if not patient:
             patient = names.patient_of(published) if published else self.file_patient(path)
-        self.examples.append(Example(path, label, patient, source, view=view, image_key=key, split=split))
+        about: dict[str, Any] = {"view": view, "age": age, "sex": sex, "split": split}
+        self.examples.append(Example(path, label, patient, source, image_key=key, **about))
 
     def file_patient(self, path: Source) -> str:
         """The key of a patient of whom nothing is known but one image."""

@@ -36,7 +36,8 @@ def read_ieee8023(collection: Collection) -> None:
             continue
         path = images[found[0]]
         collection.known_names[row.label] += 1
-        collection.add(path, label, published=path.name, patient=row.patient, view=row.view)
+        about = {"view": row.view, "age": row.age, "sex": row.sex}
+        collection.add(path, label, published=path.name, patient=row.patient, **about)
     left_out["in images/ but not in metadata.csv"] += len(unused)
     if rows and len(unused) == len(images):
         raise no_match([collection.tree.files[METADATA]], rows, images, str(collection.root))

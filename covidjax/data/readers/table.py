@@ -144,7 +144,8 @@ def _add(collection: Collection, path: Path | Member, rows: Sequence[LabelRow], 
         split = "test" if name in test else "train"
     # The name of every second file of CheXpert is view1_frontal.jpg.
     published = name if row.published and collection.layout != "chexpert" else None
-    collection.add(path, label, published=published, patient=patient, source=source, view=row.view, split=split)
+    about = {"source": source, "view": row.view, "split": split, "age": row.age, "sex": row.sex}
+    collection.add(path, label, published=published, patient=patient, **about)
 
 
 def _nih_test_list(collection: Collection) -> set[str]:
