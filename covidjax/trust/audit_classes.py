@@ -86,8 +86,8 @@ def _class_told(name: str, title: str, what: str, images: AuditImages, features:
         kinds = [kind for kind, _ in prepared[source]]
         results[source] = {kind: _told_dict(result) for kind, result in zip(kinds, found, strict=True)}
         for result in found:
-            label, auroc = max(result.per_class.items(), key=lambda item: item[1].bound)
-            best = max(best, (source, label, auroc), key=lambda item: item[2].bound)
+            label, auroc = max(result.per_class.items(), key=lambda item: _surest(item[1]))
+            best = max(best, (source, label, auroc), key=lambda item: _surest(item[2]))
     source, label, auroc = best
     seen, where = auroc.bound > TOLD, f" within {source}" if within and len(images.source_names) > 1 else ""
     details |= {
@@ -105,6 +105,11 @@ def _class_told(name: str, title: str, what: str, images: AuditImages, features:
     verb = "is told" if seen else "is not told"
     sentence = f"The class {verb} from {what}: at most {label}{where}, {_auroc_text(auroc)}."
     return Check(name, title, "fail" if seen else "pass", sentence, details)
+
+
+def _surest(auroc: Auroc) -> tuple[bool, float]:
+    """What is told comes before what is not, and that in the order of its value."""
+    return (True, auroc.bound) if auroc.bound > TOLD else (False, auroc.value)
 
 
 def class_from_frame(images: AuditImages, masks: np.ndarray, plausible: np.ndarray) -> Check:
