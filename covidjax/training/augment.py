@@ -43,8 +43,8 @@ class _Draws:
     """The random changes to one batch."""
 
     def __init__(self, key: Array, images: Array, config: AugmentConfig, axis: str | None):
-        names = ("flip", "rotation", "zoom", "shift", "brightness", "contrast")
-        self._keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
+        names = ["flip", "rotation", "zoom", "shift", "brightness", "contrast"]
+        self._keys: dict[str, Array] = dict(zip(names, jax.random.split(key, len(names)), strict=True))
         for name in ("blur", "gamma", "noise", "grain"):  # younger, so that the draws of the others are what they were
             self._keys[name] = jax.random.fold_in(key, len(self._keys))
         self._config, self._axis, self._count = config, axis, images.shape[0]
@@ -107,8 +107,7 @@ def _blur(images: Array, deviation: Array) -> Array:
     weights = jnp.exp(-0.5 * (distance / jnp.maximum(deviation, 1e-3)[:, None, None]) ** 2)
     weights /= weights.sum(-1, keepdims=True)
     # In two matrix products, whatever the width: an image is small beside its network.
-    precise = {"precision": lax.Precision.HIGHEST}
-    return jnp.einsum("bik,bkl,bjl->bij", weights, images, weights, **precise)
+    return jnp.einsum("bik,bkl,bjl->bij", weights, images, weights, precision=lax.Precision.HIGHEST)
 
 
 def _warp(images: Array, angle: Array, scale: Array, shift: Array) -> Array:

@@ -29,7 +29,7 @@ def find_masks(
         for place, row in enumerate(rows):
             image = Image.fromarray(pixels[row])
             batch[place, ..., 0] = np.asarray(image.resize((segmenter.size, segmenter.size), Image.Resampling.BILINEAR))
-        for row, probabilities in zip(rows, np.asarray(segmenter(batch)), strict=False):
+        for row, probabilities in zip(rows, segmenter.segment(batch)[0], strict=False):
             lungs = find_lungs(probabilities, SIDE, SIDE)
             plausible[row] = not lungs.flag
             mask = Image.fromarray(lungs.mask.astype(np.uint8) * 255)
