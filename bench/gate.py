@@ -114,7 +114,8 @@ def principal_components(features: np.ndarray, seed: int) -> tuple[np.ndarray, n
     some = np.random.default_rng(seed).permutation(len(features))[:5000]
     sample = features[some].astype(np.float32)
     mean, scale = sample.mean(0), sample.std(0) + 1e-3
-    _, lengths, rows = randomized_svd((sample - mean) / scale, COMPONENTS, n_iter=3, random_state=seed)  # pyright: ignore[reportArgumentType]
+    iterations: Any = 3
+    _, lengths, rows = randomized_svd((sample - mean) / scale, COMPONENTS, n_iter=iterations, random_state=seed)
     matrix = rows.T / (lengths / np.sqrt(len(sample)) + 0.3) / scale[:, None]
     return matrix.astype(np.float32), (-mean @ matrix).astype(np.float32)
 

@@ -105,7 +105,7 @@ def other(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def turned(film: Image.Image, degrees: float, rng: np.random.Generator) -> Image.Image:
-    fill = int(rng.choice(np.array([0, 0, 255, rng.integers(256)])))
+    fill = int(rng.choice([0, 0, 255, int(rng.integers(256))]))
     return film.rotate(degrees, Image.Resampling.BILINEAR, expand=bool(rng.random() < 0.5), fillcolor=fill)
 
 
@@ -167,7 +167,7 @@ def on_page(film: Image.Image, rng: np.random.Generator, most: float) -> Image.I
     """With margins of up to that share of its sides, of one gray."""
     shares = rng.uniform(0, most, 4) * (rng.random(4) < 0.6)
     left, upper, right, lower = (int(share * side) for share, side in zip(shares, film.size * 2, strict=True))
-    return ImageOps.expand(film, (left, upper, right, lower), int(rng.choice(np.array([0, 0, 255, rng.integers(256)]))))
+    return ImageOps.expand(film, (left, upper, right, lower), int(rng.choice([0, 0, 255, int(rng.integers(256))])))
 
 
 def worn(film: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -209,7 +209,7 @@ def side_by_side(films: Sequence[Image.Image], rng: np.random.Generator) -> Imag
     rows, side, gap = -(-count // columns), 200, int(rng.integers(0, 15))
     height = int(side * rng.uniform(0.8, 1.25))
     page = Image.new(
-        "L", (columns * (side + gap), rows * (height + gap)), int(rng.choice(np.array([0, 255, rng.integers(256)])))
+        "L", (columns * (side + gap), rows * (height + gap)), int(rng.choice([0, 255, int(rng.integers(256))]))
     )
     same = rng.random() < 0.2
     for place in range(count):
@@ -376,7 +376,7 @@ def screen(rng: np.random.Generator) -> Image.Image:
 def slice_of_a_body(rng: np.random.Generator) -> Image.Image:
     """A bright ring with organs in it on black, as a slice of a head, a trunk or a limb is."""
     side = 200
-    page = Image.new("L", (side, side), int(rng.choice(np.array([0, 0, rng.integers(40)]))))
+    page = Image.new("L", (side, side), int(rng.choice([0, 0, int(rng.integers(40))])))
     draw = ImageDraw.Draw(page)
     wide, high = rng.uniform(45, 95), rng.uniform(40, 90)
     for shrink, gray in zip(

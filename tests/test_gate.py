@@ -41,7 +41,7 @@ class FixedNetwork:
     size = 4
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        return np.stack([CHEST, HAND, np.float32([-9, 30])])[images[:, 0, 0, 0]]
+        return np.stack([CHEST, HAND, np.array([-9, 30], np.float32)])[images[:, 0, 0, 0]]
 
 
 def image(kind: int, **facts: Any) -> LoadedImage:
@@ -140,7 +140,7 @@ def pictures(tmp_path: Path) -> Path:
     folder = tmp_path / "pictures"
     folder.mkdir()
     Image.fromarray(synthetic.draw(3, size=64).image).save(folder / "a-phantom.png")
-    Image.fromarray(np.tile(np.uint8([0, 255]).repeat(8), (128, 8))).save(folder / "b-stripes.png")
+    Image.fromarray(np.tile(np.array([0, 255], np.uint8).repeat(8), (128, 8))).save(folder / "b-stripes.png")
     Image.fromarray(np.full((64, 64), 90, np.uint8)).save(folder / "c-blank.png")
     return folder
 

@@ -115,9 +115,9 @@ def bundled() -> KindClassifier:
         with safetensors.safe_open(WEIGHTS, "np") as file:
             header = file.metadata()
         digest = hashlib.sha256(data).hexdigest()
-        return KindClassifier(
-            *(arrays[name] for name in ARRAYS), json.loads(header["kinds"]), float(header["threshold"]), digest
-        )
+        weights: Any = {name: arrays[name] for name in ARRAYS}
+        kinds, threshold = json.loads(header["kinds"]), float(header["threshold"])
+        return KindClassifier(**weights, kinds=kinds, threshold=threshold, digest=digest)
     # Damaged bytes are answered with errors of several kinds.
     except Exception as error:
         raise UserError(f"{WEIGHTS} is missing or damaged ({one_line(error)}); install covidjax again.") from error

@@ -81,8 +81,8 @@ class Novelty:
 
     @classmethod
     def _stored(cls, mean: Any, components: Any, scale: Any, residual: float) -> Novelty:
-        arrays = (np.asarray(each, np.float16).astype(np.float32) for each in (mean, components))
-        return cls(*arrays, np.asarray(scale, np.float32), residual, np.inf)
+        mean, components = (np.asarray(each, np.float16).astype(np.float32) for each in (mean, components))
+        return cls(mean, components, np.asarray(scale, np.float32), residual, np.inf)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: arrays as base64 of their float16 values, the scale as float32."""
