@@ -118,7 +118,7 @@ def test_what_cannot_be_prepared_is_said(write_films, tmp_path: Path, words: tup
     assert not (tmp_path / "data").exists()
 
 
-def test_classes_flow_from_folders_to_metrics(tmp_path: Path):
+def test_classes_flow_from_folders_to_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Prepare, train, evaluate, score with folders and with a table, and read the report, with classes of one's own."""
     classes = ("Silicosis", "TB", "normal", "肺炎 $ (viral) $")
     for index, image in enumerate(synthetic.draw_images(24, size=40, seed=3)):
@@ -132,6 +132,9 @@ def test_classes_flow_from_folders_to_metrics(tmp_path: Path):
     assert all(name in trained.stdout for name in classes)
     evaluated = json.loads(run("evaluate", tmp_path / "run", "--json").stdout)
     assert list(evaluated["metrics"]["per_class"]) == list(classes)
+    scored = json.loads(run("score", tmp_path / "set", "--checkpoint", tmp_path / "run", "--json").stdout)
+    assert (scored["trained_on"], scored["metrics"]) == (24, None)
+    monkeypatch.setattr(load, "trained_on", lambda _: set())
     scored = json.loads(run("score", tmp_path / "set", "--checkpoint", tmp_path / "run", "--json").stdout)
     assert {row["prediction"] for row in scored["rows"]} <= set(classes)
     assert set(scored["rows"][0]) >= {f"p_{name}" for name in classes}
@@ -356,7 +359,7 @@ def test_covidx_as_it_comes(write_films, tmp_path: Path):
 def test_published_tables_are_the_truth_for_score(trained: Path, write_films, tmp_path: Path):
     sources = {"train.csv": chexpert(tmp_path / "c", write_films), "Data_Entry_2017.csv": nih(tmp_path / "n", write_films)}
     for name, source in sources.items():
-        result = run("score", source, "--checkpoint", trained, "--labels", source / name, "--json")
+        result = run("score", source, "--checkpoint", trained, "--labels", source / name, "--gate", "off", "--json")
         assert result.exit_code == 0, result.output
         support = {label: row["support"] for label, row in json.loads(result.stdout)["metrics"]["per_class"].items()}
         assert support == {"COVID-19": 0, "No-Findings": 4, "Pneumonia": 4}

@@ -96,7 +96,7 @@ def test_no_paths_give_no_films():
 def test_films_are_not_all_read_ahead(monkeypatch):
     opened, lock = [], threading.Lock()
 
-    def open_image(path, preprocess, *, mask, digest, limits):
+    def open_image(path, preprocess, **_):
         with lock:
             opened.append(path)
         return stream.LoadedImage(path=path)

@@ -35,7 +35,7 @@ def table(classes=("COVID-19", "No-Findings", "Pneumonia"), images=90) -> Predic
 def test_a_run_has_the_whole_report(trained: Path):
     folder = trained / "report"
     names = {path.name for path in folder.iterdir()}
-    assert names == FIGURES | {"curves.png", "tables.txt", "metrics.json", "predictions.csv", "report.html"}
+    assert names == FIGURES | {"curves.png", "tables.txt", "metrics.json", "predictions.csv", "report.html", "claim.md"}
     for name in FIGURES:
         with Image.open(folder / name) as image:
             assert min(image.size) > 300, name

@@ -164,11 +164,10 @@ def _data_facts(config: Config, dataset: Dataset) -> dict[str, str]:
         f"{source}: {', '.join(f'{count} {label}' for label, count in counts.items())}"
         for source, counts in manifest["per_source"].items()
     )
-    left_out = sum(sum(reasons.values()) for reasons in manifest["left_out"].values())
-    unread, preprocess = len(manifest["skipped"]), dataset.preprocess
-    reasons = "; ".join(
-        f"{source}: {count} ({reason})" for source, of in manifest["left_out"].items() for reason, count in of.items()
-    )
+    excluded: Mapping[str, Mapping[str, int]] = manifest.get("left_out", {})
+    left_out = sum(sum(reasons.values()) for reasons in excluded.values())
+    unread, preprocess = len(manifest.get("skipped", ())), dataset.preprocess
+    reasons = "; ".join(f"{source}: {count} ({reason})" for source, of in excluded.items() for reason, count in of.items())
     lungs = {"none": "whole image", "crop": "square around the lungs", "mask": "box of the lungs, black outside"}[
         preprocess.lungs
     ]
@@ -202,6 +201,10 @@ def _data_facts(config: Config, dataset: Dataset) -> dict[str, str]:
 
 
 def _used(config: Config) -> str:
+    if config.data.test_source:
+        return f"source {config.data.test_source} held out for testing, with its patients' images in other sources"
+    if config.train.cv and config.train.cv_by == "source":
+        return "a network for each source held out in turn, with its patients' images in other sources"
     if config.train.cv:
         return "a network for each part held out in turn, every image tested by the one that it was held out from"
     validated = f", fold {config.data.val_fold} for validation" if config.data.val_fold is not None else ""
