@@ -23,7 +23,8 @@ from covidjax.lungs import geometry, segmenter
 from covidjax.lungs import stream as lung_stream
 from covidjax.lungs.export import output_names
 from covidjax.models import create_model
-from covidjax.runs import folder, load, weights_file
+from covidjax.runs import folder as run_folder
+from covidjax.runs import load, weights_file
 from covidjax.runs.folder import Run
 
 KINDS = Preprocess(32, classes=("fields", "lungs"))
@@ -181,7 +182,7 @@ def test_score_cuts_out_the_lungs_as_prepare_did(perfect, folder, tmp_path, monk
     monkeypatch.setattr(classifier, "open_segmenter", lambda *_: Perfect(perfect))
     monkeypatch.setattr(load, "digests", lambda _: ["1" * 64])
     monkeypatch.setattr(load, "trust", lambda _: {})
-    monkeypatch.setattr(folder, "unfinished", lambda _: "")
+    monkeypatch.setattr(run_folder, "unfinished", lambda _: "")
     options = ("--checkpoint", tmp_path, "--gate", "off")
     result = run("score", folder, *options, "--output", tmp_path / "rows.csv", "--batch-size", 4)
     assert result.exit_code == 0, result.output
