@@ -222,6 +222,7 @@ def test_classes_of_a_source_and_limits_of_a_class(overlapping: list[Path], tmp_
     assert left["over the limit of 7 images a class"] == 10 - 7
 
 
+@pytest.mark.slow
 def test_of_two_sources_of_synthetic_films_none_is_dropped(tmp_path: Path):
     """Though the hashes of some differ in few bits: their pixels do not agree."""
     for seed in (0, 1):

@@ -86,7 +86,10 @@ def callers_flags() -> Iterator[None]:
         assert jax.numpy.arange(3.0).dtype == np.float64, "what the program has set is as it was"
 
 
-@pytest.mark.parametrize("model", ["cnn13", "darkcovidnet", "lung-unet"])
+OTHER_MODELS = [pytest.param(name, marks=pytest.mark.slow) for name in ("cnn13", "lung-unet")]
+
+
+@pytest.mark.parametrize("model", ["darkcovidnet", *OTHER_MODELS])
 def test_library_trains_whatever_flags_its_caller_has_set(prepared: Path, tmp_path: Path, model: str):
     data = sample_dataset(32, 60, masks=True).path if model == "lung-unet" else prepared
     words = ("train", "--data", data, "--epochs", 1, "--model", model, *TINY)
@@ -282,6 +285,7 @@ def test_names_are_what_they_are_in_every_locale(trained: Path, films: Path, tmp
     assert "Röntgen²".encode("utf-8" if variables == ASCII else "latin-1") in done.stdout
 
 
+@pytest.mark.slow
 def test_training_in_a_locale_without_utf8(prepared: Path, tmp_path: Path):
     out = tmp_path / "Läufe" / "é"
     done = command("train", "--data", prepared, "--run", out, *SMALL, **ASCII)
@@ -532,7 +536,8 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     subprocess.run(["umount", str(folder)], capture_output=True)
 
 
-@pytest.mark.parametrize("options", ["size=300k", pytest.param("nr_inodes=10", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("options", ["size=300k", "nr_inodes=10"])
 def test_full_disk_in_training_is_one_sentence_and_training_goes_on(
     prepared: Path, small_disk: Callable[[str], Path], options: str, losses: list[float]
 ):

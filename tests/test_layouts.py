@@ -118,6 +118,7 @@ def test_what_cannot_be_prepared_is_said(write_films, tmp_path: Path, words: tup
     assert not (tmp_path / "data").exists()
 
 
+@pytest.mark.slow
 def test_classes_flow_from_folders_to_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Prepare, train, evaluate, score with folders and with a table, and read the report, with classes of one's own."""
     classes = ("Silicosis", "TB", "normal", "肺炎 $ (viral) $")

@@ -292,6 +292,7 @@ def test_tta_counts_when_training_has_ended(dataset: Dataset, tmp_path: Path):
     assert result.history[-1]["test"]["loss"] == pytest.approx(task.summarize(logits[0], data.labels)["loss"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_recalibrated_statistics_are_of_images_without_augmentation(dataset: Dataset, tmp_path: Path):
     run, plain = tmp_path / "run", tmp_path / "plain"
     settings = ("train.epochs=3", "train.learning_rate=0.01")
