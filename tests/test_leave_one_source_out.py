@@ -158,6 +158,8 @@ def test_what_the_run_knows_of_elsewhere(left_out: tuple[Path, dict[str, Any], s
     tables = (out / "report" / "tables.txt").read_text()
     for text in ("Generalisation gap", "Calibration for elsewhere", "Operating points, on the test set"):
         assert text in tables
+    assert (out / "report" / "elsewhere.png").stat().st_size > 10_000
+    assert "not trained on" in (out / "report" / "report.html").read_text()
     validation = PredictionTable.read(out / "source-north" / "report" / "validation_predictions.csv")
     rows = hold_out(sources, DataConfig(val_fold=1, test_source="north")).val
     assert validation.patients == [sources.origins.patients[row] for row in rows]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,6 +65,15 @@ FIGURES = {
 }
 """What ``draw`` writes, with captions."""
 
+ELSEWHERE = {
+    "elsewhere.png": (
+        "Left: the accuracy on each source that a network was not trained on, and of the same network on unseen patients "
+        "of its own sources. Right: the mean confidence there, without calibration and by a temperature fitted on the "
+        "other sources, beside the accuracy that it should be."
+    )
+}
+"""What ``draw_elsewhere`` writes, with its caption."""
+
 
 @DEFAULT_STYLE
 def draw(folder: Path, held_out: HeldOut, note: str = "") -> None:
@@ -95,6 +104,41 @@ def draw(folder: Path, held_out: HeldOut, note: str = "") -> None:
             axis.set_title(title, fontsize=9, parse_math=False)
             axis.grid(alpha=0.3)
         save_figure(figure, folder / name, note)
+
+
+@DEFAULT_STYLE
+def draw_elsewhere(folder: Path, gap: Mapping[str, Any], calibration: Mapping[str, Any], note: str = "") -> None:
+    """Write ``ELSEWHERE``.
+
+    Args:
+      folder: where to.
+      gap: of each of ``sources`` the ``accuracy``, ``left_out`` and ``in_source``, see ``trust.generalisation``.
+      calibration: of each of ``elsewhere``'s ``sources`` ``accuracy``, ``confidence`` and ``raw_confidence``, see
+        ``trust.calibration``.
+      note: stands above the figure.
+    """
+    names = list(gap["sources"])
+    figure, axes = new_figure(7.2, 1.3 + 0.32 * len(names), 1, 2)
+    accuracy = [gap["sources"][name]["accuracy"] for name in names]
+    calibrated = [calibration["elsewhere"]["sources"][name] for name in names]
+    there = [of_source["left_out"] for of_source in accuracy]
+    home = [np.nan if of_source["in_source"] is None else of_source["in_source"] for of_source in accuracy]
+    raw, fitted = ([of_source[key] for of_source in calibrated] for key in ("raw_confidence", "confidence"))
+    panels = (
+        ("accuracy", [(home, "C0", "at home"), (there, "C3", "left out")]),
+        ("mean confidence", [(raw, "C1", "as it is"), (fitted, "C2", "calibrated"), (there, "C3", "accuracy there")]),
+    )
+    rows = np.arange(len(names))[::-1]
+    for axis, (label, series) in zip(axes[0], panels, strict=True):
+        ends = np.stack([values for values, *_ in series])
+        axis.hlines(rows, np.nanmin(ends, 0), np.nanmax(ends, 0), color="lightgray", zorder=0)
+        for values, color, legend in series:
+            axis.scatter(values, rows, color=color, s=22, label=legend)
+        axis.set(xlabel=label, xlim=(-0.02, 1.02), ylim=(-0.6, len(names) - 0.4), yticks=rows)
+        axis.set_yticklabels(names if axis is axes[0, 0] else [""] * len(names), fontsize=8, parse_math=False)
+        axis.grid(axis="x", alpha=0.3)
+        axis.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
+    save_figure(figure, folder / next(iter(ELSEWHERE)), note)
 
 
 def _present(images: HeldOut) -> dict[str, int]:

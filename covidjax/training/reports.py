@@ -62,6 +62,9 @@ def write(
     held_out = curves.HeldOut(table.classes, table.labels, table.probabilities, table.sources)
     curves.draw(folder, held_out, about.note)
     figures = {**curves.FIGURES, "confusion_matrix.png": "Confusion matrix.", "curves.png": "Training."}
+    if "gap" in more:
+        curves.draw_elsewhere(folder, more["gap"], more["calibration"], about.note)
+        figures = {**curves.ELSEWHERE, **figures}
     if gallery(folder / GALLERY, table, dataset, about.note):
         figures |= {GALLERY: CAPTION}
     shown = [*classifier_tables(metrics, "Classification", wide=True), confusion_table(metrics)]
