@@ -91,6 +91,12 @@ def test_file_keeps_settings_and_what_was_seen_and_no_folder_of_its_maker(valida
     assert len(load.digests(file)) == 1
 
 
+def test_file_keeps_what_is_known_of_trust_and_no_folder_of_its_maker(validated: Path, tmp_path: Path):
+    loaded, trust = load.load_run(validated), {"calibration": {"temperature": 2.0, "run": "/home/me/runs/elsewhere"}}
+    weights_file.write(tmp_path / "one.safetensors", loaded.run, loaded.networks, "", set(), trust)
+    assert load.trust(tmp_path / "one.safetensors") == {"calibration": {"temperature": 2.0, "run": "elsewhere"}}
+
+
 def test_score_without_a_run_takes_the_bundled_classifier_and_says_so(
     file: Path, validated: Path, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -76,9 +76,16 @@ def write(
     header = {"run": run.text(), "members": str(len(networks)), "described": description}
     header["seen"] = json.dumps(sorted(trained_on))
     if trust:
-        header["trust"] = json.dumps(dict(trust), sort_keys=True)
+        header["trust"] = json.dumps({name: _portable(section) for name, section in trust.items()}, sort_keys=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(safetensors.numpy.save(arrays, metadata=header | {"digest": _digest(arrays, header)}))
+
+
+def _portable(section: Any) -> Any:
+    """A section of ``trust.json`` with the name of the run it came from in place of a path that nobody else has."""
+    if isinstance(section, dict) and "run" in section:
+        return {**section, "run": Path(section["run"]).name}
+    return section
 
 
 def read(path: Path) -> WeightsFile:
