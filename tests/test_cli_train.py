@@ -289,6 +289,21 @@ def test_dataset_prepared_with_other_options(trained: Path, prepared: Path, tmp_
     assert "trained on --image-size 32" in message
 
 
+def test_evaluation_where_some_classes_have_no_image(trained: Path, write_films, tmp_path: Path):
+    write_films(tmp_path / "xrays", *(f"{name}/{number}.png" for number in range(6) for name in ("Pneumonia", "COVID-19")))
+    words = ("--classes", "COVID-19,Pneumonia", "--image-size", "32", "--folds", "3")
+    assert run("prepare", tmp_path / "xrays", *words, "--out", tmp_path / "data").exit_code == 0
+    result = run("evaluate", trained, "--data", tmp_path / "data", "--out", tmp_path / "report", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)["metrics"]
+    assert {name: each["support"] for name, each in found["per_class"].items()} == {
+        "COVID-19": 6,
+        "No-Findings": 0,
+        "Pneumonia": 6,
+    }
+    assert found["per_class"]["No-Findings"]["recall"] is None
+
+
 def test_raw_folder_instead_of_a_dataset(tmp_path: Path):
     assert "is no prepared dataset; make one of it with `covidjax prepare" in refused("train", "--data", tmp_path, code=2)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import shutil
 from collections.abc import Callable
@@ -82,20 +83,26 @@ def _draw_sample(out: Path, size: int, count: int, seed: int, masks: bool, progr
         writer.close(sources=[], left_out={}, skipped=[], identical_files=0, notes=[])
 
 
-def open_dataset(path: str | Path, preprocess: Preprocess | None = None, *, masks: bool = False) -> Dataset:
+def open_dataset(
+    path: str | Path, preprocess: Preprocess | None = None, *, masks: bool = False, some_classes: bool = False
+) -> Dataset:
     """A prepared dataset, or the built-in sample for ``sample``.
 
     Args:
       path: its folder, or ``sample``.
       preprocess: what a run was trained with; the dataset must have been prepared in the same way.
       masks: of the sample, images with lung masks in place of classes.
+      some_classes: whether the dataset may lack some of the run's classes.
 
     Raises:
       UserError: there is none, or it was prepared with other options.
     """
     size = preprocess.image_size if preprocess else Preprocess().image_size
     dataset = sample_dataset(size, masks=masks) if str(path) == "sample" else Dataset(Path(path))
-    if preprocess and dataset.preprocess != preprocess:
+    theirs = dataset.preprocess
+    if preprocess and some_classes and not masks and set(theirs.classes) <= set(preprocess.classes):
+        theirs = dataclasses.replace(theirs, classes=preprocess.classes)
+    if preprocess and theirs != preprocess:
         raise UserError(
             f"{path} was prepared with {_options(dataset.preprocess)}, but the run was trained on {_options(preprocess)}; "
             "prepare the images again with the run's options."

@@ -80,10 +80,10 @@ def evaluate(
 
     Args:
       path: the run; of an ensemble, and of a cross-validation on another dataset, the mean probabilities count.
-      data: a prepared dataset, of which all is used that the run was not trained on: of its own one the test fold
-        or test source, and of a cross-validation every image, each by the network that it was held out from; of another one
-        every image but those that it has in common with the training and validation folds, by content or by published
-        patient number.
+      data: a prepared dataset, which may lack some of the run's classes and of which all is used that the run was not
+        trained on: of its own one the test fold or test source, and of a cross-validation every image, each by the network
+        that it was held out from; of another one every image but those that it has in common with the training and
+        validation folds, by content or by published patient number.
       batch_size: images at a time.
       operating_points: such as ``COVID-19:sensitivity=0.95``, whose thresholds are those of the run, else chosen on its
         validation fold; by default those of the run.
@@ -96,7 +96,9 @@ def evaluate(
         raise UserError(f"{path} is a file, which has no images beside it; name a dataset with --data.")
     loaded = load.load_run(path)
     run = loaded.run
-    dataset = open_dataset(data or run.config.data.path, run.preprocess, masks=run.config.model.is_segmenter)
+    dataset = open_dataset(
+        data or run.config.data.path, run.preprocess, masks=run.config.model.is_segmenter, some_classes=True
+    )
     if prevalences and dataset.masks:
         raise UsageError("--prevalence is for classes; leave it out for lung masks.")
     task = make_task(run.config, dataset)
@@ -113,6 +115,8 @@ def evaluate(
     points = [] if dataset.masks else applied_trust.points_of(path, trust, operating_points, classes)
     temperature = applied_trust.temperature_of_parts(path, trust, own=bool(parts[0].holdout))
     applied, held_out = [], _predictions(parts, task.eval_step(loaded.network), batch_size).calibrated(temperature)
+    numbers = np.asarray([classes.index(name) for name in dataset.preprocess.classes], np.int32)
+    held_out = held_out._replace(labels=numbers[held_out.labels])
     if points:
         holdouts = [part.holdout for part in parts for _ in part.rows] if parts[0].holdout else []
         applied = applied_to(points, held_out.table(classes), holdouts)
