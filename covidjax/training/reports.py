@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import RenderableType
 
 from covidjax.data.dataset import Dataset
-from covidjax.data.loader import load_rows
+from covidjax.data.loader import load_rows, origins
 from covidjax.metrics import AnyMetrics, Metrics
 from covidjax.report import curves, html, run_report
 from covidjax.report.html import About
@@ -84,8 +84,9 @@ def gallery(path: Path, table: PredictionTable, dataset: Dataset, note: str = ""
     confidence = table.probabilities.max(-1)
     wrong = np.flatnonzero(table.predictions != table.labels)
     worst: list[int] = wrong[np.argsort(-confidence[wrong], kind="stable")][:PICTURED].tolist()
-    rows = find_rows(dataset, [(table.sources[row], table.paths[row]) for row in worst])
-    known = [(row, rows[key]) for row in worst if (key := (table.sources[row], table.paths[row])) in rows]
+    keys = list(zip(table.patients, table.sources, table.paths, strict=True))
+    rows = find_rows(dataset, [keys[row] for row in worst])
+    known = [(row, rows[keys[row]]) for row in worst if keys[row] in rows]
     if not known:
         path.unlink(missing_ok=True)
         return False
@@ -100,15 +101,14 @@ def gallery(path: Path, table: PredictionTable, dataset: Dataset, note: str = ""
     return True
 
 
-def find_rows(dataset: Dataset, wanted: Sequence[tuple[str, str]]) -> dict[tuple[str, ...], int]:
-    """The rows of some images, by source and name, among those of all folds."""
-    names: set[tuple[str, ...]] = set(wanted)
-    if not names:
+def find_rows(dataset: Dataset, wanted: Sequence[tuple[str, str, str]]) -> dict[tuple[str, str, str], int]:
+    """The rows of some images, by patient, source and name, among those of all folds; without those that are not told
+    apart by these."""
+    if not wanted:
         return {}
-    keys: Iterable[tuple[str, ...]]
-    if (files := dataset.original_files()) is not None:
-        keys = ((file["source"], file["name"]) for file in files)
-    else:
-        source = dataset.source(range(dataset.folds))
-        keys = (source.texts(row, "source", "name") for row in range(len(source)))
-    return {key: row for row, key in enumerate(keys) if key in names}
+    source = dataset.source(range(dataset.folds))
+    found: dict[tuple[str, str, str], list[int]] = {key: [] for key in wanted}
+    for row, key in enumerate(zip(*origins(source, np.arange(len(source))), strict=True)):
+        if key in found:
+            found[key].append(row)
+    return {key: rows[0] for key, rows in found.items() if len(rows) == 1}
