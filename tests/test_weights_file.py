@@ -92,7 +92,7 @@ def test_file_keeps_settings_and_what_was_seen_and_no_folder_of_its_maker(valida
 
 
 def test_file_keeps_what_is_known_of_trust_and_no_folder_of_its_maker(validated: Path, tmp_path: Path):
-    loaded, trust = load.load_run(validated), {"calibration": {"temperature": 2.0, "run": "/home/me/runs/elsewhere"}}
+    loaded, trust = load.load_run(validated), {"calibration": {"temperature": 2.0, "run": "/mnt/x/runs/elsewhere"}}
     weights_file.write(tmp_path / "one.safetensors", loaded.run, loaded.networks, "", set(), trust)
     assert load.trust(tmp_path / "one.safetensors") == {"calibration": {"temperature": 2.0, "run": "elsewhere"}}
 
