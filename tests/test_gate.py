@@ -103,8 +103,16 @@ def test_a_run_of_chests_has_no_kind_of_its_own(two_kinds: KindClassifier):
 
 def test_a_damaged_section_is_told(two_kinds: KindClassifier):
     for section in ({"own": [{}]}, {"own": [{"mean": "?"}]}, {"own": 1}, []):
-        with pytest.raises(UserError, match="gate is damaged"):
+        with pytest.raises(UserError, match="section gate of the run's trust"):
             reasons({"gate": section}, [0])
+
+
+def test_a_section_of_another_network_is_told(two_kinds: KindClassifier):
+    own = np.random.default_rng(5).normal(size=(60, 8)).astype(np.float32)
+    section = {"own": [gate.Novelty.fit(own, own, 2.0).as_dict()]}
+    assert reasons({"gate": section}, [0], own[:1]) == [""]
+    with pytest.raises(UserError, match="it is of another network"):
+        reasons({"gate": section}, [0], own[:1, :7])
 
 
 def test_novelty_is_one_for_training_images_and_grows_with_the_distance():
@@ -176,7 +184,9 @@ def test_a_run_of_an_earlier_version_has_the_bundled_gate_alone(trained: Path, p
     assert (phantom["status"], stripes["status"]) == ("refused", "refused")
     assert phantom["warning"] == "no frontal chest X-ray: it looks like a drawing"
     (tmp_path / "old" / trust_file.FILE).write_text('{"gate": {"own": [1]}}')
-    assert "gate is damaged" in refused("score", pictures, "--checkpoint", tmp_path / "old", code=1)
+    assert "section gate of the run's trust.json is damaged" in refused(
+        "score", pictures, "--checkpoint", tmp_path / "old", code=1
+    )
 
 
 def test_weights_that_are_damaged_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

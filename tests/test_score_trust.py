@@ -16,8 +16,11 @@ from PIL import Image
 from pydicom import uid
 from pydicom.dataset import FileMetaDataset
 
+from covidjax.runs import trust_file
 from covidjax.scoring.row import Row
 from covidjax.scoring.studies import merge_rows
+from covidjax.trust import calibration
+from covidjax.trust.abstention import Abstention
 
 CLASSES = ("COVID-19", "No-Findings", "Pneumonia")
 
@@ -208,3 +211,40 @@ def test_an_unfinished_run_and_a_toy_are_said(trained: Path, films: Path, tmp_pa
 def test_prevalences_that_are_none(value: str, films: Path):
     for command in (("evaluate",), ("score", films)):
         assert "--prevalence takes shares between 0 and 1" in refused(*command, "--prevalence", value, code=2)
+
+
+@pytest.mark.parametrize(
+    ("sections", "problem"),
+    [
+        ({"operating_points": {"COVID-19": 0.5}}, "section operating_points of the run's trust.json is damaged"),
+        ({"operating_points": [{"class": "COVID-19", "threshold": 0.5}]}, "it has no 'metric'"),
+        (
+            {"calibration": {"temperature": 2.0}},
+            "section calibration of the run's trust.json is damaged (it has no 'elsewhere')",
+        ),
+        ({"calibration": {"temperature": 0}}, "a temperature of 0"),
+        ({"calibration": {"temperature": "warm"}}, "section calibration of the run's trust.json is damaged"),
+        (
+            {"risk_coverage": {"risk": [0.1]}},
+            "section risk_coverage of the run's trust.json is damaged (it has no 'confidence')",
+        ),
+        ({"risk_coverage": [1]}, "remove it from there, and score without --abstain."),
+    ],
+)
+def test_damaged_sections_are_told(trained: Path, films: Path, tmp_path: Path, sections: dict[str, Any], problem: str):
+    damaged = tmp_path / "run"
+    shutil.copytree(trained, damaged)
+    (damaged / trust_file.FILE).write_text(json.dumps(sections))
+    abstain = ("--abstain", "0.1") if "risk_coverage" in sections else ()
+    assert problem in refused("score", films, "--checkpoint", damaged, *abstain, code=1)
+
+
+def test_a_calibration_by_guesses_is_said():
+    section = {"temperature": calibration.MOST * 0.999, "elsewhere": {"sources": {"a": {}, "b": {}}}}
+    assert "no better than guesses" in calibration.sentence({"calibration": section})
+    assert "guesses" not in calibration.sentence({"calibration": section | {"temperature": 20.0}})
+
+
+def test_a_share_that_is_too_small_to_show_is_not_called_none():
+    curve = {"risk": [0.0, 0.5], "confidence": [0.9, 0.4], "coverage": [0.0002, 1.0], "sources": 2}
+    assert "of the less than 0.1% of answers" in Abstention({"risk_coverage": curve}, 0.1, "run").sentence

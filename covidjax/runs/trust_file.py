@@ -5,8 +5,9 @@ Each section is of the module of ``covidjax.trust`` that has its name, such as `
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,25 @@ def read(run: Path) -> Trust:
     except (ValueError, OSError) as error:
         remedy = "remove it, and the run is used without operating points, calibration and its own gate"
         raise UserError(f"{run / FILE} is damaged ({one_line(error)}); {remedy}.") from error
+
+
+@contextlib.contextmanager
+def reading(section: str, otherwise: str = "the run is used without it") -> Iterator[None]:
+    """Says that a section is damaged where reading it fails; also a decorator of what reads it.
+
+    Args:
+      section: its name.
+      otherwise: what comes of removing it.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        what = f"it has no {error}" if isinstance(error, KeyError) else one_line(error)
+        problem = f"The section {section} of the run's {FILE} is damaged ({what})"
+        raise UserError(f"{problem}; remove it from there, and {otherwise}.") from error
 
 
 def parse(text: str) -> Trust:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from covidjax.errors import UsageError
+from covidjax.runs import trust_file
 from covidjax.trust.predictions import Tables
 
 REMEDY = (
@@ -63,6 +64,7 @@ class Abstention:
 
     Raises:
       UsageError: no such risk, or a run that has no curve.
+      UserError: a damaged one.
     """
 
     def __init__(self, trust: Mapping[str, Any], risk: float, name: object):
@@ -71,9 +73,13 @@ class Abstention:
         curve = trust.get("risk_coverage")
         if not curve:
             raise UsageError(f"{name} does not know how often it is wrong at places that it has not seen; {REMEDY}.")
-        points = list(zip(curve["risk"], curve["confidence"], curve["coverage"], strict=True))
+        with trust_file.reading("risk_coverage", "score without --abstain"):
+            figures = (map(float, curve[name]) for name in ("risk", "confidence", "coverage"))
+            points = list(zip(*figures, strict=True))
+            where = f"on the {int(curve['sources'])} left-out sources"
+            if not points:
+                raise ValueError("it is empty")
         accepted = [point for point in points if point[0] <= risk]
-        where = f"on the {curve['sources']} left-out sources"
         if not accepted:
             least, _, coverage = points[0]
             self.least_confidence = float("inf")
@@ -81,5 +87,6 @@ class Abstention:
             self.sentence = f"Every answer is uncertain at a risk of {risk:g}: {where} {most}."
             return
         wrong, self.least_confidence, coverage = accepted[-1]
-        shares = f"of the {coverage:.1%} of answers above that {wrong:.1%} were wrong {where}"
+        above = f"the {coverage:.1%}" if coverage >= 0.001 else "the less than 0.1%"
+        shares = f"of {above} of answers above that {wrong:.1%} were wrong {where}"
         self.sentence = f"Answers below a confidence of {self.least_confidence:.3f} are uncertain: {shares}."

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from covidjax.runs import trust_file
 from covidjax.trust.metrics import calibration_error
 from covidjax.trust.predictions import PredictionTable, Tables
 
@@ -89,18 +90,30 @@ def section(left_out: Tables, in_source: Tables, run: str) -> dict[str, Any]:
     return {"temperature": temperature, "run": run, "elsewhere": elsewhere, "in_source": at_home}
 
 
+@trust_file.reading("calibration")
 def temperature_of(trust: Mapping[str, Any]) -> float:
-    """What the probabilities of a run are calibrated by; 1 where it has no calibration."""
-    return float((trust.get("calibration") or {}).get("temperature", 1.0))
+    """What the probabilities of a run are calibrated by; 1 where it has no calibration.
+
+    Raises:
+      UserError: a damaged section.
+    """
+    temperature = float((trust.get("calibration") or {}).get("temperature", 1.0))
+    if not 0 < temperature < np.inf:
+        raise ValueError(f"a temperature of {temperature:g}")
+    return temperature
 
 
+@trust_file.reading("calibration")
 def sentence(trust: Mapping[str, Any]) -> str:
     """That probabilities are calibrated, for the reader; empty where they are not."""
     temperature = temperature_of(trust)
     if temperature == 1:
         return ""
     sources = len(trust["calibration"]["elsewhere"]["sources"])
-    return f"Probabilities are calibrated for elsewhere (T = {temperature:.3f}, fitted on {sources} left-out sources)."
+    text = f"Probabilities are calibrated for elsewhere (T = {temperature:.3f}, fitted on {sources} left-out sources)"
+    if temperature > 0.99 * MOST:
+        text += ", where its probabilities were no better than guesses: all classes get nearly the same"
+    return f"{text}."
 
 
 def _figures(tables: Sequence[PredictionTable], temperature: float) -> dict[str, float]:

@@ -8,6 +8,7 @@ three refuses is accepted all the same if the run was trained on images that the
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -19,7 +20,7 @@ import numpy as np
 from covidjax.errors import UserError, one_line
 from covidjax.images import decode
 from covidjax.images.stream import LoadedImage
-from covidjax.runs import weights_file
+from covidjax.runs import trust_file, weights_file
 from covidjax.runs.trust_file import Trust
 from covidjax.trust.novelty import Novelty
 
@@ -167,16 +168,13 @@ class Gate:
 
     def __init__(self, trust: Trust, encoder: Encoder):
         self._classifier, self._encoder = bundled(), encoder
-        section = trust.get(SECTION, {})
-        try:
+        with _reading():
+            section = trust.get(SECTION, {})
             self._own = [Novelty.from_dict(table) for table in section.get("own", ())]
             # Another version's classifier may have another idea of what is like what.
             known = section.get("classifier") == self._classifier.digest
             self._kind = Novelty.from_dict(section["kind"]) if known and "kind" in section else None
             self._only_kind = self._kind is not None and float(section["refused"]) > 0.5
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            remedy = "remove the section from trust.json, or score with --gate off"
-            raise UserError(f"The run's gate is damaged ({one_line(error)}); {remedy}.") from error
 
     def refusals(self, images: Sequence[LoadedImage], fixed: np.ndarray, own: np.ndarray) -> list[str]:
         """Why each image is refused; empty for those that are accepted.
@@ -201,10 +199,17 @@ class Gate:
 
     def _is_unlike(self, own: np.ndarray) -> np.ndarray:
         """By the run's own features: bool ``[N]``; of several networks their mean counts."""
-        if not self._own or own.shape[1] % len(self._own):
+        if not self._own:
             return np.zeros(len(own), bool)
+        with _reading():
+            if own.shape[1] != sum(len(novelty.mean) for novelty in self._own):
+                raise ValueError("it is of another network")
         parts = zip(self._own, np.split(own, len(self._own), axis=1), strict=True)
         return np.mean([novelty.distances(part) / novelty.threshold for novelty, part in parts], 0) > 1
+
+
+def _reading() -> contextlib.AbstractContextManager[None]:
+    return trust_file.reading(SECTION, "the bundled classifier alone decides, or score with --gate off")
 
 
 def _header_or_lungs(image: LoadedImage) -> str:

@@ -20,6 +20,7 @@ import numpy as np
 
 from covidjax.bootstrap import percentile_interval, ratio, resampled_patients
 from covidjax.errors import UsageError
+from covidjax.runs import trust_file
 from covidjax.trust.predictions import PredictionTable
 
 METRICS = ("sensitivity", "specificity")
@@ -195,11 +196,17 @@ def applied(
     return found
 
 
+@trust_file.reading("operating_points")
 def thresholds_of(trust: Mapping[str, Any]) -> dict[str, float]:
-    """The threshold of each class that has an operating point."""
+    """The threshold of each class that has an operating point.
+
+    Raises:
+      UserError: a damaged section.
+    """
     return {point["class"]: float(point["threshold"]) for point in trust.get("operating_points") or ()}
 
 
+@trust_file.reading("operating_points")
 def sentence(trust: Mapping[str, Any]) -> str:
     """What the columns of ``score`` mean, for the reader; empty where there are none."""
     points = trust.get("operating_points") or ()
