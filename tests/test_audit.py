@@ -112,7 +112,7 @@ def test_what_is_there_is_told_and_what_is_not_is_not():
     patients = np.repeat(np.arange(100), 2)
     labels = patients % 3
     noise = rng.normal(size=(200, 30)) + rng.normal(size=(100, 30)).repeat(2, 0)  # which tells patients, not classes
-    for kind in ("linear", "forest"):
+    for kind in ("linear", "places", "forest"):
         (nothing,) = told.tell([(kind, noise)], labels, CLASSES, patients)
         assert nothing.macro.bound < 0.6 and all(auroc.bound < 0.6 for auroc in nothing.per_class.values())
         marked = noise.copy()
@@ -134,11 +134,14 @@ def test_classes_that_differ_in_the_lungs_alone_pass(images: AuditImages, masks:
 PLACES: dict[str, Callable[[np.random.Generator], tuple[int, int]]] = {
     "corner": lambda rng: (2, 2),
     "spine": lambda rng: (30, 53),
+    "lower corner": lambda rng: (103, 103),  # where it is no brighter, nor darker, than all else
     "anywhere on the border": lambda rng: (int(rng.integers(0, 106)), int(rng.choice((1, 105)))),
 }
 
 
-@pytest.mark.parametrize(("place", "tone"), [("corner", 255), ("spine", 255), ("anywhere on the border", 0)])
+@pytest.mark.parametrize(
+    ("place", "tone"), [("corner", 255), ("spine", 255), ("anywhere on the border", 0), ("lower corner", 128)]
+)
 def test_a_mark_of_12_pixels_in_224_is_seen(
     images: AuditImages, masks: tuple[np.ndarray, np.ndarray], place: str, tone: int
 ):
