@@ -86,7 +86,9 @@ def read_images(dataset: Dataset, tick: Callable[[int], object] = lambda done: N
     done = 0
     for batch in loader.eval_batches(source, BATCH):
         for image, label in zip(batch.images[: batch.count, ..., 0], batch.labels, strict=False):
-            pixels[done], labels[done] = _resize(image, side), label
+            # Boxes of unequal numbers of pixels would blur the details that copies share, here more and there less.
+            reduced = Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR)
+            pixels[done], labels[done] = np.asarray(reduced), label
             done += 1
         tick(done)
     patients, sources, names = loader.origins(source, np.arange(len(source)))
@@ -158,8 +160,8 @@ def details_by_place(pixels: np.ndarray, visible: np.ndarray) -> np.ndarray:
     blocks = (len(pixels), SIDE, 2, SIDE, 2)
     bright = twice.reshape(blocks).mean((2, 4), np.float32)
     weights = visible.astype(np.float32)  # so that no lung counts among the surroundings
-    share = np.maximum(uniform_filter(weights, (0, 9, 9), mode="constant"), 1e-3)
-    surroundings = uniform_filter(bright * weights, (0, 9, 9), mode="constant") / share
+    share = np.maximum(uniform_filter(weights, 9, axes=(1, 2), mode="constant"), 1e-3)
+    surroundings = uniform_filter(bright * weights, 9, axes=(1, 2), mode="constant") / share
     maps = (bright, bright - surroundings, steps.reshape(blocks).max((2, 4)))
     return np.concatenate([by_place(values, visible) for values in maps], 1)
 
