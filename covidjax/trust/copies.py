@@ -38,9 +38,9 @@ quality 30); of the 4,262 X-rays of three collections no pair of different patie
 
 SAME, SAME_SMALL = 0.84, 0.94
 """Least correlation of the fine images of ``FINE`` pixels a side, and of ``COARSE`` pixels, which have few details to
-differ in; between them it is interpolated. Of 400 copies the lowest had 0.85 and 0.95. Two exposures of one patient have at most
-0.64, two patients 0.37; of synthetic X-rays, which are more alike, two exposures of one patient without a rotation between
-them rarely have more than 0.83 and 0.94."""
+differ in; between them it is interpolated. Of 400 copies the lowest had 0.85 and 0.95. Two exposures of one patient have at
+most 0.64, two patients 0.37; of synthetic X-rays, which are more alike, two exposures of one patient without a rotation
+between them rarely have more than 0.83 and 0.94."""
 
 MOST = 0.12
 """How far an image may reach out of the other, as a share of its side."""
