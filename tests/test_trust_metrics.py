@@ -261,3 +261,10 @@ def test_probabilities_that_hardly_differ_have_no_slope():
     found = measure(dataclasses.replace(table, probabilities=learned_nothing))
     assert {scores.calibration_slope for scores in found.per_class.values()} == {None}
     assert found.macro.calibration_intercept is None and found.macro.auroc == pytest.approx(measure(table).macro.auroc)
+
+
+def test_what_is_written_is_ranked_alike(tmp_path):
+    table = predictions(60)
+    close = dataclasses.replace(table, probabilities=1 / 3 + (table.probabilities - 1 / 3) * 1e-9)
+    close.write(tmp_path / "predictions.csv")
+    assert measure(PredictionTable.read(tmp_path / "predictions.csv")).macro.auroc == measure(close).macro.auroc
