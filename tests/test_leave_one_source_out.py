@@ -116,6 +116,14 @@ def test_every_source_is_left_out_once(left_out: tuple[Path, dict[str, Any], str
 
 
 @pytest.mark.slow
+def test_the_checklist_says_how_such_a_run_predicts(left_out: tuple[Path, dict[str, Any], str]):
+    whole, network = ((left_out[0] / name / "report" / "claim.md").read_text() for name in ("", f"source-{SOURCES[0]}"))
+    assert "temperature fitted on the left-out sources" in whole and "COVID-19:sensitivity=0.8" in whole
+    for text in (whole, network):
+        assert "sources that the network had not seen: the figures here" in text
+    assert "| one network, for each part held out; mean probabilities. |" in whole and "| one network. |" in network
+
+
 def test_resuming_trains_what_is_missing_only(left_out: tuple[Path, dict[str, Any], str], tmp_path: Path):
     copy = tmp_path / "run"
     shutil.copytree(left_out[0], copy)

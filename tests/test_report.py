@@ -48,7 +48,7 @@ def test_a_run_has_the_whole_report(trained: Path):
     shown = dict.fromkeys(re.findall(r'src="([^"]{22})', text))
     assert list(shown) == ["data:image/png;base64,"]
     assert text.count("data:image/png;base64,") == len(FIGURES) + 1
-    assert "http" not in text
+    assert "http" not in text and str(trained.parent) not in text and "path = " in text
     for key in {*predictions.patients, *(Path(name).name for name in predictions.paths)}:
         assert key not in text
     for row in ("macro mean", "Calibration", "learning_rate", f"{found['macro']['auroc']:.3f}"):

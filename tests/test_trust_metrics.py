@@ -253,3 +253,18 @@ def test_intervals_cover_the_truth():
             low, high = intervals[name] or (1, 0)
             covered[name] += low <= truth[name] <= high
     assert min(covered.values()) >= 360, str(covered)
+
+
+def test_probabilities_that_hardly_differ_have_no_slope():
+    table = predictions(60)
+    learned_nothing = 1 / 3 + (table.probabilities - table.probabilities.mean(0)) * 1e-6
+    found = measure(dataclasses.replace(table, probabilities=learned_nothing))
+    assert {scores.calibration_slope for scores in found.per_class.values()} == {None}
+    assert found.macro.calibration_intercept is None and found.macro.auroc == pytest.approx(measure(table).macro.auroc)
+
+
+def test_what_is_written_is_ranked_alike(tmp_path):
+    table = predictions(60)
+    close = dataclasses.replace(table, probabilities=1 / 3 + (table.probabilities - 1 / 3) * 1e-9)
+    close.write(tmp_path / "predictions.csv")
+    assert measure(PredictionTable.read(tmp_path / "predictions.csv")).macro.auroc == measure(close).macro.auroc

@@ -19,6 +19,7 @@ from covidjax.config import Config
 from covidjax.data.dataset import Dataset
 from covidjax.errors import printable
 from covidjax.files import write_atomic
+from covidjax.training.run_trust import is_by_source
 
 FILE, AUTHOR = "claim.md", "*for the author*"
 
@@ -196,19 +197,28 @@ def _data_facts(config: Config, dataset: Dataset) -> dict[str, str]:
         else "image: images of a patient may be in several folds, so figures are too good.",
         "numbers": f"{manifest['images']} images of {manifest['patients']} patients; {left_out + unread} files excluded.",
         "people": _people(dataset),
-        "external": f"`covidjax evaluate RUN --data OTHER` gives the figures of another collection; which: {AUTHOR}.",
+        "external": _external(config),
     }
 
 
 def _used(config: Config) -> str:
     if config.data.test_source:
         return f"source {config.data.test_source} held out for testing, with its patients' images in other sources"
-    if config.train.cv and config.train.cv_by == "source":
+    if is_by_source(config):
         return "a network for each source held out in turn, with its patients' images in other sources"
     if config.train.cv:
         return "a network for each part held out in turn, every image tested by the one that it was held out from"
     validated = f", fold {config.data.val_fold} for validation" if config.data.val_fold is not None else ""
     return f"fold {config.data.test_fold} held out for testing{validated}"
+
+
+def _external(config: Config) -> str:
+    other = f"`covidjax evaluate RUN --data OTHER` gives the figures of another collection; which: {AUTHOR}."
+    if config.data.test_source or is_by_source(config):
+        return (
+            "sources that the network had not seen: the figures here, for each in `report/metrics.json`. Beyond: " + other
+        )
+    return other
 
 
 def _people(dataset: Dataset) -> str:
@@ -249,9 +259,10 @@ def _model_facts(config: Config, network: Tested) -> dict[str, str]:
         + (
             ", chosen by the validation fold." if network.checkpoint == "best" else "; nothing was chosen by the test fold."
         ),
-        "ensemble": f"{several}{', for each part held out' if train.cv else ''}; mean probabilities.",
+        "ensemble": f"{several}{', for each part held out' if train.cv else ''}"
+        f"{'; mean probabilities' if train.cv or train.ensemble > 1 else ''}.",
         "imbalance": f"class weights: {train.class_weights}.",
-        "prediction": "softmax of the logits; the class of the greatest probability, unless an operating point is given.",
+        "prediction": _prediction(config),
         "output": "a probability for each class, adding up to 1.",
         "details": "`config.toml`, `report/metrics.json`, `report/predictions.csv` and the checkpoints of this run.",
         "availability": f"covidjax, Apache-2.0; the run can be repeated from its settings. Model and data: {AUTHOR}.",
@@ -259,6 +270,17 @@ def _model_facts(config: Config, network: Tested) -> dict[str, str]:
         f"its result: {AUTHOR}.",
         "input": f"`covidjax score` refuses or warns of what is no frontal chest X-ray. The rest: {AUTHOR}.",
     }
+
+
+def _prediction(config: Config) -> str:
+    """How a class comes of the logits."""
+    divided, train = "", config.train
+    if is_by_source(config):
+        divided = ", divided at scoring by a temperature fitted on the left-out sources (`trust.json`); figures without it"
+    elif train.calibration:
+        divided = f", divided by the temperature of {Path(train.calibration).name}, fitted on its left-out sources"
+    points = f"; thresholds of the validation fold: {', '.join(train.operating_points)}" if train.operating_points else ""
+    return f"softmax of the logits{divided}; the class of the greatest probability{points}."
 
 
 def _result_facts(config: Config, metrics: Mapping[str, Any]) -> dict[str, str]:

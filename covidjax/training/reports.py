@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -68,7 +69,13 @@ def write(
     if gallery(folder / GALLERY, table, dataset, about.note):
         figures |= {GALLERY: CAPTION}
     shown = [*classifier_tables(metrics, "Classification", wide=True), confusion_table(metrics)]
-    html.write(folder, about, shown, figures)
+    html.write(folder, _without_folders(about, dataset), shown, figures)
+
+
+def _without_folders(about: About, dataset: Dataset) -> About:
+    """With the names alone of datasets and runs: the folders above them may tell whose the page is, which is mailed."""
+    facts = [fact.replace(str(dataset.path), dataset.path.name) for fact in about.facts]
+    return about._replace(facts=facts, settings=re.sub(r'"/[^"\n]*/([^"/\n]+)"', r'"\1"', about.settings))
 
 
 def gallery(path: Path, table: PredictionTable, dataset: Dataset, note: str = "") -> bool:

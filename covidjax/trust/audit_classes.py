@@ -112,18 +112,26 @@ def _surest(auroc: Auroc) -> tuple[bool, float]:
     return (True, auroc.bound) if auroc.bound > TOLD else (False, auroc.value)
 
 
-def class_from_frame(images: AuditImages, masks: np.ndarray, plausible: np.ndarray) -> Check:
-    """Whether the class is told from the border of the images, but for what lung reaches into it."""
-    small = images.small(SIDE)
-    shown = audit_images.outside_lungs(masks, plausible) & audit_images.frame()
+def _looks(images: AuditImages, small: np.ndarray, shown: np.ndarray) -> Features:
+    """What probes see of the part of the images that is shown."""
 
     def features(rows: np.ndarray) -> list[tuple[Probe, np.ndarray]]:
         return [
             ("linear", audit_images.by_place(small[rows], shown[rows])),
+            ("places", audit_images.details_by_place(images.pixels[rows], shown[rows])),
             ("forest", audit_images.anywhere(small[rows], shown[rows])),
         ]
 
-    check = _class_told("class_frame", "Class from the border", "the border frame alone", images, features)
+    return features
+
+
+def class_from_frame(images: AuditImages, masks: np.ndarray, plausible: np.ndarray) -> Check:
+    """Whether the class is told from the border of the images, but for what lung reaches into it."""
+    small = images.small(SIDE)
+    shown = audit_images.outside_lungs(masks, plausible) & audit_images.frame()
+    check = _class_told(
+        "class_frame", "Class from the border", "the border frame alone", images, _looks(images, small, shown)
+    )
     return _with_picture(check, images, small, shown)
 
 
@@ -135,14 +143,7 @@ def class_without_lungs(images: AuditImages, masks: np.ndarray, plausible: np.nd
         sentence = f"Lungs were found on {plausible.sum()} of {len(images)} images only, so they could not be blacked out."
         return Check(name, title, "not applicable", sentence, counts)
     small, shown = images.small(SIDE), audit_images.outside_lungs(masks, plausible)
-
-    def features(rows: np.ndarray) -> list[tuple[Probe, np.ndarray]]:
-        return [
-            ("linear", audit_images.by_place(small[rows], shown[rows])),
-            ("forest", audit_images.anywhere(small[rows], shown[rows])),
-        ]
-
-    check = _class_told(name, title, "what lies outside the lungs", images, features, **counts)
+    check = _class_told(name, title, "what lies outside the lungs", images, _looks(images, small, shown), **counts)
     return _with_picture(check, images, small, shown)
 
 

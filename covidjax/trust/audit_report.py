@@ -23,8 +23,8 @@ MEANINGS = {
     "shows it.",
     "source_thumbnail": "A logistic regression that sees hardly more than a blur, tested on patients it was not trained "
     "on.",
-    "class_frame": "A logistic regression sees the pixels of the outermost eighth, a random forest their brightness "
-    "wherever it is; both are tested on patients they were not trained on.",
+    "class_frame": "A logistic regression sees the pixels of the outermost eighth, a random forest the few places of it "
+    "that tell most, another one its brightness wherever it is; all are tested on patients they were not trained on.",
     "class_outside_lungs": "As for the border, of all that lies outside the lungs: marks, letters, lines, arms, the way an "
     "image was cut. Where many images have lung nothing is looked at.",
     "class_file": "A random forest sees what the files were before they were prepared. A network does not see that, but "
@@ -110,6 +110,7 @@ def _table(details: Mapping[str, Any]) -> tuple[Sequence[str], list[Sequence[obj
     if results := details.get("results"):
         named = {
             "linear": "by place",
+            "places": "at a few places",
             "forest": "anywhere" if any("linear" in probes for probes in results.values()) else "",
         }
         rows = [

@@ -36,17 +36,17 @@ ALIKE = 0.72
 """Least correlation of the coarse images. Of 580 copies of real X-rays the lowest had 0.86 (both sides cut by 5 %, JPEG of
 quality 30); of the 4,262 X-rays of three collections no pair of different patients that is no copy has more than 0.81."""
 
-SAME = 0.8
-"""Least correlation of the fine images. The same copies have at least 0.84, two exposures of one patient at most 0.64, two
-patients 0.37; of synthetic X-rays, which are more alike, two exposures of one patient have up to 0.87, two patients
-0.62."""
+SAME, SAME_SMALL = 0.84, 0.94
+"""Least correlation of the fine images of ``FINE`` pixels a side, and of ``COARSE`` pixels, which have few details to
+differ in; between them it is interpolated. Of 400 copies the lowest had 0.85 and 0.95. Two exposures of one patient have at
+most 0.64, two patients 0.37; of synthetic X-rays, which are more alike, two exposures of one patient without a rotation
+between them rarely have more than 0.83 and 0.94."""
 
 MOST = 0.12
 """How far an image may reach out of the other, as a share of its side."""
 
-MOST_ROTATION = 0.1
-"""Degrees, at ``FINE`` pixels a side. Copies have at most 0.023, two synthetic exposures with a correlation of 0.7 or more
-mostly 0.2 to 1."""
+MOST_ROTATION = 0.06
+"""Degrees. Copies have at most 0.05, two synthetic exposures with a correlation of 0.7 or more mostly 0.2 to 1."""
 
 _BLOCK, _STEPS = 256, 8
 
@@ -72,6 +72,7 @@ def find_copies(images: np.ndarray) -> list[Copy]:
         return []
     rough = _resized(images, min(COARSE, images.shape[1]))
     detail = _normalized(rough, 3.0)
+    same = np.interp(images.shape[1], (COARSE, FINE), (SAME_SMALL, SAME))
     copies: dict[tuple[int, int], Copy] = {}
     for rows in _blocks(_candidates(rough)):
         first, second, window, mirrored = (np.asarray(column) for column in zip(*rows, strict=True))
@@ -80,10 +81,9 @@ def find_copies(images: np.ndarray) -> list[Copy]:
         good = correlation >= ALIKE
         first, second, mirrored = first[good], second[good], mirrored[good]
         correlations, rotations = _fine(_flipped(images[first], mirrored), images[second], fits[good])
-        most = MOST_ROTATION * FINE / min(FINE, images.shape[1])
         for a, b, flip, value, degrees in zip(first, second, mirrored, correlations, rotations, strict=True):
             key = (min(int(a), int(b)), max(int(a), int(b)))
-            is_copy = value >= SAME and abs(degrees) <= most
+            is_copy = value >= same and abs(degrees) <= MOST_ROTATION
             if is_copy and (key not in copies or copies[key].correlation < value):
                 copies[key] = Copy(int(a), int(b), float(value), bool(flip))
     return sorted(copies.values(), key=lambda copy: -copy.correlation)

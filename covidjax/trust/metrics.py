@@ -45,6 +45,10 @@ CURVE_SAMPLES, REGRESSION_SAMPLES = 2 * 10**7, 2 * 10**6
 """Most images of all bootstrap samples together, of areas under curves and of regressions; where there would be more, fewer
 samples are drawn: fewer than 2,000 above 10,000 images, or 1,000 for regressions."""
 
+LEAST_SPREAD = 1e-3
+"""Least standard deviation of logits that a calibration slope is fitted to. Those of a network that has not learned
+anything differ by less: their slope is in the millions and says nothing."""
+
 NEWTON_STEPS, MOST_NEWTON = 30, 4.0
 """Of a regression, and how far one goes, in standard deviations of the logit."""
 
@@ -228,6 +232,7 @@ class _Regression:
 
     def __init__(self, logits: np.ndarray, positive: np.ndarray, patient: np.ndarray):
         self._center, self._scale = logits.mean(), logits.std() or 1.0
+        self._flat = logits.std() < LEAST_SPREAD
         x = (logits - self._center) / self._scale
         self._patient, self._x, self._positive = patient, x, positive
         self._design = np.column_stack([np.ones_like(x), x, x * x])
@@ -237,6 +242,8 @@ class _Regression:
     def fit(self, counts: np.ndarray) -> np.ndarray:
         """Intercept and slope of samples of patients, int ``[samples, patients]``, as float ``[2, samples]``; NaN where
         there is none, since the classes are apart or the probabilities all the same."""
+        if self._flat:
+            return np.full((2, len(counts)), np.nan)
         intercept, slope = self._solve(counts[:, self._patient].astype(float)).T
         slope = slope / self._scale
         return np.stack([intercept - slope * self._center, slope])

@@ -71,7 +71,8 @@ class PredictionTable:
         names = np.asarray(self.classes)
         rows = zip(self.paths, self.patients, self.sources, names[self.labels], names[self.predictions], strict=True)
         for row, probabilities in zip(rows, self.probabilities, strict=True):
-            writer.writerow([*row, *(f"{float(value):.9g}" for value in probabilities)])
+            # In full, so that whoever ranks them gets the same figures.
+            writer.writerow([*row, *(repr(float(value)) for value in probabilities)])
         files.write_atomic(path, text.getvalue())
 
     @classmethod
