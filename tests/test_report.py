@@ -32,7 +32,7 @@ def table(classes=("COVID-19", "No-Findings", "Pneumonia"), images=90) -> Predic
     return PredictionTable(classes, labels, probabilities, names, names, sources)
 
 
-def test_a_run_has_the_whole_report(trained: Path):
+def test_a_run_has_the_whole_report(trained: Path, prepared: Path):
     folder = trained / "report"
     names = {path.name for path in folder.iterdir()}
     assert names == FIGURES | {"curves.png", "tables.txt", "metrics.json", "predictions.csv", "report.html", "claim.md"}
@@ -48,7 +48,7 @@ def test_a_run_has_the_whole_report(trained: Path):
     shown = dict.fromkeys(re.findall(r'src="([^"]{22})', text))
     assert list(shown) == ["data:image/png;base64,"]
     assert text.count("data:image/png;base64,") == len(FIGURES) + 1
-    assert "http" not in text and str(trained.parent) not in text and "path = " in text
+    assert "http" not in text and str(prepared) not in text and "path = " in text
     for key in {*predictions.patients, *(Path(name).name for name in predictions.paths)}:
         assert key not in text
     for row in ("macro mean", "Calibration", "learning_rate", f"{found['macro']['auroc']:.3f}"):
