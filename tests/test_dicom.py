@@ -269,6 +269,8 @@ def test_no_message_tells_the_patient(recwarn: pytest.WarningsRecorder, caplog: 
     data = bytearray(
         written(make(WindowCenter=1, WindowWidth=9, VOILUTFunction="Secret^Name", BodyPartExamined="Secret^Name"))
     )
+    caplog.clear()  # what pydicom says of writing it
+    recwarn.clear()
     generator = np.random.default_rng(1)
     for _ in range(300):
         mutated = data.copy()
@@ -277,7 +279,7 @@ def test_no_message_tells_the_patient(recwarn: pytest.WarningsRecorder, caplog: 
         try:
             dataset = dicom.read(bytes(mutated))
             assert "ecret" not in dicom.warning_of(dataset)[0]
-            shown(dataset)
+            images.read(bytes(mutated))
         except ImageError as error:
             assert "ecret" not in str(error)
     assert "ecret" not in caplog.text

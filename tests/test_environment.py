@@ -69,6 +69,7 @@ def losses_of(out: Path) -> list[float]:
     return [json.loads(line)["train"]["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_training_follows_its_settings_and_no_flags_of_jax(prepared: Path, tmp_path: Path, losses: list[float]):
     out = tmp_path / "run"
     backend = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}

@@ -509,6 +509,7 @@ def test_split_tree_is_merged_unless_it_is_kept(write_films, tmp_path: Path, par
     assert not any("stand in several parts" in note for note in merged["notes"])
 
 
+@pytest.mark.slow
 def test_training_on_a_kept_split_tests_on_its_test_and_validates_on_its_val(write_films, tmp_path: Path):
     prepare(tmp_path / "data", kermany(tmp_path / "set", write_films), "--keep-split")
     words = ("train", "--data", tmp_path / "data", "--run", tmp_path / "run", "--epochs", 1, *TINY)

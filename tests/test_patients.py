@@ -523,6 +523,7 @@ def test_a_home_that_cannot_be_written_to_is_said(tmp_path: Path, monkeypatch: p
 # What is said of it
 
 
+@pytest.mark.slow
 def test_training_warns_where_patients_are_not_known(write_films, prepared: Path, tmp_path: Path):
     root = write_films(tmp_path / "films", *(f"{label}/{number}.png" for label in CLASSES for number in range(6)))
     out = tmp_path / "data"

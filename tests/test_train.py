@@ -316,6 +316,7 @@ def test_recalibrated_statistics_are_of_images_without_augmentation(dataset: Dat
     np.testing.assert_allclose(result.predictions.outputs, tested, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_best_checkpoint_is_recalibrated_and_the_last_is_what_training_goes_on_from(dataset: Dataset, tmp_path: Path):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     settings = ("data.val_fold=1", "train.recalibrate_batch_norm=true")

@@ -148,7 +148,10 @@ def _read(
         raise
     # A damaged file can raise nearly anything from a decoder; whatever it is, it is this file's own fault.
     except Exception as error:
-        raise ImageError(f"damaged: {one_line(error)}") from error
+        # pydicom's own errors repeat the bytes of the header.
+        header = type(error).__module__.startswith("pydicom.")
+        reason = "a value of the header cannot be read" if header else one_line(error)
+        raise ImageError(f"damaged: {reason}") from error
 
 
 class _Header(NamedTuple):

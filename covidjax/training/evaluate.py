@@ -96,9 +96,8 @@ def evaluate(
         raise UserError(f"{path} is a file, which has no images beside it; name a dataset with --data.")
     loaded = load.load_run(path)
     run = loaded.run
-    dataset = open_dataset(
-        data or run.config.data.path, run.preprocess, masks=run.config.model.is_segmenter, some_classes=True
-    )
+    where, masks = data or run.config.data.path, run.config.model.is_segmenter
+    dataset = open_dataset(where, run.preprocess, masks=masks, some_classes=True)
     if prevalences and dataset.masks:
         raise UsageError("--prevalence is for classes; leave it out for lung masks.")
     task = make_task(run.config, dataset)
@@ -114,30 +113,27 @@ def evaluate(
     classes, trust = run.preprocess.classes, load.trust(path)
     points = [] if dataset.masks else applied_trust.points_of(path, trust, operating_points, classes)
     temperature = applied_trust.temperature_of_parts(path, trust, own=bool(parts[0].holdout))
-    applied, held_out = [], _predictions(parts, task.eval_step(loaded.network), batch_size).calibrated(temperature)
     numbers = np.asarray([classes.index(name) for name in dataset.preprocess.classes], np.int32)
-    held_out = held_out._replace(labels=numbers[held_out.labels])
-    if points:
-        holdouts = [part.holdout for part in parts for _ in part.rows] if parts[0].holdout else []
-        applied = applied_to(points, held_out.table(classes), holdouts)
+    held_out = _predictions(parts, task.eval_step(loaded.network), batch_size, numbers).calibrated(temperature)
+    holdouts = [part.holdout for part in parts for _ in part.rows if part.holdout]
     return Evaluation(
         metrics=task.measure(held_out, classes, prevalences),
         description=description,
         synthetic="synthetic" in dataset.manifest["per_source"],
-        operating_points=applied,
-        notes=list(filter(None, [sentence(trust) if temperature != 1 else ""])),
+        operating_points=applied_to(points, held_out.table(classes), holdouts) if points else [],
+        notes=[sentence(trust)] if temperature != 1 else [],
         run=run,
         dataset=dataset,
         predictions=held_out,
     )
 
 
-def _predictions(parts: Sequence[_Part], eval_step: EvalStep, batch_size: int) -> Predictions:
-    """Of the images of all parts, without calibration."""
+def _predictions(parts: Sequence[_Part], eval_step: EvalStep, batch_size: int, numbers: np.ndarray) -> Predictions:
+    """Of the images of all parts, without calibration; ``numbers`` are the run's of the dataset's classes."""
     predictions = []
     for networks, source, rows, _ in parts:
         outputs, labels = predict(eval_step, networks, loader.eval_batches(source, batch_size, rows))
-        predictions.append(Predictions(outputs, labels, *loader.origins(source, rows)))
+        predictions.append(Predictions(outputs, numbers[labels], *loader.origins(source, rows)))
     return concatenate(predictions)
 
 
