@@ -22,7 +22,7 @@ from covidjax.images import decode
 from covidjax.images.stream import LoadedImage
 from covidjax.runs import trust_file, weights_file
 from covidjax.runs.trust_file import Trust
-from covidjax.trust.novelty import Novelty
+from covidjax.trust.novelty import Novelty, product
 
 WEIGHTS = weights_file.FOLDER / "gate.safetensors"
 """The classifier that the package carries; gate.md beside it says what it is."""
@@ -80,12 +80,12 @@ class KindClassifier(NamedTuple):
 
     def project(self, features: np.ndarray) -> np.ndarray:
         """Features ``[N, F]`` → their components, float32 ``[N, D]``, of about deviation 1."""
-        return features @ self.components + self.components_bias
+        return product(features, self.components) + self.components_bias
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
         """Features ``[N, F]`` → float32 ``[N, kinds]``, each row adding up to 1."""
-        hidden = np.maximum(self.project(features) @ self.hidden + self.hidden_bias, 0)
-        logits = hidden @ self.output + self.output_bias
+        hidden = np.maximum(product(self.project(features), self.hidden) + self.hidden_bias, 0)
+        logits = product(hidden, self.output) + self.output_bias
         odds = np.exp(logits - logits.max(-1, keepdims=True))
         return odds / odds.sum(-1, keepdims=True)
 
