@@ -20,8 +20,8 @@ FEW = 3
 
 
 def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The matrix product on one thread: a BLAS's threads go on spinning for a while after one, and take the processor from the
-    segmenter and the decoders, which cost a fifth of the pace of scoring."""
+    """The matrix product on one thread: a BLAS's threads spin for a while after each, and take the processor from segmenter
+    and decoders, which cost a fifth of the pace of scoring."""
     return np.einsum("ij,jk->ik", a, b)
 
 
@@ -87,7 +87,7 @@ class Novelty:
 
     @classmethod
     def _stored(cls, mean: Any, components: Any, scale: Any, residual: float) -> Novelty:
-        mean, components = (np.asarray(each, np.float16).astype(np.float32) for each in (mean, components))
+        mean, components = (np.ascontiguousarray(each, np.float16).astype(np.float32) for each in (mean, components))
         return cls(mean, components, np.asarray(scale, np.float32), residual, np.inf)
 
     def as_dict(self) -> dict[str, Any]:
