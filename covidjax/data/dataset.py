@@ -114,6 +114,11 @@ class Dataset:
         return Origins(loader.labels(source, rows), *loader.origins(source, rows)[:2])
 
     @property
+    def is_synthetic(self) -> bool:
+        """Whether any image is synthetic, as those of the built-in sample are."""
+        return "synthetic" in self.manifest["per_source"]
+
+    @property
     def known_share(self) -> float | None:
         """The share of the images whose patient is known; None where that was not recorded."""
         known = self.manifest.get("patients_known")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from PIL import Image
 
 from covidjax.errors import printable
+from covidjax.report import pages
 
 
 class Section(NamedTuple):
@@ -36,15 +35,11 @@ def render(about: Mapping[str, Any], sections: Sequence[Section]) -> str:
       about: ``dataset``, ``images``, ``size``, ``lungs``, ``classes``, ``covidjax``, ``note`` and ``verdict``.
       sections: one a check.
     """
-    environment = Environment(
-        loader=PackageLoader("covidjax.report"), autoescape=select_autoescape(), undefined=StrictUndefined
-    )
-    environment.trim_blocks = environment.lstrip_blocks = True
     shown = [
         section._replace(pictures=[(printable(caption), _data_uri(image)) for caption, image in section.pictures])
         for section in sections
     ]
-    return environment.get_template("audit.html").render(about=about, checks=shown)
+    return pages.environment("covidjax.report").get_template("audit.html").render(about=about, checks=shown)
 
 
 def _data_uri(image: np.ndarray) -> str:
@@ -52,4 +47,4 @@ def _data_uri(image: np.ndarray) -> str:
     text = io.BytesIO()
     kind = "PNG" if image.ndim == 3 else "JPEG"
     Image.fromarray(image).save(text, kind, **({"quality": 85} if kind == "JPEG" else {}))
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(text.getvalue()).decode()}"
+    return pages.data_uri(text.getvalue(), f"image/{kind.lower()}")

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-
 from covidjax.errors import printable
 from covidjax.files import write_atomic
+from covidjax.report import pages
 from covidjax.report.metric_tables import TableData
 
 FILE = "report.html"
@@ -38,27 +36,24 @@ def write(folder: Path, about: About, tables: Sequence[TableData], figures: Mapp
       tables: from top to bottom.
       figures: PNG files of the folder and their captions; those that are not there are left out.
     """
-    environment = Environment(
-        loader=PackageLoader("covidjax.report"),
-        autoescape=select_autoescape(),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     inlined = [
-        {"caption": caption, "data": base64.b64encode((folder / name).read_bytes()).decode()}
+        {"caption": caption, "uri": pages.data_uri((folder / name).read_bytes(), "image/png")}
         for name, caption in figures.items()
         if (folder / name).is_file()
     ]
     # Bytes of a name that are no UTF-8 are escaped.
     shown = [table._replace(rows=[[*map(printable, row)] for row in table.rows]) for table in tables]
-    page = environment.get_template("report.html").render(
-        title=printable(about.title),
-        note=about.note,
-        facts=[*map(printable, about.facts)],
-        settings=printable(about.settings),
-        version=version("covidjax"),
-        tables=shown,
-        figures=inlined,
+    page = (
+        pages.environment("covidjax.report")
+        .get_template("report.html")
+        .render(
+            title=printable(about.title),
+            note=about.note,
+            facts=[*map(printable, about.facts)],
+            settings=printable(about.settings),
+            version=version("covidjax"),
+            tables=shown,
+            figures=inlined,
+        )
     )
     write_atomic(folder / FILE, page)

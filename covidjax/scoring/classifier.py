@@ -82,12 +82,13 @@ class Classifier:
         loader = partial(load.load_run, path)
         opened = open_runtime(runtime, device, trained.config, trained.preprocess, digests=load.digests(path), load=loader)
         segmenter = None if trained.preprocess.lungs == "none" else open_segmenter(device, runtime)
+        trust = load.trust(path)
 
         def open_gate() -> tuple[Gate, Encoder]:
             encoder = Encoder(device, runtime)
-            return Gate(load.trust(path), encoder), encoder
+            return Gate(trust, encoder), encoder
 
-        return cls(trained, opened, load.describe(path), segmenter, load.trust(path), open_gate)
+        return cls(trained, opened, load.describe(path), segmenter, trust, open_gate)
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """uint8 ``[B, S, S, 1]``, preprocessed → float32 ``[B, classes]``, each row adding up to 1; calibrated

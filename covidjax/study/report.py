@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import mimetypes
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,14 +10,13 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from rich.console import Group
 
 from covidjax.data import readers
 from covidjax.data.dataset import Dataset
 from covidjax.data.loader import load_all
 from covidjax.lungs import geometry, overlay, segmenter, stream
-from covidjax.report import plots, tables
+from covidjax.report import pages, plots, tables
 
 SPLITS = {"random": "random split", "patient": "patients apart"}
 
@@ -85,9 +83,7 @@ def write(out: Path, data: Path, results: Mapping[str, Any], *, images: bool = T
         sections = [*_samples(out, datasets), *sections, *_lungs(out, data, datasets)]
     else:
         facts["left out"] = "Figures 1 and 5, which show images of the collections"
-    loader = PackageLoader("covidjax.study")
-    environment = Environment(loader=loader, autoescape=select_autoescape(), undefined=StrictUndefined)
-    environment.trim_blocks = environment.lstrip_blocks = True
+    environment = pages.environment("covidjax.study")
     environment.filters["embedded"] = lambda file: embedded(out / file)
     for name in ("report.md", "report.html"):
         text = environment.get_template(name).render(about=about, facts=facts, sections=sections)
@@ -96,8 +92,7 @@ def write(out: Path, data: Path, results: Mapping[str, Any], *, images: bool = T
 
 def embedded(file: Path) -> str:
     """A file as a data URI."""
-    kind = mimetypes.guess_type(file.name)[0]
-    return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
+    return pages.data_uri(file.read_bytes(), mimetypes.guess_type(file.name)[0] or "")
 
 
 def summary(results: Mapping[str, Any]) -> Group:

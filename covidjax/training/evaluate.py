@@ -119,7 +119,7 @@ def evaluate(
     return Evaluation(
         metrics=task.measure(held_out, classes, prevalences),
         description=description,
-        synthetic="synthetic" in dataset.manifest["per_source"],
+        synthetic=dataset.is_synthetic,
         operating_points=applied_to(points, held_out.table(classes), holdouts) if points else [],
         notes=[sentence(trust)] if temperature != 1 else [],
         run=run,

@@ -11,12 +11,10 @@ from typing import Any
 from covidjax.data.dataset import Dataset
 from covidjax.errors import printable
 from covidjax.files import explaining, write_atomic
-from covidjax.report import audit_page
+from covidjax.report import audit_page, tables
 from covidjax.trust.check import Check
 
 HTML, JSON = "audit.html", "audit.json"
-
-SYNTHETIC = "Synthetic images: these figures say nothing about patients."
 
 MEANINGS = {
     "source_class": "Where each class comes from a place of its own, a network may learn the place, and no held-out fold "
@@ -53,16 +51,11 @@ def as_dict(dataset: Dataset, checks: Sequence[Check], run: str | None) -> dict[
         "fingerprint": dataset.fingerprint,
         "run": run,
         "images": dataset.manifest["images"],
-        "synthetic": is_synthetic(dataset),
+        "synthetic": dataset.is_synthetic,
         "passed": not any(check.status == "fail" for check in checks),
         "verdict": verdict(checks),
         "checks": [check.as_dict() for check in checks],
     }
-
-
-def is_synthetic(dataset: Dataset) -> bool:
-    """Whether it is the built-in sample."""
-    return "synthetic" in dataset.manifest["per_source"]
 
 
 def write(out: Path, dataset: Dataset, checks: Sequence[Check], run: str | None) -> None:
@@ -86,7 +79,7 @@ def write(out: Path, dataset: Dataset, checks: Sequence[Check], run: str | None)
         ],
         "classes": dataset.preprocess.classes,
         "covidjax": importlib.metadata.version("covidjax"),
-        "note": SYNTHETIC if is_synthetic(dataset) else "",
+        "note": tables.SYNTHETIC if dataset.is_synthetic else "",
         "verdict": verdict(checks),
     }
     with explaining(out):

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-Interval = tuple[float, float]
+from covidjax.bootstrap import Interval
 
 FOLDS = 5
 
