@@ -3,7 +3,8 @@
 Each is a command of its own and counted from its start to its end; beside it stands the pace of its loop alone, without
 imports and loading of the model. Compiled programs are in the cache, as after the first time on a machine. Two kinds of
 film: gray PNGs of 1024 × 1024 and gray JPEGs of 2000 × 2500. Decoding alone, by the same decoder with the same workers, is
-what the machine can do at best. The PyTorch loop is also run with Pillow's draft mode for JPEGs, which few know of.
+what the machine can do at best. What the gate costs is told by the same commands without it, for whole images and where
+lungs are cut out. The PyTorch loop is also run with Pillow's draft mode for JPEGs, which few know of.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ from bench import data
 from bench.harness import Options, only
 from bench.machine import COVIDJAX, ROOT, environment, say
 from bench.tables import Result, Row, Spread, Table, best, ratio
+from covidjax.runs.load import BUNDLED
 
 OURS, LOOP, DRAFT = "covidjax score", "PyTorch loop", "PyTorch loop, draft mode"
+NO_GATE, LUNGS = "covidjax score --gate off", "covidjax score, lungs cut out"
+LUNGS_NO_GATE = f"{LUNGS}, --gate off"
 DECODE = "decoding alone"
 INPUTS = {"png": "1024 × 1024 PNG", "jpeg": "2000 × 2500 JPEG"}
 
@@ -47,7 +51,7 @@ class Command:
             return
         summary = json.loads(done.stdout[done.stdout.index("{") :])
         inside = summary.get("loop") or {stage["stage"]: stage["seconds"] for stage in summary["timing"]}["wall"]
-        scored = summary.get("images", summary.get("ok"))
+        scored = summary["images"] if "images" in summary else summary["files"] - summary["errors"]
         if scored != images:
             self.missing = f"handled {scored} of {images} films"
         else:
@@ -64,6 +68,10 @@ def contenders(folder: Path, run: Path, weights: Path, size: int, out: Path) -> 
     offered = subprocess.run([*COVIDJAX, "score", "--help"], capture_output=True, text=True, env=environment()).stdout
     if "--runtime" in offered:
         commands.append(Command(f"{OURS} --runtime jax", [*ours, "--runtime", "jax"]))
+    # The bundled classifier refuses synthetic X-rays, which takes as long.
+    lungs = [str(BUNDLED) if word == str(run) else word for word in ours]
+    commands += [Command(NO_GATE, [*ours, "--gate", "off"]), Command(LUNGS, lungs)]
+    commands += [Command(LUNGS_NO_GATE, [*lungs, "--gate", "off"])]
     commands += [Command(LOOP, loop), Command(f"{DECODE}, loader", [*decode, "loader", str(size)])]
     commands += [Command(f"{DECODE}, processes", [*decode, "processes", str(size)])]
     if folder.name.startswith("films-jpeg"):
@@ -103,6 +111,13 @@ def measure(options: Options) -> Result:
         for name, pattern in ((f"score_{kind}_vs_loop", f"{LOOP}$"), (f"score_{kind}_vs_draft_loop", DRAFT)):
             if ours and (other := best(tables[-2], pattern)):
                 figures[name] = ratio(ours.samples, other.samples).median
+        for name, gated, free in (
+            (f"score_{kind}_gate", OURS, NO_GATE),
+            (f"score_{kind}_gate_lungs", LUNGS, LUNGS_NO_GATE),
+        ):
+            with_gate, without = tables[-2].row(gated), tables[-2].row(free)
+            if with_gate and without:
+                figures[name] = ratio(with_gate.samples, without.samples).median
         ceiling, ours = best(tables[-1], DECODE), tables[-1].row(OURS)
         if ours and ceiling:
             # Loop against loop: both leave out what starting Python and importing takes.

@@ -66,7 +66,7 @@ def measure(options: Options) -> Result:
                 score = ["score", str(film), "--checkpoint", str(run), "--output", f"{folder}/rows.csv"]
                 train = ["train", "--data", str(dataset), "--epochs", "1", "--run", f"{folder}/run-{turn}-{when}"]
                 for words, wanted in (
-                    (score, {SCORE: "1 of 1 images scored"}),
+                    (score, {SCORE: "of 1 images scored"}),
                     (train, {BEGIN: "starting at step 1", EPOCH: "epoch 1/1"}),
                 ):
                     taken = until(words, list(wanted.values()), Path(folder, f"{turn}-{words[0]}"))
