@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from covidjax.bootstrap import Interval, percentile_interval, ratio, resampled_patients
 
@@ -172,32 +171,6 @@ class Statistics(NamedTuple):
     """Name → float ``[samples]``."""
     per_class: dict[str, np.ndarray]
     """Name → float ``[samples, classes]``."""
-
-
-def classification_metrics(
-    labels: ArrayLike, predictions: ArrayLike, classes: Sequence[str], patients: Sequence[str] | None = None
-) -> Metrics:
-    """Precision, recall, F1, specificity, accuracy with their intervals, and the confusion matrix.
-
-    Args:
-      labels: int ``[N]``, true classes.
-      predictions: int ``[N]``, predicted classes.
-      classes: the classes' names, by index.
-      patients: the patient of each image, ``[N]``, for intervals over patients.
-
-    Raises:
-      ValueError: there are no images.
-    """
-    labels, predictions = np.asarray(labels), np.asarray(predictions)
-    if not len(labels):
-        raise ValueError("There are no examples to measure.")
-    names, patient = np.unique(np.zeros(len(labels)) if patients is None else np.asarray(patients), return_inverse=True)
-    confusions = np.zeros((len(names), len(classes), len(classes)))
-    np.add.at(confusions, (patient, labels, predictions), 1)
-    resampled = [
-        count_statistics(np.tensordot(counts, confusions, 1)) for counts in resampled_patients(len(names), len(names))
-    ]
-    return assemble(classes, confusions.sum(0), count_statistics(confusions.sum(0)[None]), resampled, len(names))
 
 
 def count_statistics(confusion: np.ndarray) -> Statistics:

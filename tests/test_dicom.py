@@ -13,6 +13,7 @@ from PIL import Image
 from pydicom import uid
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
+from pydicom.errors import BytesLengthException
 
 from covidjax.data import synthetic
 from covidjax.errors import ImageError
@@ -284,6 +285,15 @@ def test_no_message_tells_the_patient(recwarn: pytest.WarningsRecorder, caplog: 
             assert "ecret" not in str(error)
     assert "ecret" not in caplog.text
     assert not any("ecret" in str(warning.message) for warning in recwarn)
+
+
+def test_no_message_repeats_what_a_header_holds(monkeypatch: pytest.MonkeyPatch):
+    def damaged(*_: Any) -> None:
+        raise BytesLengthException("Instead received b'Secret'")
+
+    monkeypatch.setattr(dicom_pixels, "samples", damaged)
+    with pytest.raises(ImageError, match=r"^damaged: a value of the header cannot be read$"):
+        images.read(written(make()))
 
 
 def test_real_films(shared_data):

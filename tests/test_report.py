@@ -13,10 +13,15 @@ import pytest
 from commands import refused, run
 from PIL import Image
 
+from covidjax.config import Preprocess
+from covidjax.data.dataset import Dataset
+from covidjax.data.readers.base import Example
+from covidjax.data.writer import create_dataset
 from covidjax.report import curves
 from covidjax.report import html as page
 from covidjax.report.metric_tables import TableData, classifier_tables, confusion_table
 from covidjax.report.tables import as_text, render
+from covidjax.training.reports import find_rows
 from covidjax.trust.metrics import measure
 from covidjax.trust.predictions import PredictionTable
 
@@ -143,3 +148,13 @@ def test_risk_and_coverage_by_hand():
     coverage, risk = curves.risk_coverage(np.array([True, False, True, True]), np.array([0.9, 0.8, 0.8, 0.6]))
     assert coverage == pytest.approx([0.25, 0.75, 1])
     assert risk == pytest.approx([0, 1 / 3, 0.25])
+
+
+def test_an_image_that_others_have_the_name_of_has_no_picture(tmp_path: Path):
+    with create_dataset(tmp_path / "data", Preprocess(32, classes=("COVID-19",)), 2) as writer:
+        for fold, name, digest in ((0, "a", "1"), (0, "b", "2"), (1, "a", "3"), (1, "c", "4")):
+            image = np.zeros((32, 32, 1), np.uint8)
+            writer.add(fold, Example(Path(f"{name}.png"), "COVID-19", "patient", "source"), image, digest)
+        writer.close()
+    keys = [("patient", "source", f"{name}.png") for name in "abc"]
+    assert find_rows(Dataset(tmp_path / "data"), keys) == {keys[1]: 1, keys[2]: 3}

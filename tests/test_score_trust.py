@@ -239,6 +239,24 @@ def test_damaged_sections_are_told(trained: Path, films: Path, tmp_path: Path, s
     assert problem in refused("score", films, "--checkpoint", damaged, *abstain, code=1)
 
 
+def test_scores_are_calibrated_where_the_run_is(trained: Path, films: Path, tmp_path: Path, scored: dict[str, Any]):
+    calibrated = tmp_path / "run"
+    shutil.copytree(trained, calibrated)
+    trust_file.write(calibrated, calibration={"temperature": 3.0, "elsewhere": {"sources": {"a": {}, "b": {}}}})
+    result = run("score", films, "--checkpoint", calibrated, "--json")
+    assert "calibrated for elsewhere (T = 3.000" in result.stderr
+    columns = [f"p_{name}" for name in CLASSES]
+    raw, found = (
+        np.array([[row[name] for name in columns] for row in rows["rows"]]) for rows in (scored, json.loads(result.stdout))
+    )
+    powers = raw ** (1 / 3)
+    np.testing.assert_allclose(found, powers / powers.sum(1, keepdims=True), rtol=1e-4)
+    assert np.abs(found - raw).max() > 0.01
+    before, after = (json.loads(run("evaluate", path, "--json").stdout)["metrics"] for path in (trained, calibrated))
+    assert after["accuracy"] == before["accuracy"]
+    assert after["confidence"] < before["confidence"]
+
+
 def test_a_calibration_by_guesses_is_said():
     section = {"temperature": calibration.MOST * 0.999, "elsewhere": {"sources": {"a": {}, "b": {}}}}
     assert "no better than guesses" in calibration.sentence({"calibration": section})
