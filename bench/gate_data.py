@@ -102,7 +102,7 @@ def segmenter() -> LoadedSegmenter:
 
 def lungs_of(image: Image.Image) -> Lungs:
     """The lungs by the bundled segmenter."""
-    return find_lungs(segmenter()(small(image)[None, ..., None])[0], SIZE, SIZE)
+    return find_lungs(segmenter().segment(small(image)[None, ..., None])[0][0], SIZE, SIZE)
 
 
 def collect(data: Path, seed: int = 0) -> Pictures:

@@ -17,7 +17,7 @@ def main(path: Path) -> None:
     """Four images, each with the true mask, the predicted one and the crop."""
     opened = segmenter.open_segmenter("cpu")
     phantoms = [synthetic.draw(index, size=opened.size) for index in range(4)]
-    probabilities = np.asarray(opened(np.stack([phantom.image for phantom in phantoms])[..., None]))
+    probabilities = opened.segment(np.stack([phantom.image for phantom in phantoms])[..., None])[0]
     rows = []
     for phantom, predicted in zip(phantoms, probabilities, strict=True):
         true_mask, mask = phantom.lungs, predicted > 0.5

@@ -51,7 +51,7 @@ def _draw_image(axis: Axes, image: np.ndarray) -> None:
     """Draw an image uint8 ``[S, S]`` with the outline of its lungs."""
     model = segmenter.open_segmenter("cpu")
     small = Image.fromarray(image).resize((model.size, model.size), Image.Resampling.BILINEAR)
-    lungs = geometry.find_lungs(np.asarray(model(np.asarray(small)[None, ..., None]))[0], *image.shape)
+    lungs = geometry.find_lungs(model.segment(np.asarray(small)[None, ..., None])[0][0], *image.shape)
     axis.imshow(image, cmap="gray", vmin=0, vmax=255)
     mask = Image.fromarray(lungs.mask.astype(np.float32)).resize(image.shape[::-1], Image.Resampling.BICUBIC)
     axis.contour(np.asarray(mask), levels=[0.5], colors=["#4db2ff"], linewidths=1.6)

@@ -433,8 +433,8 @@ def test_threads_share_a_classifier(films: Path, name: str):
     assert in_threads(lambda: list(classifier.score(paths))) == [expected] * 4
     segmenter = open_segmenter(runtime=name)
     images = np.random.default_rng(0).integers(0, 256, (3, segmenter.size, segmenter.size, 1), np.uint8)
-    masks = np.asarray(segmenter(images))
-    for result in in_threads(lambda: np.asarray(segmenter(images)).copy()):
+    masks, _ = segmenter.segment(images)
+    for result in in_threads(lambda: segmenter.segment(images)[0].copy()):
         np.testing.assert_array_equal(np.asarray(result), masks)
 
 

@@ -53,7 +53,7 @@ class Ours:
             batch = np.zeros((lung_stream.BATCH_SIZE, self._segmenter.size, self._segmenter.size, 1), np.uint8)
             for image, film in zip(batch, films, strict=False):
                 image[..., 0] = decode.resize(film, self._segmenter.size)
-            for mask, film in zip(np.asarray(self._segmenter(batch)), films, strict=False):
+            for mask, film in zip(self._segmenter.segment(batch)[0], films, strict=False):
                 lungs = geometry.find_lungs(mask, *film.shape)
                 boxes.append((-1, -1, -1, -1) if lungs.flag else lungs.box)
         return boxes

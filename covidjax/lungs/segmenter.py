@@ -46,10 +46,6 @@ class LoadedSegmenter:
         masks, features = self._compute(images).result()
         return masks, features
 
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """The masks of ``segment`` alone."""
-        return self.segment(images)[0]
-
 
 class Encoder:
     """The encoder of the bundled segmenter: the one network whose features are the same for every run.
