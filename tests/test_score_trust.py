@@ -18,7 +18,7 @@ from pydicom.dataset import FileMetaDataset
 
 from covidjax.runs import trust_file
 from covidjax.scoring.row import Row
-from covidjax.scoring.studies import merge_rows
+from covidjax.scoring.studies import label_of_study, merge_rows
 from covidjax.trust import calibration
 from covidjax.trust.abstention import Abstention
 
@@ -165,6 +165,12 @@ def test_metrics_of_studies(trained: Path, films: Path):
     found = json.loads(run("score", films, "--by", "study", "--checkpoint", trained, "--json").stdout)
     assert (found["files"], found["trained_on"], found["metrics"]) == (3, 3, None)
     assert {row["images"] for row in found["rows"]} == {10}
+
+
+def test_images_of_two_classes_give_a_study_none():
+    labels = {"a.png": "COVID-19", "b.png": "Pneumonia"}
+    look_up = label_of_study(labels.get, {"one": ["a.png", "c.png"], "both": ["a.png", "b.png"]})
+    assert (look_up("one"), look_up("both"), look_up("other")) == ("COVID-19", None, None)
 
 
 def test_rows_of_a_study_where_none_is_accepted():
