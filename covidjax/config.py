@@ -89,10 +89,22 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    name: Literal["darkcovidnet", "cnn13", "lung-unet"] = "darkcovidnet"
-    """The network: two classifiers, and a lung segmenter for datasets of ``prepare --masks``."""
+    name: Literal[
+        "darkcovidnet",
+        "cnn13",
+        "resnet50",
+        "vgg16",
+        "vgg16-bn",
+        "inceptionv3",
+        "densenet121",
+        "efficientnet-lite0",
+        "lung-unet",
+    ] = "darkcovidnet"
+    """The network: the study's two classifiers; backbones for weights of ``train.init``; and a lung segmenter for datasets
+    of ``prepare --masks``."""
     channels: Literal[1, 3] = 1
-    """Input channels; 3 repeats the gray image, as the paper did."""
+    """Input channels; 3 repeats the gray image, as the paper did. Weights of ``train.init`` for three channels have their
+    first kernel summed over them where this is 1."""
     width: Annotated[int, POSITIVE_INT] = 16
     """Channels of the first block of ``cnn13``; the last two have eight times as many."""
     dropout: Annotated[float, SHARE] = 0.5
@@ -102,6 +114,11 @@ class ModelConfig:
     shifted towards its four corners by a thirty-second of its side, and these mirrored. The forward pass takes ten times as
     long, and is JAX's on a CPU too. The metrics after each epoch of training are those of one view, the final ones of
     all."""
+    pixel_mean: tuple[float, ...] = (PIXEL_MEAN,)
+    """Mean of the pixels, as shares of white, one for all channels or one for each; ``train.init`` sets it to that of its
+    weights."""
+    pixel_std: tuple[float, ...] = (PIXEL_STD,)
+    """Standard deviation of the pixels, likewise."""
 
     @property
     def is_segmenter(self) -> bool:
@@ -138,6 +155,15 @@ class AugmentConfig:
 class TrainConfig:
     epochs: Annotated[int, POSITIVE_INT] = 100
     """Passes over the training images."""
+    init: str = ""
+    """Weights to start from: a file of safetensors, ``hub:REPO@REVISION``, a run, or ``bundled``."""
+    freeze: Literal["none", "backbone"] = "none"
+    """``backbone`` trains the layers that belong to the classes, and leaves the others, with their batch statistics, as
+    they are."""
+    backbone_rate: Annotated[float, Range(0, 1)] = 1.0
+    """Learning rate of the backbone, as a share of that of the layers that belong to the classes."""
+    freeze_batch_norm: bool = False
+    """Normalize by the batch statistics of ``train.init`` and leave them as they are."""
     batch_size: Annotated[int, POSITIVE_INT] = 32
     """Images a step; the incomplete last batch of an epoch is left out."""
     learning_rate: Annotated[float, Range(0, includes_least=False, includes_most=False)] = 3e-3

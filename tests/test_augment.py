@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from covidjax.config import AugmentConfig
+from covidjax.config import AugmentConfig, ModelConfig
 from covidjax.data import synthetic
 from covidjax.inference.forward import normalize, ten_crop
 from covidjax.training.augment import _warp, augment, augment_with_masks
@@ -209,7 +209,7 @@ def test_noise_is_new_at_every_pixel_and_of_at_most_its_share_of_white():
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_normalise_takes_black_to_minus_two_and_white_to_two(channels, dtype):
     images = np.asarray([0, 51, 255], dtype).reshape(3, 1, 1, 1)
-    found = np.asarray(normalize(jnp.asarray(images), channels))
+    found = np.asarray(normalize(jnp.asarray(images), ModelConfig(channels=channels)))
     assert found.shape == (3, 1, 1, channels)
     assert found.dtype == np.float32
     for channel in range(channels):

@@ -43,7 +43,7 @@ def decompose(network: Network, weights: Weights, images: Any, model: ModelConfi
       images: uint8 ``[B, S, S, 1]``.
       model: its settings.
     """
-    logits, maps, _ = network.apply(weights, normalize(images, model.channels))
+    logits, maps, _ = network.apply(weights, normalize(images, model))
     last = maps[LAST_MAPS[model.name][0]].astype("float32")
     dense = weights.params["dense"]
     kernel = dense["kernel"].reshape(*last.shape[1:], -1)

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.typing import ArrayLike
 
 from covidjax import device
-from covidjax.config import PIXEL_MEAN, PIXEL_STD, ModelConfig
+from covidjax.config import ModelConfig
 from covidjax.models.network import Network, Weights
 
 
@@ -27,10 +27,11 @@ class Outputs(NamedTuple):
     after another, ``[B, networks · F]``."""
 
 
-def normalize(images: Array, channels: int = 1) -> Array:
-    """Pixels from 0 to 255, ``[B, S, S, 1]`` → float32 ``[B, S, S, channels]`` of about zero mean and unit variance."""
-    scaled = (images.astype(jnp.float32) / 255 - PIXEL_MEAN) / PIXEL_STD
-    return jnp.broadcast_to(scaled, (*images.shape[:3], channels))
+def normalize(images: Array, model: ModelConfig = ModelConfig()) -> Array:
+    """Pixels from 0 to 255, ``[B, S, S, 1]`` → float32 ``[B, S, S, channels]`` of about zero mean and unit variance, by the
+    mean and the standard deviation of the settings."""
+    scaled = (images.astype(jnp.float32) / 255 - jnp.asarray(model.pixel_mean)) / jnp.asarray(model.pixel_std)
+    return jnp.broadcast_to(scaled, (*images.shape[:3], model.channels))
 
 
 def ten_crop(images: Array) -> Array:
@@ -56,7 +57,7 @@ def make_forward(network: Network, model: ModelConfig) -> Callable[[Weights, Arr
 
     def forward(weights: Weights, images: Array) -> Outputs:
         views = images if model.tta == 1 else ten_crop(images)
-        logits, maps, _ = network.apply(weights, normalize(views, model.channels))
+        logits, maps, _ = network.apply(weights, normalize(views, model))
         outputs = Outputs(logits, network.pooled_features(maps))
         if model.tta == 1:
             return outputs

@@ -6,17 +6,24 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
+from jax import Array
 from jax.typing import DTypeLike
 
 from covidjax.config import ModelConfig, Preprocess
 from covidjax.models.cnn13 import CNN13
 from covidjax.models.darkcovidnet import DarkCovidNet
+from covidjax.models.efficientnet_lite0 import EfficientNetLite0
 from covidjax.models.lung_unet import LungUNet
 from covidjax.models.network import Network, Weights, count_parameters
 
 __all__ = ["MODELS", "Network", "Weights", "count_parameters", "create_model"]
 
-MODELS = {"darkcovidnet": DarkCovidNet, "cnn13": CNN13, "lung-unet": LungUNet}
+MODELS = {
+    "darkcovidnet": DarkCovidNet,
+    "cnn13": CNN13,
+    "efficientnet-lite0": EfficientNetLite0,
+    "lung-unet": LungUNet,
+}
 
 
 def create_model(
@@ -33,4 +40,8 @@ def create_model(
     kind: Any = MODELS[model.name]
     shape = (preprocess.image_size, model.channels, len(preprocess.classes))
     options = {"width": model.width, "rate": model.dropout} if kind is CNN13 else {}
-    return Network(lambda key: kind(*shape, **options, dtype=dtype, rngs=nnx.Rngs(params=key)), kind.features, plain=plain)
+
+    def make(key: Array) -> nnx.Module:
+        return kind(*shape, **options, dtype=dtype, rngs=nnx.Rngs(params=key))
+
+    return Network(make, kind.features, kind.head, plain=plain)

@@ -69,6 +69,7 @@ class CNN13(nnx.Module):
     """
 
     features: ClassVar[dict[str, int]] = {"block5": 1}
+    head: ClassVar[tuple[str, ...]] = ("dense",)
 
     def __init__(
         self, image_size: int, channels: int, classes: int, *, width: int, rate: float, dtype: DTypeLike, rngs: nnx.Rngs

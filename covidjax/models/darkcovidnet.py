@@ -53,6 +53,7 @@ class DarkCovidNet(nnx.Module):
     """
 
     features: ClassVar[dict[str, int]] = {"stage4": 1}
+    head: ClassVar[tuple[str, ...]] = ("score_map", "score_norm", "dense")
 
     def __init__(self, image_size: int, channels: int, classes: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         if image_size < 16:

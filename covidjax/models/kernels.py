@@ -8,6 +8,7 @@ tells what each of them brings.
 from __future__ import annotations
 
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,10 +27,30 @@ def leaky_relu(x: Array) -> Array:
     return jax.nn.leaky_relu(x, SLOPE)
 
 
-def conv(x: Array, kernel: Array, padding: int, stride: int = 1) -> Array:
-    """Convolution: ``[B, H, W, in]``, ``[k, k, in, out]`` → with stride 1 ``[B, H + 2·padding - k + 1, W + …, out]``."""
-    pad, strides = (padding, padding), (stride, stride)
-    return lax.conv_general_dilated(x, kernel, strides, (pad, pad), dimension_numbers=LAYOUT)
+Padding = int | tuple[int, int] | Literal["same"]
+"""Zero pixels on every side; above and below, and left and right; or so many, the odd one below and right, that the map
+keeps its size, or with a stride has it divided by that and rounded up, as TensorFlow pads."""
+
+
+def pads(padding: Padding, height: int, width: int, size: tuple[int, int], stride: int) -> list[tuple[int, int]]:
+    """Zero pixels before and after the rows, and before and after the columns, of a map of this height and width for a
+    kernel of this height and width."""
+    if padding == "same":
+        ends = [(-(-side // stride) - 1) * stride + k for side, k in zip((height, width), size, strict=True)]
+        totals = [max(end - side, 0) for end, side in zip(ends, (height, width), strict=True)]
+        return [(total // 2, total - total // 2) for total in totals]
+    high, wide = padding if isinstance(padding, tuple) else (padding, padding)
+    return [(high, high), (wide, wide)]
+
+
+def conv(x: Array, kernel: Array, padding: Padding, stride: int = 1, groups: int = 1) -> Array:
+    """Convolution: ``[B, H, W, in]``, ``[k, k, in / groups, out]`` → with stride 1 ``[B, H + 2·padding - k + 1, W + …,
+    out]``."""
+    high, wide = kernel.shape[:2]
+    padded = pads(padding, x.shape[1], x.shape[2], (high, wide), stride)
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), padded, dimension_numbers=LAYOUT, feature_group_count=groups
+    )
 
 
 def _products(a: Array, b: Array) -> Array:
@@ -176,3 +197,86 @@ def _norm_act_backward(
 
 
 norm_act.defvjp(_norm_act_forward, _norm_act_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def depthwise_conv(x: Array, kernel: Array, stride: int) -> Array:
+    """Convolution of every channel by a kernel of its own, padded as ``"same"``.
+
+    Args:
+      x: ``[B, H, W, C]``.
+      kernel: ``[k, k, C]``.
+      stride: 1 or 2.
+
+    Returns:
+      ``[B, ⌈H/stride⌉, ⌈W/stride⌉, C]``: the sum of the shifted images, each times one number a channel. XLA's CPU backend
+      computes a grouped convolution with scalar code, at a tenth of the pace.
+    """
+    return _add_taps(_phases(x, kernel.shape[0], stride), kernel, stride, x.shape[1:3])
+
+
+def _phases(x: Array, size: int, stride: int) -> list[list[Array]]:
+    """The padded x by row and column modulo the stride, so that the taps of a kernel are shifts without gaps."""
+    rows, columns = pads("same", x.shape[1], x.shape[2], (size, size), stride)
+    padded = jnp.pad(x, ((0, 0), rows, columns, (0, 0)))
+    if stride == 1:
+        return [[padded]]
+    padded = jnp.pad(padded, ((0, 0), (0, padded.shape[1] % 2), (0, padded.shape[2] % 2), (0, 0)))
+    batch, height, width, channels = padded.shape
+    parts = padded.reshape(batch, height // 2, 2, width // 2, 2, channels)
+    return [[parts[:, :, row, :, column] for column in (0, 1)] for row in (0, 1)]
+
+
+def _add_taps(phases: list[list[Array]], kernel: Array, stride: int, shape: tuple[int, ...]) -> Array:
+    high, wide = (-(-side // stride) for side in shape)
+    taps = [(row, column) for row in range(kernel.shape[0]) for column in range(kernel.shape[1])]
+    total = jnp.zeros((), phases[0][0].dtype)
+    for row, column in taps:
+        part, top, left = phases[row % stride][column % stride], row // stride, column // stride
+        total = total + part[:, top : top + high, left : left + wide] * kernel[row, column]
+    return total
+
+
+def _depthwise_conv_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
+    return depthwise_conv(x, kernel, stride), (x, kernel)
+
+
+def _depthwise_conv_backward(stride: int, saved: tuple[Array, Array], dz: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    size, channels, (high, wide) = kernel.shape[0], x.shape[-1], dz.shape[1:3]
+    (top, _), (left, _) = pads("same", x.shape[1], x.shape[2], (size, size), stride)
+    phases = _phases(x, size, stride)
+
+    def input_gradient(row: int, column: int) -> Array:
+        """That of one phase: the taps that meet it, over dz with room around."""
+        part, own = phases[row][column], kernel[row::stride, column::stride][::-1, ::-1]
+        below, beyond = part.shape[1] - high, part.shape[2] - wide
+        before = (own.shape[0] - 1, own.shape[1] - 1)
+        room = jnp.pad(dz, ((0, 0), (before[0], max(below, 0)), (before[1], max(beyond, 0)), (0, 0)))
+        return _add_taps([[room]], own, 1, part.shape[1:3])
+
+    gradients = [[input_gradient(row, column) for column in range(stride)] for row in range(stride)]
+    dx = gradients[0][0]
+    if stride == 2:
+        dx = from_blocks(jnp.concatenate([part for row in gradients for part in row], -1))
+    dx = dx[:, top : top + x.shape[1], left : left + x.shape[2]]
+
+    # Image by image, each tap's products added up by a matrix product: as one sum over the batch, or fused with the
+    # slices, it takes five times as long.
+    ones = jnp.ones((1, high * wide), x.dtype)
+
+    def add(total: Array, image: tuple[list[list[Array]], Array]) -> tuple[Array, None]:
+        phases, dz = image
+        sums = []
+        for row in range(size):
+            for column in range(size):
+                part, top, left = phases[row % stride][column % stride], row // stride, column // stride
+                products = (part[top : top + high, left : left + wide] * dz).reshape(-1, channels)
+                sums.append(jnp.matmul(ones, products, preferred_element_type=jnp.float32))
+        return total + jnp.concatenate(sums), None
+
+    dkernel, _ = lax.scan(add, jnp.zeros((size * size, channels)), (phases, dz))
+    return dx, dkernel.reshape(kernel.shape).astype(kernel.dtype)
+
+
+depthwise_conv.defvjp(_depthwise_conv_forward, _depthwise_conv_backward)

@@ -17,7 +17,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from covidjax.models import kernels
-from covidjax.models.kernels import leaky_relu
+from covidjax.models.kernels import Padding, leaky_relu
 
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what torch.nn.Conv2d and torch.nn.Linear start from.
 uniform_fan_in = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -35,39 +35,69 @@ class Mode(NamedTuple):
     formats make the best of."""
     key: Array | None = None
     """For dropout in training: the same on every device that shares the batch."""
+    use_running_average: bool = False
+    """Normalise by the running statistics in training too, and leave them as they are."""
 
 
 class Conv(nnx.Module):
-    """2-D convolution without bias, stride 1, ``padding`` zero pixels on every side.
+    """2-D convolution, without bias unless one is asked for.
 
-    A 1×1 kernel is computed as a matrix product: XLA's CPU backend lowers the filter gradient of a 1×1 convolution
-    twenty times slower than the same sums written as a product.
+    A 1×1 kernel is computed as a matrix product of two dimensions: XLA's CPU backend lowers the filter gradient of a 1×1
+    convolution twenty times slower, and that of a product of four dimensions ten times.
     """
 
     def __init__(
         self,
         inputs: int,
         outputs: int,
-        size: int,
+        size: int | tuple[int, int],
         *,
-        padding: int,
+        padding: Padding,
+        stride: int = 1,
+        bias: bool = False,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
         init: jax.nn.initializers.Initializer = uniform_fan_in,
     ):
-        self.kernel = nnx.Param(init(rngs.params(), (size, size, inputs, outputs), jnp.float32))
-        self.size, self.padding, self.dtype = size, padding, dtype
+        self.size = (size, size) if isinstance(size, int) else size
+        self.kernel = nnx.Param(init(rngs.params(), (*self.size, inputs, outputs), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
+        self.padding: Padding = padding
+        self.stride, self.dtype = stride, dtype
 
     def __call__(self, x: Array, mode: Mode = Mode(), *, blocks: bool = False) -> Array:
-        """``[B, H, W, inputs]`` → ``[B, H + 2·padding − size + 1, W + …, outputs]`` in the layer's dtype, or the blocks of
-        ``kernels.conv_blocks``."""
+        """``[B, H, W, inputs]`` → with stride 1 ``[B, H + 2·padding − size + 1, W + …, outputs]`` in the layer's dtype, or
+        the blocks of ``kernels.conv_blocks``."""
         x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
         if blocks:
             return kernels.conv_blocks(x, kernel)
-        pad = (self.padding, self.padding)
-        if self.size == 1 and mode.form != "plain":
-            return jnp.pad(x @ kernel[0, 0], ((0, 0), pad, pad, (0, 0)))
-        return kernels.conv(x, kernel, self.padding)
+        x = self._product(x, kernel[0, 0]) if self.size == (1, 1) and mode.form != "plain" else self._conv(x, kernel)
+        return x if self.bias is None else x + self.bias[...].astype(self.dtype)
+
+    def _conv(self, x: Array, kernel: Array) -> Array:
+        return kernels.conv(x, kernel, self.padding, self.stride)
+
+    def _product(self, x: Array, kernel: Array) -> Array:
+        x = x[:, :: self.stride, :: self.stride]
+        product = (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
+        padded = kernels.pads(self.padding, x.shape[1], x.shape[2], self.size, 1)
+        return jnp.pad(product, ((0, 0), *padded, (0, 0)))
+
+
+class DepthwiseConv(nnx.Module):
+    """2-D convolution of every channel by a kernel of its own, padded so that the map keeps its size, or with stride 2 has
+    half of it (Howard et al. 2017, "MobileNets", section 3.1)."""
+
+    def __init__(self, channels: int, size: int, *, stride: int = 1, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(uniform_fan_in(rngs.params(), (size, size, 1, channels), jnp.float32))
+        self.stride, self.dtype = stride, dtype
+
+    def __call__(self, x: Array, mode: Mode = Mode()) -> Array:
+        """``[B, H, W, channels]`` → ``[B, ⌈H/stride⌉, ⌈W/stride⌉, channels]`` in the layer's dtype."""
+        x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
+        if mode.form == "cpu":
+            return kernels.depthwise_conv(x, kernel[:, :, 0], self.stride)
+        return kernels.conv(x, kernel, "same", self.stride, groups=x.shape[-1])
 
 
 MOMENTUM = 0.1
@@ -81,7 +111,8 @@ class BatchNorm(nnx.Module):
     updated in place.
     """
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, *, epsilon: float = kernels.EPSILON):
+        self.epsilon = epsilon
         self.scale = nnx.Param(jnp.ones(channels))
         self.bias = nnx.Param(jnp.zeros(channels))
         self.mean = nnx.BatchStat(jnp.zeros(channels))
@@ -89,18 +120,18 @@ class BatchNorm(nnx.Module):
 
     def __call__(self, x: Array, mode: Mode) -> Array:
         """``[..., channels]`` → the same shape and dtype."""
-        if mode.train:
+        if mode.train and not mode.use_running_average:
             mean, var = kernels.moments(x, x.shape[-1], mode.axis)
             self._update(mean, var, x.size // x.shape[-1], mode)
         else:
             mean, var = self.mean[...], self.var[...]
-        scale = self.scale[...] * lax.rsqrt(var + kernels.EPSILON)
+        scale = self.scale[...] * lax.rsqrt(var + self.epsilon)
         return (x * scale + (self.bias[...] - mean * scale)).astype(x.dtype)
 
     def activated(self, z: Array, mode: Mode, *, blocks: bool = False) -> Array:
         """Normalised, then leaky ReLU: ``[..., channels]`` → the same shape and dtype. Blocks of ``kernels.conv_blocks``
         are also max-pooled."""
-        if not mode.train:
+        if not mode.train or mode.use_running_average:
             channels = self.scale.shape[0]
             parts = [z] if not blocks else [z[..., i * channels : (i + 1) * channels] for i in range(4)]
             return leaky_relu(functools.reduce(jnp.maximum, [self(part, mode) for part in parts]))
@@ -133,6 +164,29 @@ class ConvNormAct(nnx.Module):
         return max_pool(x, mode) if pool else x
 
 
+class ConvNorm(nnx.Module):
+    """Convolution without bias and batch normalisation, without an activation."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        size: int | tuple[int, int],
+        *,
+        padding: Padding = 0,
+        stride: int = 1,
+        epsilon: float = kernels.EPSILON,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        self.conv = Conv(inputs, outputs, size, padding=padding, stride=stride, dtype=dtype, rngs=rngs)
+        self.norm = BatchNorm(outputs, epsilon=epsilon)
+
+    def __call__(self, x: Array, mode: Mode) -> Array:
+        """``[B, H, W, inputs]`` → ``[B, …, outputs]``, see ``Conv``."""
+        return self.norm(self.conv(x, mode), mode)
+
+
 class Dense(nnx.Module):
     """``x @ kernel + bias`` in float32: the logits of a classifier are worth their full precision."""
 
@@ -159,6 +213,11 @@ def dropout(x: Array, rate: float, mode: Mode) -> Array:
     if mode.axis:
         kept = lax.dynamic_slice_in_dim(kept, lax.axis_index(mode.axis) * count, count)
     return jnp.where(kept, x / (1 - rate), jnp.zeros((), x.dtype))
+
+
+def global_mean(x: Array) -> Array:
+    """Mean of every channel over the pixels, ``[B, H, W, C]`` → float32 ``[B, C]``."""
+    return jnp.mean(x.astype(jnp.float32), (1, 2))
 
 
 def max_pool(x: Array, mode: Mode = Mode()) -> Array:

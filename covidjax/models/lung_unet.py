@@ -66,6 +66,7 @@ class LungUNet(nnx.Module):
     """
 
     features: ClassVar[dict[str, int]] = {"down2": 4, "down3": 4, "down4": 4}
+    head: ClassVar[tuple[str, ...]] = ("masks", "bias")
 
     def __init__(self, image_size: int, channels: int, classes: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         if image_size < MULTIPLE or image_size % MULTIPLE:

@@ -6,7 +6,7 @@ its layers do; so a network is split once here, and plain ``jax.jit`` does the r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -31,12 +31,20 @@ class Network:
       make: from a PRNG key to the module, a fresh ``nnx.Module``; called with normalized images ``[B, S, S, C]`` and a
         ``layers.Mode`` it returns logits and named feature maps.
       features: the maps whose means are the network's features, and into how many cells a side each is divided first.
+      head: the first names of the parameters that belong to the classes; the others are the backbone's.
       plain: compute each layer by the one operation that converters to other formats know it by, and not by what is
         fastest in XLA.
     """
 
-    def __init__(self, make: Callable[[Array], nnx.Module], features: Mapping[str, int], *, plain: bool = False):
-        self._plain, self._features = plain, features
+    def __init__(
+        self,
+        make: Callable[[Array], nnx.Module],
+        features: Mapping[str, int],
+        head: Sequence[str] = (),
+        *,
+        plain: bool = False,
+    ):
+        self._plain, self._features, self.head = plain, features, tuple(head)
         structure = nnx.eval_shape(lambda: make(jax.random.key(0, impl="rbg")))
         self._graph, self._params, self._stats = nnx.split(structure, nnx.Param, nnx.BatchStat)
         self._draw = jax.jit(lambda key: _weights(*nnx.split(make(key), nnx.Param, nnx.BatchStat)[1:]))
@@ -55,18 +63,26 @@ class Network:
         return _weights(self._params, self._stats)
 
     def apply(
-        self, weights: Weights, images: Array, *, train: bool = False, axis: str | None = None, key: Array | None = None
+        self,
+        weights: Weights,
+        images: Array,
+        *,
+        train: bool = False,
+        axis: str | None = None,
+        key: Array | None = None,
+        use_running_average: bool = False,
     ) -> tuple[Array, dict[str, Array], dict[str, Any]]:
         """Logits ``[B, classes]`` (of a segmenter ``[B, S, S, classes]``), named maps and the new batch statistics for
         normalised images ``[B, S, S, C]``; with an ``axis`` of a mesh, of this device's share of a batch. Networks with
-        dropout need a ``key`` in training."""
+        dropout need a ``key`` in training. ``use_running_average`` normalizes by the batch statistics that there are in
+        training too."""
         params, stats = (
             jax.tree.map(nnx.Variable.replace, state, nnx.State(pure), is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
             for state, pure in ((self._params, weights.params), (self._stats, weights.batch_stats))
         )
         model = nnx.merge(self._graph, params, stats, copy=True)
         form = "plain" if self._plain else "cpu" if jax.default_backend() == "cpu" else "usual"
-        mode = Mode(train, axis, form, key)
+        mode = Mode(train, axis, form, key, use_running_average)
         logits, maps = model(images, mode)
         return logits, maps, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 

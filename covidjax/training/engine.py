@@ -67,7 +67,7 @@ class Engine:
         self._dtype, self._loss_scaling = device.precision(config.train.precision, self._device)
         self.task = make_task(config, dataset)
         self.network = create_model(config.model, dataset.preprocess, self._dtype)
-        self._optimizer = functools.partial(make_optimizer, config.train)
+        self._optimizer = functools.partial(make_optimizer, config.train, head=self.network.head)
         self._eval_steps = {tta: self.task.eval_step(self.network, tta=tta) for tta in (True, False)}
         self._source = dataset.source(range(dataset.folds))
         self._data: loader.Batch | None = None
@@ -145,7 +145,7 @@ class Engine:
     def _add_batch_stats(self, sums: Any, params: Any, images: Any) -> Any:
         """The sums of batch statistics with those added that a batch moves zeros to."""
         zero = Weights(params, jax.tree.map(jnp.zeros_like, sums))
-        _, _, moved = self.network.apply(zero, normalize(images, self._config.model.channels), train=True)
+        _, _, moved = self.network.apply(zero, normalize(images, self._config.model), train=True)
         return jax.tree.map(jnp.add, sums, moved)
 
     def train_steps(self, batch_size: int) -> Steps:
@@ -160,6 +160,8 @@ class Engine:
                 loss_scaling=self._loss_scaling,
                 axis=device.AXIS if mesh.size > 1 else None,
                 ema_decay=self._config.train.ema_decay,
+                freeze_batch_norm=self._config.train.freeze_batch_norm or self._config.train.freeze == "backbone",
+                freeze_backbone=self._config.train.freeze == "backbone",
             )
             compiled = functools.partial(self._compiled, mesh)
             if self._data and self.accelerated:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,8 +28,21 @@ def learning_rate_table(config: TrainConfig, steps: int) -> np.ndarray:
     return np.asarray(jax.vmap(learning_rate(config, steps))(jnp.arange(-(-steps // 1024) * 1024)), np.float32)
 
 
-def make_optimizer(config: TrainConfig, rate: optax.Schedule) -> optax.GradientTransformation:
-    """Adam (Kingma and Ba 2015), or AdamW where there is weight decay (Loshchilov and Hutter 2019)."""
-    if config.weight_decay:
-        return optax.adamw(rate, weight_decay=config.weight_decay)
-    return optax.adam(rate)
+def make_optimizer(config: TrainConfig, rate: optax.Schedule, head: Sequence[str] = ()) -> optax.GradientTransformation:
+    """Adam (Kingma and Ba 2015), or AdamW where there is weight decay (Loshchilov and Hutter 2019).
+
+    Args:
+      config: settings.
+      rate: of the head, and times ``train.backbone_rate`` of the backbone; where that is frozen it stays as it is.
+      head: the first names of the head's parameters.
+    """
+    adam = optax.adamw(rate, weight_decay=config.weight_decay) if config.weight_decay else optax.adam(rate)
+    factor = 0.0 if config.freeze == "backbone" else config.backbone_rate
+    if factor == 1.0:
+        return adam
+
+    def scale(updates: Any, _: Any) -> Any:
+        backbone = {name: jax.tree.map(lambda u: factor * u, part) for name, part in updates.items() if name not in head}
+        return updates | backbone
+
+    return optax.chain(adam, optax.stateless(scale))

@@ -105,6 +105,8 @@ def make_train_step(
     loss_scaling: bool,
     axis: str | None = None,
     ema_decay: float = 0.0,
+    freeze_batch_norm: bool = False,
+    freeze_backbone: bool = False,
 ) -> Callable[[TrainState, StepInputs, Array, Any], TrainState]:
     """One step of training, to be jitted: (state, inputs, uint8 images ``[B, S, S, 1]``, ``Batch.targets``) → state.
 
@@ -126,9 +128,13 @@ def make_train_step(
         before = state.raw_weights or state.weights
 
         def loss_fn(params: Any) -> tuple[Array, tuple[Array, Array, dict[str, Any]]]:
+            if freeze_backbone:  # so that no gradient of it is computed
+                params = {name: part if name in network.head else lax.stop_gradient(part) for name, part in params.items()}
             weights = Weights(params, before.batch_stats)
             dropout_key = jax.random.fold_in(key, _DROPOUT)
-            logits, _, batch_stats = network.apply(weights, images, train=True, axis=axis, key=dropout_key)
+            logits, _, batch_stats = network.apply(
+                weights, images, train=True, axis=axis, key=dropout_key, use_running_average=freeze_batch_norm
+            )
             loss, sample_weight, metric = losses(logits, targets, jnp.asarray(inputs.class_weights))
             loss = jnp.sum(loss * sample_weight) / all_sum(jnp.sum(sample_weight))  # this device's part
             return loss * state.loss_scale.value, (loss, jnp.sum(metric), batch_stats)

@@ -75,7 +75,7 @@ class Classification(Task):
     def inputs(self, key: Array, images: Array, targets: Array, axis: str | None) -> tuple[Array, Array]:
         """Augmented and normalized images float32 ``[B, S, S, C]``, and their targets, of uint8 images ``[B, S, S, 1]``
         and ``loader.Batch.targets``; with an ``axis`` of a mesh, of this device's share."""
-        return normalize(augment(key, images, self._augment, axis), self._model.channels), targets
+        return normalize(augment(key, images, self._augment, axis), self._model), targets
 
     def losses(self, logits: Array, targets: Array, class_weights: Array) -> Losses:
         """Of logits and targets as ``inputs`` gave them, with a weight for each class, float32 ``[classes]``: cross-entropy
@@ -121,12 +121,12 @@ class Segmentation(Task):
     metric = "dice"
 
     def __init__(self, config: Config):
-        self._augment, self._channels = config.augment, config.model.channels
+        self._augment, self._model = config.augment, config.model
 
     def inputs(self, key: Array, images: Array, targets: tuple[Array, Array], axis: str | None) -> tuple[Array, Any]:
         kinds, masks = targets
         images, masks = augment_with_masks(key, images, masks, self._augment, axis)
-        return normalize(images, self._channels), (kinds, masks)
+        return normalize(images, self._model), (kinds, masks)
 
     def losses(self, logits: Array, targets: tuple[Array, Array], class_weights: Array) -> Losses:
         kinds, masks = targets
@@ -137,7 +137,7 @@ class Segmentation(Task):
         """Loss, Dice and IoU of each image, ``[B, 3]``."""
 
         def forward(weights: Weights, images: Array, kinds: Array, masks: Array) -> Array:
-            logits, *_ = network.apply(weights, normalize(images, self._channels))
+            logits, *_ = network.apply(weights, normalize(images, self._model))
             return jnp.stack(_overlap(logits, kinds, masks.astype(jnp.float32)), -1)
 
         call = data_parallel(forward, 3)
