@@ -71,9 +71,13 @@ def values(hint: Any) -> str:
         return str(hint.__metadata__[0])
     if typing.get_origin(hint) is typing.Literal:
         return ", ".join(f"`{value}`" for value in hint.__args__)
-    return {bool: "`true`, `false`", str: "text", tuple[str, ...]: "a list of texts", int | None: "at least 0, or `none`"}[
-        hint
-    ]
+    return {
+        bool: "`true`, `false`",
+        str: "text",
+        tuple[str, ...]: "a list of texts",
+        tuple[float, ...]: "a list of numbers",
+        int | None: "at least 0, or `none`",
+    }[hint]
 
 
 def settings_page() -> str:
