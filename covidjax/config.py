@@ -10,7 +10,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import inf
+from math import inf, isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -228,6 +228,28 @@ def load_config(
     Raises:
       UsageError: an unknown or renamed key, a value of the wrong kind or out of range, a file that is not TOML.
     """
+    table = _given_table(file, overrides, values)
+    where = str(file) if file else "--set"
+    for section, name in _former_settings(table):
+        key = f"{section}.{name}"
+        now = f"is called {RENAMED[key]} now; write that" if key in RENAMED else f"is gone: {REMOVED[key]}; leave it out"
+        raise UsageError(f"{where}: {key} {now}.")
+    config: Config = from_table(Config, table, where=where)
+    check(config)
+    return config
+
+
+def given_settings(
+    file: Path | None = None, overrides: Sequence[str] = (), values: Mapping[str, Any] = types.MappingProxyType({})
+) -> frozenset[str]:
+    """The names of the settings that these give, whatever their values; the arguments are those of ``load_config``."""
+    table = _given_table(file, overrides, values)
+    sections = ({f"{name}.{key}" for key in of} if isinstance(of, Mapping) else {name} for name, of in table.items())
+    return frozenset().union(*sections)
+
+
+def _given_table(file: Path | None, overrides: Sequence[str], values: Mapping[str, Any]) -> dict[str, Any]:
+    """What is given, section by section, not yet checked."""
     table: dict[str, Any] = read_toml(file) if file else {}
     changes: list[tuple[str, Any]] = []
     for override in overrides:
@@ -243,14 +265,7 @@ def load_config(
             if not isinstance(target, dict):
                 raise UsageError(f"{key} is no setting: {section} has no keys below it.")
         target[name] = value
-    where = str(file) if file else "--set"
-    for section, name in _former_settings(table):
-        key = f"{section}.{name}"
-        now = f"is called {RENAMED[key]} now; write that" if key in RENAMED else f"is gone: {REMOVED[key]}; leave it out"
-        raise UsageError(f"{where}: {key} {now}.")
-    config: Config = from_table(Config, table, where=where)
-    _check(config)
-    return config
+    return table
 
 
 def modernize(table: dict[str, Any]) -> None:
@@ -268,11 +283,17 @@ def _former_settings(table: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield section, name
 
 
-def _check(config: Config) -> None:
+def check(config: Config) -> None:
+    """Raises UsageError where values are out of range, or settings do not go together."""
     for name, value, allowed in _ranges(config):
         if allowed and value not in allowed:
             raise UsageError(f"{name} must be {allowed}.")
     model = config.model
+    for name, numbers in (("pixel_mean", model.pixel_mean), ("pixel_std", model.pixel_std)):
+        if len(numbers) not in {1, model.channels} or not all(map(isfinite, numbers)):
+            raise UsageError(f"model.{name} must be one number, or one for each of {model.channels} channels.")
+    if min(model.pixel_std) <= 0:
+        raise UsageError("model.pixel_std must be above 0.")
     if model.is_segmenter and config.train.ensemble > 1:
         raise UsageError("An ensemble of segmenters is not to be had; leave train.ensemble out.")
     if model.is_segmenter and model.channels != 1:

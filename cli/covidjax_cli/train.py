@@ -8,7 +8,7 @@ from typing import Any, get_args, get_type_hints
 
 import click
 
-from covidjax.config import Config, ModelConfig, load_config
+from covidjax.config import Config, ModelConfig, given_settings, load_config
 from covidjax.errors import UsageError
 from covidjax_cli import common
 
@@ -17,6 +17,7 @@ MODELS = click.Choice(get_args(get_type_hints(ModelConfig)["name"]))
 
 SETTINGS = {
     "model": "model.name",
+    "init": "train.init",
     "data": "data.path",
     "cv": "train.cv",
     "by": "train.cv_by",
@@ -31,7 +32,16 @@ SETTINGS |= {"epochs": "train.epochs", "test_fold": "data.test_fold", "val_fold"
     short_help="Train a network on a dataset.",
     epilog="Example: covidjax train --model darkcovidnet --data data/mine --epochs 50",
 )
-@click.option("--model", type=MODELS, help=f"The network; lung-unet learns lung masks.  [default: {DEFAULTS.model.name}]")
+@click.option(
+    "--model",
+    type=MODELS,
+    help=f"The network; lung-unet learns lung masks.  [default: that of --init, or else {DEFAULTS.model.name}]",
+)
+@click.option(
+    "--init",
+    metavar="FILE|RUN|bundled|hub:REPO@REVISION",
+    help="Weights to start from: published ones as safetensors, a run or a file of covidjax, the bundled classifier.",
+)
 @click.option("--data", metavar="DIR|sample", help="A prepared dataset.  [default: sample, built in and synthetic]")
 @click.option("--config", type=common.PATH, help="TOML file with settings that differ from the defaults.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="One setting, such as train.batch_size=64.")
@@ -73,17 +83,21 @@ def train(
     flags = {SETTINGS[name]: value for name, value in options.items() if value not in (None, ())}
     if flags.get("data.path", "sample") != "sample":
         flags["data.path"] = str(Path(flags["data.path"]).absolute())
-    settings = load_config(config, overrides, flags)
+    from covidjax.runs import initial
+    from covidjax.runs import resume as resuming
+
+    settings, given = load_config(config, overrides, flags), given_settings(config, overrides, flags)
+    if settings.train.init:
+        settings = replace(settings, train=replace(settings.train, init=initial.absolute(settings.train.init)))
     if settings.train.calibration:
         absolute = str(Path(settings.train.calibration).absolute())
         settings = replace(settings, train=replace(settings.train, calibration=absolute))
     if "train.cv_by" in flags and not (settings.train.cv or resume):
         raise UsageError("--by says what a cross-validation holds out; give --cv too.")
 
-    from covidjax.runs import resume as resuming
-
     if resume:
-        run, settings, resume = resuming.find(run, settings, flags, changed=bool(flags or overrides or config))
+        changed = bool(flags or overrides or config)
+        run, settings, resume = resuming.find(run, settings, flags, changed=changed, given=given)
     sample = settings.data.path == "sample"
     if sample:
         begun = "Training" if "data.path" in flags or resume else "No --data given: training"
@@ -91,12 +105,19 @@ def train(
 
     from covidjax.data.holdout import classes_of_one_source
     from covidjax.data.sample import open_dataset
+    from covidjax.models import create_model
     from covidjax.report import tables
     from covidjax.training import run_trust
     from covidjax.training.summary import train_and_report
     from covidjax.training.tasks import make_task
     from covidjax_cli.progress import training_progress
 
+    starting = None
+    if settings.train.init and run and resume:
+        starting = initial.resume(run)
+    elif settings.train.init:
+        starting = initial.open_source(settings.train.init)
+        settings = initial.adapt(settings, given, starting)
     dataset = open_dataset(settings.data.path, masks=settings.model.is_segmenter)
     common.say_unknown_patients(dataset)
     if settings.data.val_fold is None and settings.data.test_fold == dataset.splits.get("test") and not settings.train.cv:
@@ -105,7 +126,11 @@ def train(
         validated = " and validated on its val" if val_fold is not None else ""
         common.say(f"The publisher's split: tested on its test{validated}.")
     make_task(settings, dataset)  # says whether they fit before there is a folder
-    run_trust.check(settings, dataset)
+    run_trust.check(settings, dataset, starting.trained_on if starting else ())
+    if starting and not resume:
+        network = create_model(settings.model, dataset.preprocess)
+        for sentence in initial.notes(starting, settings, dataset.preprocess, network):
+            common.say(sentence)
     if settings.train.cv and settings.train.cv_by == "source":
         for name, source in classes_of_one_source(dataset).items():
             common.say(f"Only {source} has {name}: the network that leaves {source} out is trained without any {name}.")
@@ -115,7 +140,8 @@ def train(
     common.say(f"Run: {run}")
     note = tables.SYNTHETIC if sample else ""
     with common.stopping() as stop, training_progress(settings.train.epochs) as progress:
-        parts, summary = train_and_report(settings, dataset, run, note, resume=resume, progress=progress, stop=stop)
+        more = {"resume": resume, "stop": stop, "starting": starting}
+        parts, summary = train_and_report(settings, dataset, run, note, progress=progress, **more)
     if as_json:
         common.show_json(summary)
     else:

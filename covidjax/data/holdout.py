@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from covidjax.config import DataConfig
+from covidjax.data import loader
 from covidjax.data.dataset import Dataset
 from covidjax.errors import UsageError, UserError
 
@@ -25,17 +26,50 @@ class Holdout(NamedTuple):
     trained on; else empty."""
     class_counts: np.ndarray
     """Training images of each class, int ``[classes]``."""
+    left_out: tuple[int, int] = (0, 0)
+    """How many test and validation images are in none of these, since the weights that the network starts from were trained
+    on them."""
 
 
-def hold_out(dataset: Dataset, data: DataConfig) -> Holdout:
+def hold_out(dataset: Dataset, data: DataConfig, known: Collection[str] = ()) -> Holdout:
     """The images that settings train on, and those that they hold out.
+
+    Args:
+      dataset: whose images.
+      data: the settings.
+      known: keys of images that the weights to start from were trained on, which are then not held out.
 
     With ``data.test_source`` images of that source's patients are left out wherever else they stand: other sources may
     hold the same patients, whose keys are then the same (see ``folds.patients_of``).
 
     Raises:
-      UserError: folds or a source that the dataset does not have, or nothing left to train or to validate on.
+      UserError: folds or a source that the dataset does not have, or nothing left to train, to validate or to test on.
     """
+    return _without(_hold_out(dataset, data), dataset, known)
+
+
+def _without(held_out: Holdout, dataset: Dataset, known: Collection[str]) -> Holdout:
+    """Without the held-out images that have one of these keys.
+
+    Raises:
+      UserError: none is left to test or to validate on.
+    """
+    if not known:
+        return held_out
+    known, source = frozenset(known), dataset.source(range(dataset.folds))
+    kept = {}
+    for name in ("test", "val", "in_source"):
+        rows: np.ndarray = getattr(held_out, name)
+        kept[name] = rows[[known.isdisjoint(keys) for keys in loader.identities(source, rows)]]
+        if len(rows) and not len(kept[name]) and name != "in_source":
+            kind = "test" if name == "test" else "validation"
+            all_known = f"The weights to start from were trained on all {len(rows)} {kind} images of {dataset.path}"
+            raise UserError(f"{all_known}; hold out the fold that they were not trained on, or start from other weights.")
+    counts = [len(getattr(held_out, name)) - len(kept[name]) for name in ("test", "val")]
+    return held_out._replace(**kept, left_out=(counts[0], counts[1]))
+
+
+def _hold_out(dataset: Dataset, data: DataConfig) -> Holdout:
     training, test, val = dataset.split(data.test_fold, data.val_fold)
     folds = dataset.fold_of_rows
     if not data.test_source:

@@ -106,6 +106,12 @@ def to_weights(name: str, arrays: Mapping[str, np.ndarray], expected: Weights, w
     return jax.tree.unflatten(jax.tree.structure(expected), values)
 
 
+def published_classes(name: str, arrays: Mapping[str, Any]) -> int:
+    """How many classes published arrays of a network tell apart; 1 where their last layer is missing."""
+    last = f"{_matching(name, arrays)['dense']}.weight"
+    return len(arrays[last]) if last in arrays else 1
+
+
 def _matching(name: str, arrays: Mapping[str, Any]) -> Table:
     """The publisher's table that names most of the arrays."""
     layers = {key.rsplit(".", 1)[0] for key in arrays}

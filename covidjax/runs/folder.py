@@ -9,7 +9,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,13 @@ import tomli_w
 from covidjax import files
 from covidjax.config import Config, Preprocess, modernize
 from covidjax.errors import UsageError, UserError
+from covidjax.runs.weights_record import WeightsRecord
 from covidjax.toml import from_table, read_toml
 
 CONFIG, LOG, TRAINED_ON, LOCK = "config.toml", "metrics.jsonl", "trained_on.txt", ".lock"
+INITIAL_TRAINED_ON = "initial_trained_on.txt"
+"""Keys of the images that the weights were trained on that a run started from."""
+
 FORMER_TRAINED_ON = "seen.txt"
 """What earlier versions called ``TRAINED_ON``."""
 
@@ -35,6 +39,8 @@ class Run:
     """Fingerprint of the dataset, so that its held-out fold is known again."""
     segmenter: str = ""
     """Digest of the weights that found the lungs in the dataset; empty for whole images."""
+    init: WeightsRecord = field(default_factory=WeightsRecord)
+    """What ``train.init`` started it from; runs of earlier versions have none."""
 
     def save(self, path: Path) -> None:
         """Write as TOML, whole or not at all."""
@@ -79,8 +85,13 @@ class Run:
         return from_table(cls, table, where=where)
 
 
-def create_run(run: Path, settings: Run) -> None:
+def create_run(run: Path, settings: Run, initial_trained_on: Iterable[str] = ()) -> None:
     """Make a run's folder and write its settings; from here on --resume goes on, whatever happens.
+
+    Args:
+      run: the folder.
+      settings: its settings.
+      initial_trained_on: keys of the images that the weights it starts from were trained on.
 
     Raises:
       UserError: the folder holds anything else, since nothing is overwritten, or it cannot be written.
@@ -92,12 +103,15 @@ def create_run(run: Path, settings: Run) -> None:
     with files.explaining(run):
         run.mkdir(parents=True, exist_ok=True)
         inside = {path.name for path in run.iterdir()} - {LOCK}
-        killed = files.hidden_name(CONFIG, ".partial")  # what a process that was killed left
-        inside = {name for name in inside if not name.startswith(killed)}
+        killed = (INITIAL_TRAINED_ON, *(files.hidden_name(name, ".partial") for name in (INITIAL_TRAINED_ON, CONFIG)))
+        inside = {name for name in inside if not name.startswith(killed)}  # without what a process that was killed left
     if CONFIG in inside:
         raise UserError(f"{run} holds a run already; go on with --resume, or name another folder with --run.")
     if inside:
         raise UserError(f"{run} holds other files, such as {min(inside)}; name a new or an empty folder with --run.")
+    (run / INITIAL_TRAINED_ON).unlink(missing_ok=True)
+    if keys := sorted(set(initial_trained_on)):
+        files.write_atomic(run / INITIAL_TRAINED_ON, "".join(f"{key}\n" for key in keys))
     settings.save(run / CONFIG)
 
 
@@ -195,3 +209,10 @@ def read_trained_on(run: Path) -> set[str]:
         if (run / name).is_file():
             return set((run / name).read_text(encoding="utf-8", errors="surrogateescape").splitlines())
     raise UserError(f"{run} has no {TRAINED_ON}, which tells what it was trained on; evaluate it on its own test fold.")
+
+
+def read_initial_trained_on(run: Path) -> frozenset[str]:
+    """Keys of the images that the weights were trained on that a run started from; none of a run from scratch."""
+    if not (run / INITIAL_TRAINED_ON).is_file():
+        return frozenset()
+    return frozenset((run / INITIAL_TRAINED_ON).read_text(encoding="utf-8", errors="surrogateescape").splitlines())

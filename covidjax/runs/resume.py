@@ -33,7 +33,9 @@ def new_folder(model: str) -> Path:
     raise AssertionError  # the count has no end
 
 
-def find(run: Path | None, settings: Config, flags: Collection[str], *, changed: bool) -> tuple[Path, Config, bool]:
+def find(
+    run: Path | None, settings: Config, flags: Collection[str], *, changed: bool, given: Collection[str] = ()
+) -> tuple[Path, Config, bool]:
     """The run to resume, its settings, and whether it was begun at all.
 
     Args:
@@ -41,6 +43,7 @@ def find(run: Path | None, settings: Config, flags: Collection[str], *, changed:
       settings: what the command line amounts to.
       flags: names of the settings that options gave.
       changed: whether any setting was given, by an option, an override or a file.
+      given: the names of those settings.
 
     Raises:
       UserError: nothing to resume, or other settings than the run was begun with.
@@ -60,6 +63,9 @@ def find(run: Path | None, settings: Config, flags: Collection[str], *, changed:
         settings = replace(settings, data=replace(settings.data, path=saved.data.path))
     if settings.data.val_fold is None:  # the dataset may have brought one, with its publisher's split
         settings = replace(settings, data=replace(settings.data, val_fold=saved.data.val_fold))
+    if saved.train.init:  # the network's settings are those of the weights, but for what was given
+        own = {key: getattr(settings.model, key) for _, _, key in (name.partition("model.") for name in given) if key}
+        settings = replace(settings, model=replace(saved.model, **own))
     if changed and set(flags) != {"data.path"} and settings != saved:
         raise UsageError(f"{run} was begun with other settings; resume it without giving any, or start a new run.")
     return run, saved, True

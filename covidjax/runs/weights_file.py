@@ -69,8 +69,7 @@ def write(
       trained_on: keys of the training images.
       trust: the sections of the run's ``trust.json``.
     """
-    data = dataclasses.replace(run.config.data, path=Path(run.config.data.path).name)  # nobody else has that folder
-    run = dataclasses.replace(run, config=dataclasses.replace(run.config, data=data))
+    run = _without_folders(run)
     tree = {str(number): weights for number, weights in enumerate(networks)}
     arrays = {name: np.asarray(leaf, np.float16) for name, leaf in _named_leaves(tree)}
     header = {"run": run.text(), "members": str(len(networks)), "described": description}
@@ -79,6 +78,14 @@ def write(
         header["trust"] = json.dumps({name: _portable(section) for name, section in trust.items()}, sort_keys=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(safetensors.numpy.save(arrays, metadata=header | {"digest": _digest(arrays, header)}))
+
+
+def _without_folders(run: Run) -> Run:
+    """A run with the names alone of its dataset and of what it started from: nobody else has those folders."""
+    config, init = run.config, run.config.train.init
+    data = dataclasses.replace(config.data, path=Path(config.data.path).name)
+    train = dataclasses.replace(config.train, init=init if init.startswith("hub:") else Path(init).name)
+    return dataclasses.replace(run, config=dataclasses.replace(config, data=data, train=train))
 
 
 def _portable(section: Any) -> Any:

@@ -19,6 +19,7 @@ from covidjax.config import Config
 from covidjax.data.dataset import Dataset
 from covidjax.errors import printable
 from covidjax.files import write_atomic
+from covidjax.runs.folder import Run
 from covidjax.training.run_trust import is_by_source
 
 FILE, AUTHOR = "claim.md", "*for the author*"
@@ -124,21 +125,24 @@ class Tested(Protocol):
         """Trainable numbers."""
         ...
 
+    @property
+    def left_out(self) -> str:
+        """Which images were not held out, in words."""
+        ...
 
-def write(
-    folder: Path, config: Config, dataset: Dataset, metrics: Mapping[str, Any], network: Tested, note: str = ""
-) -> None:
+
+def write(folder: Path, run: Run, dataset: Dataset, metrics: Mapping[str, Any], network: Tested, note: str = "") -> None:
     """Write ``claim.md``.
 
     Args:
       folder: the run's report.
-      config: the run's settings.
+      run: its settings, and what it was started from.
       dataset: what it was trained on.
       metrics: of the held-out images, as ``metrics.json`` has them.
       network: what was tested.
       note: such as that the images are synthetic.
     """
-    facts = _facts(config, dataset, metrics, network)
+    facts = _facts(run, dataset, metrics, network)
     lines = ["# Reporting checklist", "", *([f"**{note}**", ""] if note else [])]
     lines += ["What covidjax knows of this run is filled in; check it, and complete it where it says so.", ""]
     for title, items in (("CLAIM 2024", CLAIM), ("TRIPOD+AI", TRIPOD)):
@@ -154,8 +158,12 @@ def _cell(text: str) -> str:
     return printable(text).replace("|", "\\|").replace("\n", " ")
 
 
-def _facts(config: Config, dataset: Dataset, metrics: Mapping[str, Any], network: Tested) -> dict[str, str]:
-    return _data_facts(config, dataset) | _model_facts(config, network) | _result_facts(config, metrics)
+def _facts(run: Run, dataset: Dataset, metrics: Mapping[str, Any], network: Tested) -> dict[str, str]:
+    facts = _data_facts(run.config, dataset) | _model_facts(run.config, network) | _result_facts(run.config, metrics)
+    facts["partition"] += f" {network.left_out}" * bool(network.left_out)
+    if run.init:
+        facts["initialization"] = f"{run.init.sentence} New layers: drawn at random, seed {run.config.seed}."
+    return facts
 
 
 def _data_facts(config: Config, dataset: Dataset) -> dict[str, str]:

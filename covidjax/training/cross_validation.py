@@ -21,9 +21,10 @@ from covidjax.data.holdout import check_source, source_names
 from covidjax.inference.forward import ensemble_mean
 from covidjax.runs import folder
 from covidjax.runs.folder import Run
+from covidjax.runs.starting import StartingPoint
 from covidjax.timing import Timing
 from covidjax.training.engine import Engine
-from covidjax.training.loop import Progress, Result, fit, make_plan, open_recorder
+from covidjax.training.loop import Progress, Result, fit, make_plan, open_recorder, started_from
 from covidjax.training.predictions import Predictions, concatenate
 from covidjax.training.run_trust import HeldOut, holdout_name, inherit, temperature_at_home
 
@@ -105,6 +106,7 @@ def train_networks(
     resume: bool = False,
     progress: Callable[[str], Progress],
     stop: Callable[[], bool] = lambda: False,
+    starting: StartingPoint | None = None,
 ) -> CrossValidation:
     """Train every network of a cross-validation or an ensemble, each in a folder of its own that is a run by itself.
 
@@ -115,7 +117,7 @@ def train_networks(
         ``fold0-member0`` ….
       resume: go on from the last checkpoints; what has been trained to its end is only tested again.
       progress: the one to tell, by what the network is called, such as ``fold 2/5``.
-      stop: as for ``loop.train``.
+      stop, starting: as for ``loop.train``; every network starts from the same weights.
 
     Raises:
       Interrupted: by ``stop``.
@@ -124,19 +126,21 @@ def train_networks(
     began = time.perf_counter()
     timing = Timing()
     device.start()
-    plans = {name: make_plan(network, dataset) for name, network in configs_of(config, dataset).items()}
+    record, known = started_from(config, starting)
+    plans = {name: make_plan(network, dataset, known) for name, network in configs_of(config, dataset).items()}
     about = functools.partial(Run, preprocess=dataset.preprocess, dataset=dataset.fingerprint, segmenter=dataset.segmenter)
+    about = functools.partial(about, init=record)
     if not resume:
-        folder.create_run(run, about(config))
+        folder.create_run(run, about(config), known)
     kinds = [config.train.cv_by] * config.train.cv + ["member"] * (config.train.ensemble > 1)
     kind = "network" if len(kinds) > 1 else kinds[0]
     with folder.lock(run):
         inherit(run, config, dataset.preprocess)
         for name, plan in plans.items():
             if not (run / name / folder.CONFIG).exists():
-                folder.create_run(run / name, about(plan.config))
+                folder.create_run(run / name, about(plan.config), known)
             inherit(run / name, plan.config, dataset.preprocess)
-        engine = Engine(config, dataset, timing)
+        engine = Engine(config, dataset, timing, starting)
         results = {}
         for number, (name, plan) in enumerate(plans.items(), 1):
             with open_recorder(plan, run / name, timing, run) as recorder:

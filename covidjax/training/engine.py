@@ -22,6 +22,7 @@ from covidjax.data.dataset import Dataset
 from covidjax.inference.forward import normalize
 from covidjax.models import Weights, create_model
 from covidjax.models.layers import MOMENTUM
+from covidjax.runs.starting import StartingPoint
 from covidjax.timing import Timing
 from covidjax.training.optimizer import make_optimizer
 from covidjax.training.predictions import Features, Predictions, predict
@@ -53,6 +54,7 @@ class Engine:
       config: of a single run, or of the whole of a cross-validation or an ensemble.
       dataset: of which all folds are held in memory where they fit.
       timing: told of loading and compiling.
+      starting: what the networks start from; None for weights drawn at random.
 
     Attributes:
       task: what is learned.
@@ -60,8 +62,8 @@ class Engine:
       classes: of the dataset.
     """
 
-    def __init__(self, config: Config, dataset: Dataset, timing: Timing):
-        self.timing, self._config = timing, config
+    def __init__(self, config: Config, dataset: Dataset, timing: Timing, starting: StartingPoint | None = None):
+        self.timing, self._config, self._starting = timing, config, starting
         self.classes = dataset.preprocess.classes
         self._device = device.start()
         self._dtype, self._loss_scaling = device.precision(config.train.precision, self._device)
@@ -97,9 +99,22 @@ class Engine:
         return f"{name}, {np.dtype(self._dtype).name}"
 
     def init_state(self, seed: int) -> TrainState:
-        """The state before the first step."""
-        weights, optimizer = self.network.init(seed), self._optimizer(lambda count: count)
-        decay = self._config.train.ema_decay
+        """The state before the first step.
+
+        Raises:
+          UserError: weights to start from that cannot be read, or do not fit.
+        """
+        weights = self.network.init(seed)
+        if self._starting:
+            weights = self._starting.load().put_into(self.network, weights, self.classes)
+        return self._state_of(weights)
+
+    def abstract_state(self) -> TrainState:
+        """Shapes and dtypes of a state."""
+        return jax.eval_shape(lambda: self._state_of(self.network.init(0)))
+
+    def _state_of(self, weights: Weights) -> TrainState:
+        optimizer, decay = self._optimizer(lambda count: count), self._config.train.ema_decay
         return create_train_state(weights, optimizer, loss_scaling=self._loss_scaling, ema_decay=decay)
 
     def predict(self, weights: Weights, rows: np.ndarray, *, tta: bool = True) -> Predictions:

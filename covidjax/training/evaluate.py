@@ -151,10 +151,17 @@ def _own_test_folds(path: Path, loaded: LoadedRun, dataset: Dataset) -> tuple[li
         noun = "network" if len(loaded.networks) == len(by_holdout) else "networks"
         several = f"all {len(by_holdout)} {config.train.cv_by}s of {dataset.path}"
         description = f"{several}, each by the {noun} that it was held out from"
-    source = dataset.source(range(dataset.folds))
-    parts = [
-        _Part(networks, source, hold_out(dataset, data).test, holdout_name(data)) for data, networks in by_holdout.items()
-    ]
+    # A file does not say which of its keys are of the weights that it was started from.
+    known = folder.read_initial_trained_on(path)
+    if load.is_file(path) and loaded.run.init:
+        known = load.trained_on(path)
+    source, parts, skipped = dataset.source(range(dataset.folds)), [], 0
+    for data, networks in by_holdout.items():
+        held_out = hold_out(dataset, data, known)
+        parts.append(_Part(networks, source, held_out.test, holdout_name(data)))
+        skipped += held_out.left_out[0]
+    if skipped:
+        description += f", without {skipped} images that the weights it started from were trained on"
     return parts, description
 
 

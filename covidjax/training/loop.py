@@ -6,8 +6,9 @@ the images follows from the seed and the epoch, everything else from the state (
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -18,19 +19,23 @@ from covidjax import device, metrics
 from covidjax.config import Config
 from covidjax.data import loader
 from covidjax.data.dataset import Dataset
-from covidjax.data.holdout import hold_out
+from covidjax.data.holdout import Holdout, hold_out
 from covidjax.errors import UserError
 from covidjax.models import Weights, count_parameters
 from covidjax.runs import folder, trust_file
 from covidjax.runs.folder import Run
 from covidjax.runs.recorder import Recorder
+from covidjax.runs.starting import StartingPoint
+from covidjax.runs.weights_record import WeightsRecord
 from covidjax.timing import Stopwatch, Timing
 from covidjax.training.engine import Engine
 from covidjax.training.optimizer import learning_rate_table
 from covidjax.training.predictions import Features, Predictions
-from covidjax.training.run_trust import inherit
+from covidjax.training.run_trust import holdout_name, inherit
 from covidjax.training.step import StepInputs, TrainState, class_weights, from_checkpoint, to_checkpoint, zero_sums
 from covidjax.trust.calibration import temperature_of
+
+LOG = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 0.2
 """Least time between two looks at the loss within an epoch."""
@@ -73,6 +78,8 @@ class Result(NamedTuple):
     ``in_source``, the test fold of the sources that were trained on."""
     features: tuple[Features, Features] | None
     """Of a classifier: of some training images, and of some of the test fold."""
+    left_out: str
+    """Which images are not held out since the weights to start from were trained on them, in words; empty if none."""
 
 
 class Plan(NamedTuple):
@@ -91,19 +98,26 @@ class Plan(NamedTuple):
     steps: int
     """Of an epoch."""
     inputs: StepInputs
+    left_out: str
+    """See ``Result``."""
 
     def order(self, epoch: int) -> np.ndarray:
         """The rows of the dataset that each step of an epoch takes, int32 ``[steps, batch]``."""
         return self.train_rows[loader.epoch_rows(len(self.train_rows), self.batch_size, seed=self.config.seed, epoch=epoch)]
 
 
-def make_plan(config: Config, dataset: Dataset) -> Plan:
+def make_plan(config: Config, dataset: Dataset, known: Collection[str] = ()) -> Plan:
     """What a network of these settings is trained on.
 
+    Args:
+      config: the settings.
+      dataset: whose images.
+      known: keys of images that the weights to start from were trained on.
+
     Raises:
-      UserError: folds or a source that the dataset does not have.
+      UserError: folds or a source that the dataset does not have, or nothing left to test or to validate on.
     """
-    held_out = hold_out(dataset, config.data)
+    held_out = hold_out(dataset, config.data, known)
     batch_size = min(config.train.batch_size, len(held_out.train))
     steps = len(held_out.train) // batch_size
     rates = learning_rate_table(config.train, steps * config.train.epochs)
@@ -117,7 +131,19 @@ def make_plan(config: Config, dataset: Dataset) -> Plan:
         batch_size=batch_size,
         steps=steps,
         inputs=StepInputs(np.uint32(config.seed), rates, weights),
+        left_out=_left_out(held_out, config),
     )
+
+
+def _left_out(held_out: Holdout, config: Config) -> str:
+    test, val = held_out.left_out
+    if not test + val:
+        return ""
+    all_test, all_val = len(held_out.test) + test, len(held_out.val) + val
+    counts = f"{test} of {all_test} test images" + f" and {val} of {all_val} validation images" * bool(all_val)
+    sentence = f"Not tested on {counts} of {holdout_name(config.data)}: the weights to start from were trained on them."
+    LOG.warning("%s", sentence)
+    return sentence
 
 
 @device.own_flags()
@@ -129,6 +155,7 @@ def train(
     resume: bool = False,
     progress: Progress,
     stop: Callable[[], bool] = lambda: False,
+    starting: StartingPoint | None = None,
 ) -> Result:
     """Train a network on the training folds of a dataset and test it on its test fold.
 
@@ -139,6 +166,7 @@ def train(
       resume: go on from the run's last checkpoint; the settings must be those it was begun with.
       progress: told how it goes on.
       stop: asked after every call of the device; once it says so, the state is saved and Interrupted raised.
+      starting: what ``train.init`` names, opened by ``runs.initial``.
 
     Raises:
       Interrupted: by ``stop``.
@@ -147,14 +175,26 @@ def train(
     began = time.perf_counter()
     timing = Timing()
     device.start()
-    plan = make_plan(config, dataset)  # before there is a folder
+    record, known = started_from(config, starting)
+    plan = make_plan(config, dataset, known)  # before there is a folder
     if not resume:
-        folder.create_run(run, Run(config, dataset.preprocess, dataset.fingerprint, dataset.segmenter))
+        folder.create_run(run, Run(config, dataset.preprocess, dataset.fingerprint, dataset.segmenter, record), known)
     inherit(run, config, dataset.preprocess)
     with open_recorder(plan, run, timing) as recorder:
-        result = fit(plan, Engine(config, dataset, timing), recorder, progress, stop)
+        result = fit(plan, Engine(config, dataset, timing, starting), recorder, progress, stop)
     timing.add("wall", began)
     return result
+
+
+def started_from(config: Config, starting: StartingPoint | None) -> tuple[WeightsRecord, frozenset[str]]:
+    """What a run keeps of the weights that it starts from, and the keys of the images that they were trained on.
+
+    Raises:
+      ValueError: settings that start from weights which were not opened.
+    """
+    if config.train.init and not starting:
+        raise ValueError("train.init is set: open it by runs.initial, and give that as `starting`.")
+    return (starting.record, starting.trained_on) if starting else (WeightsRecord(), frozenset())
 
 
 def open_recorder(plan: Plan, run: Path, timing: Timing, parent: Path | None = None) -> Recorder:
@@ -224,14 +264,16 @@ def _start(plan: Plan, engine: Engine, recorder: Recorder) -> TrainState:
     """The state to go on from, fresh or of the last checkpoint."""
 
     def expected() -> tuple[Any, Any]:
-        template = jax.eval_shape(lambda: engine.init_state(0))
+        template = engine.abstract_state()
         return template.weights, to_checkpoint(template)
 
     if saved := recorder.resume(expected):
         return from_checkpoint(saved.weights, saved.training)
+    state = engine.init_state(plan.config.seed)
     trained_on = np.concatenate([plan.train_rows, plan.held_out.get("val", plan.train_rows[:0])])
-    folder.write_trained_on(recorder.run, (key for keys in loader.identities(plan.images, trained_on) for key in keys))
-    return engine.init_state(plan.config.seed)
+    keys = {key for keys in loader.identities(plan.images, trained_on) for key in keys}
+    folder.write_trained_on(recorder.run, keys | folder.read_initial_trained_on(recorder.run))
+    return state
 
 
 def _means(plan: Plan, state: TrainState, network: str) -> tuple[float, float]:
@@ -290,6 +332,7 @@ def _test(plan: Plan, engine: Engine, recorder: Recorder) -> Result:
         predictions=predictions,
         held_out=raw,
         features=features,
+        left_out=plan.left_out,
     )
 
 

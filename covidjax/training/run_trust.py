@@ -5,7 +5,7 @@ sections of ``trust.json`` are those of ``trust.calibration``, ``trust.operating
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,8 +51,13 @@ def is_by_source(config: Config) -> bool:
     return config.train.cv and config.train.cv_by == "source"
 
 
-def check(config: Config, dataset: Dataset) -> None:
+def check(config: Config, dataset: Dataset, known: Collection[str] = ()) -> None:
     """Say what does not go before anything is trained.
+
+    Args:
+      config: the settings.
+      dataset: what is trained on.
+      known: keys of images that the weights to start from were trained on.
 
     Raises:
       UserError: operating points without a validation fold or of classes that there are not, or a ``train.calibration``
@@ -62,16 +67,16 @@ def check(config: Config, dataset: Dataset) -> None:
     if targets and config.data.val_fold is None:
         raise UsageError(f"The threshold of {targets[0]} is chosen on a validation fold; hold one out with --val-fold.")
     if targets:
-        operating_points.check_labels(targets, _validation_labels(config, dataset), dataset.preprocess.classes)
+        operating_points.check_labels(targets, _validation_labels(config, dataset, known), dataset.preprocess.classes)
     if config.train.calibration:
         _inherited(config, dataset.preprocess)
 
 
-def _validation_labels(config: Config, dataset: Dataset) -> np.ndarray:
+def _validation_labels(config: Config, dataset: Dataset, known: Collection[str]) -> np.ndarray:
     """Of all images that some network of the run validates on."""
     labels = dataset.origins.labels
     if not config.train.cv:
-        return labels[hold_out(dataset, config.data).val]
+        return labels[hold_out(dataset, config.data, known).val]
     return labels[dataset.fold_of_rows == config.data.val_fold] if is_by_source(config) else labels
 
 

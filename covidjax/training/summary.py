@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def train_and_report(
       run: its folder.
       note: stands in every table and figure, such as that the images are synthetic.
       progress: the one to tell, by the network's name, which is empty for a single run.
-      options: ``resume`` and ``stop`` of ``loop.train``.
+      options: ``resume``, ``stop`` and ``starting`` of ``loop.train``.
 
     Raises:
       UserError: see ``loop.train``.
@@ -79,13 +80,15 @@ def _train_several(config: Config, dataset: Dataset, run: Path, note: str, **opt
         **found.details,
     }
     history = plots.mean_history([result.history for result in whole.networks.values()])
-    about = _about(run, dataset, title, note)
+    left_out = list(dict.fromkeys(result.left_out for result in whole.networks.values() if result.left_out))
+    about = _about(run, dataset, title, note, left_out)
     held_out = concatenate(list(whole.predictions.values()))
     reports.write(
         run / "report", whole.metrics, held_out, dataset, about=about, tables=parts, history=history, more=details
     )
-    claim.write(run / "report", config, dataset, whole.metrics.as_dict(), next(iter(whole.networks.values())), note)
-    summary = {"run": str(run), "note": note, "metrics": whole.metrics.as_dict(), **details}
+    one = next(iter(whole.networks.values()))._replace(left_out=" ".join(left_out))
+    claim.write(run / "report", folder.read_run(run), dataset, whole.metrics.as_dict(), one, note)
+    summary = {"run": str(run), "note": note, "metrics": whole.metrics.as_dict(), **details, **_init(run, left_out)}
     return parts, summary | {"seconds": whole.timing.seconds, "images": whole.timing.images}
 
 
@@ -114,17 +117,18 @@ def _write(
         result.metrics,
         result.predictions,
         dataset,
-        about=_about(run, dataset, title, note),
+        about=_about(run, dataset, title, note, [result.left_out]),
         tables=parts,
         history=result.history,
         more=more,
         page=alone,
     )
-    claim.write(report, config, dataset, result.metrics.as_dict(), result, note)
+    claim.write(report, folder.read_run(run), dataset, result.metrics.as_dict(), result, note)
     if not dataset.masks:
         run_trust.write_validation(run, result.held_out, dataset.preprocess.classes)
     else:
-        mask_report.write(report, run, dataset, hold_out(dataset, config.data).test, result.predictions.outputs, note)
+        held_out = hold_out(dataset, config.data, folder.read_initial_trained_on(run)).test
+        mask_report.write(report, run, dataset, held_out, result.predictions.outputs, note)
 
 
 def _result_tables(result: Result, config: Config, note: str) -> list[Any]:
@@ -136,12 +140,19 @@ def _title(result: Result, config: Config) -> str:
     return f"{held_out}, {result.checkpoint} checkpoint"
 
 
-def _about(run: Path, dataset: Dataset, title: str, note: str) -> About:
+def _about(run: Path, dataset: Dataset, title: str, note: str, left_out: Sequence[str]) -> About:
     settings = folder.read_run(run)
     pixels, lungs = settings.preprocess.image_size, settings.preprocess.lungs
     images = f"images of {pixels} pixels, {'whole' if lungs == 'none' else f'lungs {lungs}'}"
     model = f"{settings.config.model.name}, trained on {dataset.path.name}; {images}."
-    return About(f"Run {run.name}", note, [model, f"{title}."], settings.text())
+    started = [settings.init.sentence] if settings.init else []
+    return About(f"Run {run.name}", note, [model, *started, f"{title}.", *filter(None, left_out)], settings.text())
+
+
+def _init(run: Path, left_out: Sequence[str]) -> dict[str, Any]:
+    """For JSON, of a run that started from other weights."""
+    init = folder.read_run(run).init
+    return {"init": {**dataclasses.asdict(init), "left_out": [*filter(None, left_out)]}} if init else {}
 
 
 def _timing_table(timing: Timing) -> Any:
@@ -158,4 +169,5 @@ def _as_dict(run: Path, result: Result, note: str) -> dict[str, Any]:
         "seconds": result.timing.seconds,
         "images": result.timing.images,
         "history": result.history,
+        **_init(run, [result.left_out]),
     }
