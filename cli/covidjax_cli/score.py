@@ -149,10 +149,9 @@ def _say_model(classifier: Classifier, model: Path, *, chosen: bool) -> None:
     bundled = "the bundled one" if chosen else "no trained classifier under runs/, so the bundled one"
     name = bundled if model == load.BUNDLED else f"{'file' if load.is_file(model) else 'run'} {model}"
     common.say(f"Model: {name}, {classifier.run.config.model.name}, {classifier.checkpoint}, on {classifier.runtime}.")
-    started = classifier.run.init.sentence if classifier.run.init else ""
-    for sentence in (started, calibration_sentence(classifier.trust), operating_points_sentence(classifier.trust)):
-        if sentence:
-            common.say(sentence)
+    trust = (calibration_sentence(classifier.trust), operating_points_sentence(classifier.trust))
+    for sentence in filter(None, (classifier.run.init.sentence, *trust)):
+        common.say(sentence)
     if not chosen and model != load.BUNDLED and classifier.run.config.data.path == "sample":
         common.say(
             "This newest run under runs/ was trained on the built-in sample of synthetic images: its scores say nothing "

@@ -62,9 +62,11 @@ def _without(held_out: Holdout, dataset: Dataset, known: Collection[str]) -> Hol
         rows: np.ndarray = getattr(held_out, name)
         kept[name] = rows[[known.isdisjoint(keys) for keys in loader.identities(source, rows)]]
         if len(rows) and not len(kept[name]) and name != "in_source":
-            kind = "test" if name == "test" else "validation"
+            kind, remedy = "test", "hold out a fold that they were not trained on by --test-fold"
+            if name == "val":
+                kind, remedy = "validation", "leave --val-fold out"
             all_known = f"The weights to start from were trained on all {len(rows)} {kind} images of {dataset.path}"
-            raise UserError(f"{all_known}; hold out the fold that they were not trained on, or start from other weights.")
+            raise UserError(f"{all_known}; {remedy}, or start from other weights.")
     counts = [len(getattr(held_out, name)) - len(kept[name]) for name in ("test", "val")]
     return held_out._replace(**kept, left_out=(counts[0], counts[1]))
 

@@ -54,11 +54,12 @@ def fetch(text: str) -> Fetched:
     try:
         import huggingface_hub
         from huggingface_hub import errors
+        from huggingface_hub.utils import disable_progress_bars
     except ImportError:
         raise UserError(f"{text} needs the hub's client; install it with `pip install 'covidjax[hub]'`.") from None
     endpoint = os.environ.get("HF_ENDPOINT") or None
     if not sys.stderr.isatty():
-        huggingface_hub.utils.disable_progress_bars()
+        disable_progress_bars()
     try:
         cached = huggingface_hub.try_to_load_from_cache(repository, WEIGHTS, revision=revision)
         if isinstance(cached, str) and re.fullmatch(r"[0-9a-f]{40}", revision):

@@ -179,7 +179,7 @@ def _open_ours(path: Path, source: str) -> StartingPoint:
         sha256=load.digests(path)[0],
         model=run.config.model.name,
         licence=run.init.licence,
-        origin=f"that started from {run.init.source}" if run.init else "",
+        origin=f"that started from {run.init.source}" if run.init.source else "",
         image_size=run.preprocess.image_size,
         channels=run.config.model.channels,
         mean=run.config.model.pixel_mean,

@@ -50,12 +50,11 @@ class WeightsRecord:
     input_range: tuple[float, ...] = ()
     """Of the pixels before mean and standard deviation."""
 
-    def __bool__(self) -> bool:
-        return bool(self.source)
-
     @property
     def sentence(self) -> str:
-        """What was started from, in words."""
+        """What was started from, in words; empty where a run started from nothing."""
+        if not self.source:
+            return ""
         origin = f" ({self.origin})" if self.origin else ""
         size = f"{self.image_size} pixels, {self.channels} channel{'s' * (self.channels != 1)}"
         facts = f"{size}, licence {self.licence or NOT_STATED}, SHA-256 {self.sha256[:12]}…"

@@ -161,7 +161,7 @@ def _cell(text: str) -> str:
 def _facts(run: Run, dataset: Dataset, metrics: Mapping[str, Any], network: Tested) -> dict[str, str]:
     facts = _data_facts(run.config, dataset) | _model_facts(run.config, network) | _result_facts(run.config, metrics)
     facts["partition"] += f" {network.left_out}" * bool(network.left_out)
-    if run.init:
+    if run.init.source:
         facts["initialization"] = f"{run.init.sentence} New layers: drawn at random, seed {run.config.seed}."
     return facts
 

@@ -153,11 +153,11 @@ def _own_test_folds(path: Path, loaded: LoadedRun, dataset: Dataset) -> tuple[li
         description = f"{several}, each by the {noun} that it was held out from"
     # A file does not say which of its keys are of the weights that it was started from.
     known = folder.read_initial_trained_on(path)
-    if load.is_file(path) and loaded.run.init:
+    if load.is_file(path) and loaded.run.init.source:
         known = load.trained_on(path)
     source, parts, skipped = dataset.source(range(dataset.folds)), [], 0
     for data, networks in by_holdout.items():
-        held_out = hold_out(dataset, data, known)
+        held_out = hold_out(dataset, replace(data, val_fold=None), known)  # which images are tested does not depend on it
         parts.append(_Part(networks, source, held_out.test, holdout_name(data)))
         skipped += held_out.left_out[0]
     if skipped:

@@ -145,14 +145,14 @@ def _about(run: Path, dataset: Dataset, title: str, note: str, left_out: Sequenc
     pixels, lungs = settings.preprocess.image_size, settings.preprocess.lungs
     images = f"images of {pixels} pixels, {'whole' if lungs == 'none' else f'lungs {lungs}'}"
     model = f"{settings.config.model.name}, trained on {dataset.path.name}; {images}."
-    started = [settings.init.sentence] if settings.init else []
-    return About(f"Run {run.name}", note, [model, *started, f"{title}.", *filter(None, left_out)], settings.text())
+    facts = [model, settings.init.sentence, f"{title}.", *left_out]
+    return About(f"Run {run.name}", note, [*filter(None, facts)], settings.text())
 
 
 def _init(run: Path, left_out: Sequence[str]) -> dict[str, Any]:
     """For JSON, of a run that started from other weights."""
     init = folder.read_run(run).init
-    return {"init": {**dataclasses.asdict(init), "left_out": [*filter(None, left_out)]}} if init else {}
+    return {"init": {**dataclasses.asdict(init), "left_out": [*filter(None, left_out)]}} if init.source else {}
 
 
 def _timing_table(timing: Timing) -> Any:
