@@ -12,15 +12,24 @@ from jax.typing import DTypeLike
 from covidjax.config import ModelConfig, Preprocess
 from covidjax.models.cnn13 import CNN13
 from covidjax.models.darkcovidnet import DarkCovidNet
+from covidjax.models.densenet121 import DenseNet121
 from covidjax.models.efficientnet_lite0 import EfficientNetLite0
+from covidjax.models.inceptionv3 import InceptionV3
 from covidjax.models.lung_unet import LungUNet
 from covidjax.models.network import Network, Weights, count_parameters
+from covidjax.models.resnet50 import ResNet50
+from covidjax.models.vgg16 import VGG16, VGG16BN
 
 __all__ = ["MODELS", "Network", "Weights", "count_parameters", "create_model"]
 
 MODELS = {
     "darkcovidnet": DarkCovidNet,
     "cnn13": CNN13,
+    "resnet50": ResNet50,
+    "vgg16": VGG16,
+    "vgg16-bn": VGG16BN,
+    "inceptionv3": InceptionV3,
+    "densenet121": DenseNet121,
     "efficientnet-lite0": EfficientNetLite0,
     "lung-unet": LungUNet,
 }

@@ -231,3 +231,37 @@ def max_pool(x: Array, mode: Mode = Mode()) -> Array:
     x = x[:, :height, :width]
     rows = jnp.maximum(x[:, ::2], x[:, 1::2])
     return jnp.maximum(rows[:, :, ::2], rows[:, :, 1::2])
+
+
+def max_pool3(x: Array, mode: Mode = Mode(), *, padding: int = 0) -> Array:
+    """3×3 max-pooling, stride 2; ``[B, H, W, C]`` → ``[B, ⌊(H + 2·padding − 3) / 2⌋ + 1, …, C]``.
+
+    Written as elementwise maxima, as ``max_pool`` is, first of rows, then of columns.
+    """
+    if padding:
+        edges = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+        x = jnp.pad(x, edges, constant_values=jnp.finfo(x.dtype).min)
+    if mode.form == "plain":
+        return nnx.max_pool(x, window_shape=(3, 3), strides=(2, 2))
+    high, wide = ((side - 3) // 2 * 2 + 1 for side in x.shape[1:3])
+    x = functools.reduce(jnp.maximum, [x[:, row : row + high : 2] for row in range(3)])
+    return functools.reduce(jnp.maximum, [x[:, :, column : column + wide : 2] for column in range(3)])
+
+
+def mean_pool(x: Array, mode: Mode = Mode()) -> Array:
+    """2×2 average-pooling, stride 2; an odd last row or column is left out, as PyTorch does."""
+    if mode.form == "plain":
+        return nnx.avg_pool(x, window_shape=(2, 2), strides=(2, 2))
+    height, width = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
+    x = x[:, :height, :width]
+    rows = x[:, ::2] + x[:, 1::2]
+    return (rows[:, :, ::2] + rows[:, :, 1::2]) * jnp.asarray(0.25, x.dtype)
+
+
+def mean_pool3(x: Array, mode: Mode = Mode()) -> Array:
+    """3×3 average-pooling, stride 1, of the same size; the zeros around the map count, as in PyTorch."""
+    if mode.form == "plain":
+        return nnx.avg_pool(x, window_shape=(3, 3), strides=(1, 1), padding="SAME")
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    x = x[:, :-2] + x[:, 1:-1] + x[:, 2:]
+    return (x[:, :, :-2] + x[:, :, 1:-1] + x[:, :, 2:]) * jnp.asarray(1 / 9, x.dtype)

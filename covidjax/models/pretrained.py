@@ -1,72 +1,34 @@
-"""Published weights of the backbones: what torchvision and timm call each layer, and how its arrays lie there.
+"""Published weights of the backbones as ours, by the names of ``pretrained_tables``.
 
-A table says for every layer of ours what the publisher calls it; all else follows from the kinds of layers. Loading is
-strict: an array that is missing, that no layer takes, or that has another shape is an error that names it.
+Loading is strict: an array that is missing, that no layer takes, or that has another shape is an error that names it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from covidjax.errors import UserError
-from covidjax.models import efficientnet_lite0
 from covidjax.models.network import Weights
+from covidjax.models.pretrained_tables import TABLES, Table
 
-Table = Mapping[str, str]
-"""From our name of a layer, such as ``stages.0.0.expand.conv``, to theirs, such as ``blocks.0.0.conv_pw``."""
+__all__ = ["TABLES", "published_classes", "to_weights"]
 
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 """Arrays of a layer: our names and PyTorch's."""
 
-IGNORED = "num_batches_tracked"
-"""What PyTorch's batch normalisation keeps beside them."""
-
-
-def _efficientnet_lite0_timm() -> Table:
-    """timm's ``tf_efficientnet_lite0``."""
-    table = {
-        "stem.conv": "conv_stem",
-        "stem.norm": "bn1",
-        "last.conv": "conv_head",
-        "last.norm": "bn2",
-        "dense": "classifier",
-    }
-    for number, stage in enumerate(efficientnet_lite0.STAGES):
-        layers = {"depthwise": "conv_dw", "norm": "bn1", "project.conv": "conv_pw", "project.norm": "bn2"}
-        if stage.expansion > 1:
-            layers = {"expand.conv": "conv_pw", "expand.norm": "bn1", "depthwise": "conv_dw", "norm": "bn2"}
-            layers |= {"project.conv": "conv_pwl", "project.norm": "bn3"}
-        for block in range(stage.blocks):
-            table |= {f"stages.{number}.{block}.{ours}": f"blocks.{number}.{block}.{name}" for ours, name in layers.items()}
-    return table
-
-
-def _efficientnet_lite0_lukemelas() -> Table:
-    """The names of ``efficientnet_lite_pytorch``, after lukemelas' EfficientNet-PyTorch."""
-    table = {"stem.conv": "_conv_stem", "stem.norm": "_bn0", "last.conv": "_conv_head", "last.norm": "_bn1", "dense": "_fc"}
-    layers = {"depthwise": "_depthwise_conv", "norm": "_bn1", "project.conv": "_project_conv", "project.norm": "_bn2"}
-    expand = {"expand.conv": "_expand_conv", "expand.norm": "_bn0"}
-    count = 0
-    for number, stage in enumerate(efficientnet_lite0.STAGES):
-        for block in range(stage.blocks):
-            own = layers | (expand if stage.expansion > 1 else {})
-            table |= {f"stages.{number}.{block}.{ours}": f"_blocks.{count}.{name}" for ours, name in own.items()}
-            count += 1
-    return table
-
-
-TABLES: Mapping[str, tuple[Callable[[], Table], ...]] = {
-    "efficientnet-lite0": (_efficientnet_lite0_timm, _efficientnet_lite0_lukemelas),
-}
-"""Of every backbone the tables of those who publish weights of it."""
+COUNTER = "num_batches_tracked"
+"""What PyTorch's batch normalisation keeps beside them, and ours has no use for."""
 
 
 def to_weights(name: str, arrays: Mapping[str, np.ndarray], expected: Weights, where: str) -> Weights:
     """Published arrays as the weights of our network.
+
+    Where the arrays are of a network that sees three channels, and ours sees one, the first kernel is summed over them.
+    That is the same function of gray images if mean and standard deviation of the pixels are equal in all channels.
 
     Args:
       name: of the network.
@@ -74,62 +36,86 @@ def to_weights(name: str, arrays: Mapping[str, np.ndarray], expected: Weights, w
       expected: shapes of all weights, as ``Network.abstract`` gives them, with as many classes as the arrays have.
       where: the file, for messages.
 
+    Returns:
+      float32. Of a layer that the publisher has none of (the last one of VGG-16, in place of the paper's three) zeros.
+
     Raises:
       UserError: arrays that are missing, unknown, of another shape, or not finite.
     """
-    table = _matching(name, arrays)
-    leaves = {
-        f"{layer}.{leaf}": (keystr, shape.shape)
-        for keystr, shape in _named_leaves(expected)
-        for layer, leaf in [keystr.split(".", 1)[1].rsplit(".", 1)]
-    }
-    found: dict[str, np.ndarray] = {}
-    wanted = set()
-    for ours, (keystr, shape) in leaves.items():
-        layer, leaf = ours.rsplit(".", 1)
-        theirs = f"{table[layer]}.{LEAVES[leaf]}"
+    named = _named_leaves(expected)
+    table = _matching(name, arrays, {layer for layer, _, _ in named})
+    wanted, values = set(), []
+    for layer, leaf, shape in named:
+        if layer in table.unpublished:
+            values.append(np.zeros(shape, np.float32))
+            continue
+        theirs = f"{table.layers[layer]}.{LEAVES[leaf]}"
         wanted.add(theirs)
         if theirs not in arrays:
             raise _unfit(where, name, f"{theirs} is missing")
-        array = _transposed(np.asarray(arrays[theirs], np.float32), leaf)
-        if array.shape != shape:
-            raise _unfit(
-                where, name, f"{theirs} has the shape {tuple(arrays[theirs].shape)}, which gives {array.shape}, not {shape}"
-            )
+        array = np.asarray(arrays[theirs], np.float32)
         if not np.isfinite(array).all():
             raise _unfit(where, name, f"{theirs} holds numbers that are not finite")
-        found[keystr] = array
-    extra = sorted(key for key in arrays.keys() - wanted if not key.endswith(IGNORED))
+        values.append(_fitted(array, leaf, shape, layer == table.first, f"{where} holds no weights of {name}: {theirs}"))
+    layers = set(table.unused)
+    extra = sorted(key for key in arrays.keys() - wanted if not key.endswith(COUNTER) and _layer(key) not in layers)
     if extra:
         raise _unfit(where, name, f"{extra[0]} is no array of it")
-    values = [found[keystr] for keystr, _ in _named_leaves(expected)]
     return jax.tree.unflatten(jax.tree.structure(expected), values)
 
 
 def published_classes(name: str, arrays: Mapping[str, Any]) -> int:
     """How many classes published arrays of a network tell apart; 1 where their last layer is missing."""
-    last = f"{_matching(name, arrays)['dense']}.weight"
+    last = f"{_matching(name, arrays).layers['dense']}.weight"
     return len(arrays[last]) if last in arrays else 1
 
 
-def _matching(name: str, arrays: Mapping[str, Any]) -> Table:
-    """The publisher's table that names most of the arrays."""
-    layers = {key.rsplit(".", 1)[0] for key in arrays}
-    return max((make() for make in TABLES[name]), key=lambda table: len(layers.intersection(table.values())))
+def _matching(name: str, arrays: Iterable[str], layers: set[str] | None = None) -> Table:
+    """The publisher's table that names most of the arrays; among those for our layers, if these are given, else among those
+    that name a last layer."""
+    tables = [make() for make in TABLES[name]]
+    if layers is None:
+        tables = [table for table in tables if "dense" in table.layers]
+    else:
+        tables = [table for table in tables if {*table.layers, *table.unpublished} == layers]
+    published = {_layer(key) for key in arrays}
+    return max(tables, key=lambda table: len(published & {*table.layers.values(), *table.unused}))
 
 
-def _transposed(array: np.ndarray, leaf: str) -> np.ndarray:
-    """From PyTorch's order of axes, outputs and inputs first, to ours, outputs last."""
-    if leaf != "kernel":
-        return array
-    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+def _fitted(array: np.ndarray, leaf: str, shape: tuple[int, ...], is_first: bool, what: str) -> np.ndarray:
+    """A published array in our order of axes: PyTorch has outputs and inputs first, and we have them last.
+
+    Raises:
+      UserError: it has another shape, or other channels.
+    """
+    found = array
+    if leaf == "kernel":
+        if len(shape) == 4 and array.shape == (shape[3], shape[0] * shape[1] * shape[2]):
+            found = array.reshape(shape[3], shape[2], *shape[:2])  # a dense layer over a whole map
+        found = found.transpose(2, 3, 1, 0) if found.ndim == 4 else found.T
+    if is_first and found.ndim == 4 and leaf == "kernel" and found.shape[2] != shape[2]:
+        if (found.shape[2], shape[2]) != (3, 1):
+            remedy = f"set model.channels to {found.shape[2]}, or name another file"
+            raise UserError(f"{what} takes {found.shape[2]} channels, and the network's images have {shape[2]}; {remedy}.")
+        found = found.sum(2, keepdims=True)
+    if found.shape != shape:
+        remedy = "name another file, or another --model"
+        raise UserError(f"{what} has the shape {array.shape}, which gives {found.shape}, not {shape}; {remedy}.")
+    return found
 
 
 def _unfit(where: str, name: str, reason: str) -> UserError:
     return UserError(f"{where} holds no weights of {name}: {reason}; name another file, or another --model.")
 
 
-def _named_leaves(tree: Any) -> list[tuple[str, Any]]:
-    return [
-        (jax.tree_util.keystr(path, simple=True, separator="."), leaf) for path, leaf in jax.tree.leaves_with_path(tree)
-    ]
+def _layer(key: str) -> str:
+    return key.rsplit(".", 1)[0]
+
+
+def _named_leaves(tree: Weights) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Layer, array and shape of each leaf, in the order of the leaves."""
+    found = []
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        _, name = jax.tree_util.keystr(path, simple=True, separator=".").split(".", 1)
+        found.append((_layer(name), name.rsplit(".", 1)[1], tuple(leaf.shape)))
+    return found
