@@ -29,8 +29,8 @@ LUMINANCE = np.array(
 
 
 def augment(key: Array, images: Array, config: AugmentConfig, axis: str | None = None) -> Array:
-    """Mirror, rotate, scale, shift, blur, reduce and enlarge, change contrast, brightness and gamma, add noise, and compress,
-    each image by its own draw.
+    """Mirror, rotate, scale, shift, blur, reduce and enlarge, change contrast, brightness and gamma, add noise, compress, each
+    image by its own draw.
 
     Args:
       key: one for the batch.
@@ -91,7 +91,7 @@ class _Draws:
         return x[..., None]
 
     def exposed(self, images: Array) -> Array:
-        """Blurred, of fewer pixels, of other contrast, brightness and gamma, noisy, and compressed, float32 from 0 to 255."""
+        """Blurred, reduced, of other contrast, brightness and gamma, noisy, and compressed, float32 from 0 to 255."""
         config, keys, batch = self._config, self._keys, self._batch
         x = images.astype(jnp.float32)
         if config.blur:
@@ -140,8 +140,8 @@ def _blur(images: Array, deviation: Array) -> Array:
 
 
 def _resample(images: Array, reduction: Array) -> Array:
-    """Each of float32 ``[B, S, S]`` reduced by its own factor, ``[B]`` from 1 up, with antialiasing, and enlarged again, both
-    bilinearly; the number of pixels between is rounded."""
+    """Each of float32 ``[B, S, S]`` reduced by its own factor, ``[B]`` from 1 up, with antialiasing, and enlarged again,
+    both bilinearly; the number of pixels between is rounded."""
     size = images.shape[1]
     pixels = jnp.maximum(jnp.round(size / reduction), 1)[:, None, None]
     step = size / pixels

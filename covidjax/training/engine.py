@@ -74,14 +74,14 @@ class Engine:
         self._eval_steps = {tta: self.task.eval_step(self.network, tta=tta) for tta in (True, False)}
         self._source = dataset.source(range(dataset.folds))
         self._data: loader.Batch | None = None
-        """Every image, on the device unless that is a CPU; None where images are read batch by batch, as for a probe alone."""
+        """Every image, on the device unless that is a CPU; None where images are read batch by batch."""
         self._train_steps: dict[int, Steps] = {}
         self._jitted_add = jax.jit(self._add_batch_stats)
         self._take = jax.jit(operator.getitem)  # on a device's arrays tenfold the speed of the plain one
         size = len(self._source) * dataset.preprocess.image_size**2 * (2 if dataset.masks else 1)
         cache = config.train.cache
         fits = cache == "device" or (cache == "auto" and device.fits_in_memory(size, self._device))
-        if fits and config.train.epochs:
+        if fits and config.train.epochs:  # a probe alone mostly needs none
             start = time.perf_counter()
             self._data = loader.load_all(self._source)
             if self.accelerated:
@@ -114,7 +114,7 @@ class Engine:
         self, weights: Weights, rows: np.ndarray, *, tta: bool = True, features: np.ndarray | None = None
     ) -> Predictions:
         """Outputs for some rows of the dataset, int ``[N]``; without ``tta`` of one view of each image. Of features of all
-        images by the backbone of these weights, float32 ``[N, F]``, where they are known, only the last layer is computed."""
+        images by the backbone of these weights, float32 ``[N, F]``, if they are given, only the last layer is computed."""
         if features is not None and (not tta or self._config.model.tta == 1):
             dense = jax.device_get(weights.params["dense"])
             outputs = features[rows] @ dense["kernel"] + dense["bias"]

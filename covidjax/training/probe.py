@@ -15,6 +15,7 @@ from scipy.special import log_softmax, logsumexp
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
+from threadpoolctl import threadpool_limits
 
 from covidjax.errors import UserError
 
@@ -43,7 +44,7 @@ class Probe(NamedTuple):
     strength: float
     """C."""
     losses: dict[float, float]
-    """Mean cross-entropy of the patients left out, weighted as the fit is, by C; empty where there were too few patients."""
+    """Mean cross-entropy of patients left out, weighted as the fit is, by C; empty where there were too few patients."""
 
     def layer(self) -> dict[str, np.ndarray]:
         """As the network's parameters."""
@@ -70,7 +71,15 @@ def fit(
     """
     if len(np.unique(labels)) < 2:
         raise UserError("A probe takes training images of two classes or more; choose other folds, or leave --probe out.")
-    weights = np.asarray(weights, float) / np.mean(weights)
+    # One thread: on matrices this narrow several cost more than they save, seventyfold where the cores have other work.
+    with threadpool_limits(1):
+        return _fit(features, labels, patients, np.asarray(weights, float) / np.mean(weights), classes, seed)
+
+
+def _fit(
+    features: np.ndarray, labels: np.ndarray, patients: Sequence[str], weights: np.ndarray, classes: int, seed: int
+) -> Probe:
+    """Of weights with mean 1."""
     mean = np.average(features, axis=0, weights=weights)
     deviation = np.sqrt(np.average(np.square(features - mean), axis=0, weights=weights))
     deviation[deviation < 1e-6] = 1.0  # of a feature that is the same for every image
