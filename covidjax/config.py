@@ -33,9 +33,6 @@ versions."""
 REMOVED = {"train.together": "networks are trained one after another, which is as fast"}
 """Settings of earlier versions that are gone, and why; understood likewise."""
 
-WITHOUT_PROBE = ("darkcovidnet", "cnn13", "lung-unet")
-"""Networks whose logits are not a dense layer of their pooled features."""
-
 
 class Range(NamedTuple):
     """The numbers that a setting takes."""
@@ -267,7 +264,6 @@ def load_config(
         train.setdefault("epochs", 0)
     config: Config = from_table(Config, table, where=where)
     _check(config)
-    _check_start(config)
     return config
 
 
@@ -306,10 +302,10 @@ def _check(config: Config) -> None:
     for name in ("width", "dropout"):
         if model.name != "cnn13" and getattr(model, name) != getattr(ModelConfig(), name):
             raise UsageError(f"model.{name} is of cnn13 alone, and the model is {model.name}; leave it out.")
+    _check_start(config.train)
 
 
-def _check_start(config: Config) -> None:
-    train = config.train
+def _check_start(train: TrainConfig) -> None:
     freezing = (
         "train.freeze" if train.freeze == "backbone" else "train.freeze_batch_norm" if train.freeze_batch_norm else ""
     )
@@ -317,9 +313,6 @@ def _check_start(config: Config) -> None:
         for name, wanted in (("train.probe", train.probe), (freezing, bool(freezing))):
             if wanted:
                 raise UsageError(f"{name} builds on given weights, and fresh ones know nothing; name some with train.init.")
-    if train.probe and config.model.name in WITHOUT_PROBE:
-        problem = f"{config.model.name} does not end with one dense layer on pooled features, which a probe fits"
-        raise UsageError(f"{problem}; leave train.probe out, or choose a backbone such as efficientnet-lite0.")
     if not train.epochs and not train.probe:
         raise UsageError("train.epochs must be at least 1 without train.probe.")
     if train.recalibrate_batch_norm and freezing:

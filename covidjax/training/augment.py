@@ -29,8 +29,8 @@ LUMINANCE = np.array(
 
 
 def augment(key: Array, images: Array, config: AugmentConfig, axis: str | None = None) -> Array:
-    """Mirror, rotate, scale, shift, blur, reduce and enlarge, change contrast, brightness and gamma, add noise, compress, each
-    image by its own draw.
+    """Mirror, rotate, scale, shift, blur, reduce and enlarge, change contrast, brightness and gamma, add noise, compress,
+    each image by its own draw.
 
     Args:
       key: one for the batch.
@@ -113,7 +113,7 @@ class _Draws:
             x = x + self._own(deviation * jax.random.normal(keys["grain"], (batch, *x.shape[1:])))
         x = jnp.clip(x, 0, 255)
         if config.jpeg:
-            chosen = self._own(jax.random.bernoulli(keys["jpeg"], config.jpeg, (batch, 1, 1, 1)))
+            chosen = self._own(jax.random.uniform(keys["jpeg"], (batch, 1, 1, 1)) < config.jpeg)
             quality = self._own(jax.random.uniform(keys["quality"], (batch,), minval=QUALITIES[0], maxval=QUALITIES[1]))
             x = jnp.where(chosen, _compress(x[..., 0], quality)[..., None], x)
         return x

@@ -102,11 +102,7 @@ class Engine:
 
     def init_state(self, seed: int) -> TrainState:
         """The state before the first step."""
-        return self.state_of(self.network.init(seed))
-
-    def state_of(self, weights: Weights) -> TrainState:
-        """The state before the first step from these weights."""
-        optimizer = self._optimizer(lambda count: count)
+        weights, optimizer = self.network.init(seed), self._optimizer(lambda count: count)
         decay = self._config.train.ema_decay
         return create_train_state(weights, optimizer, loss_scaling=self._loss_scaling, ema_decay=decay)
 

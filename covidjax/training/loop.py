@@ -31,7 +31,7 @@ from covidjax.training.features import Computed, Runtimes
 from covidjax.training.plan import Plan, make_plan
 from covidjax.training.predictions import Features, Predictions
 from covidjax.training.run_trust import inherit
-from covidjax.training.step import TrainState, from_checkpoint, to_checkpoint, zero_sums
+from covidjax.training.step import TrainState, from_checkpoint, to_checkpoint, with_weights, zero_sums
 from covidjax.trust.calibration import temperature_of
 
 PROGRESS_SECONDS = 0.2
@@ -197,7 +197,7 @@ def _start(plan: Plan, engine: Engine, recorder: Recorder, progress: Progress, s
     if not plan.config.train.probe:
         return state
     computed = _backbone_features(plan, engine, recorder, state.weights, progress, stop)
-    return _probe(plan, engine, recorder, progress, state.weights, computed)
+    return _probe(plan, engine, recorder, progress, state, computed)
 
 
 def _backbone_features(
@@ -216,7 +216,7 @@ def _backbone_features(
 
 
 def _probe(
-    plan: Plan, engine: Engine, recorder: Recorder, progress: Progress, weights: Weights, computed: Computed
+    plan: Plan, engine: Engine, recorder: Recorder, progress: Progress, state: TrainState, computed: Computed
 ) -> TrainState:
     """The state with the last layer that a probe finds, which is logged and saved as epoch 0."""
     start, rows, origins = time.perf_counter(), plan.train_rows, plan.origins
@@ -225,17 +225,10 @@ def _probe(
     fitted = probe.fit(
         computed.features[rows], labels, patients, plan.weights(labels), len(engine.classes), seed=plan.config.seed
     )
-    state = engine.state_of(Weights(weights.params | {"dense": fitted.layer()}, weights.batch_stats))
+    state = with_weights(state, Weights(state.weights.params | {"dense": fitted.layer()}, state.weights.batch_stats))
     engine.timing.add("probe", start)
     record: dict[str, Any] = {"epoch": 0, "step": 0, "learning_rate": 0.0}
-    record["probe"] = {
-        "C": fitted.strength,
-        "validation_loss": fitted.losses.get(fitted.strength),
-        "losses": {f"{strength:g}": round(loss, 6) for strength, loss in fitted.losses.items()},
-        "features_by": computed.by,
-        "features_seconds": round(computed.seconds, 3),
-        "fit_seconds": round(time.perf_counter() - start, 3),
-    }
+    record["probe"] = fitted.facts(computed.by, computed.seconds, time.perf_counter() - start)
     for name, part in ({"train": rows} | plan.held_out).items():
         predictions = engine.predict(state.weights, part, tta=False, features=computed.features)
         record[name] = engine.task.summarize(predictions.outputs, predictions.labels)

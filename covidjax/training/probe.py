@@ -50,6 +50,17 @@ class Probe(NamedTuple):
         """As the network's parameters."""
         return {"kernel": self.kernel, "bias": self.bias}
 
+    def facts(self, features_by: str, features_seconds: float, fit_seconds: float) -> dict[str, Any]:
+        """For the log, with where the features come from and what they and the fit took."""
+        return {
+            "C": self.strength,
+            "validation_loss": self.losses.get(self.strength),
+            "losses": {f"{strength:g}": round(loss, 6) for strength, loss in self.losses.items()},
+            "features_by": features_by,
+            "features_seconds": round(features_seconds, 3),
+            "fit_seconds": round(fit_seconds, 3),
+        }
+
 
 def fit(
     features: np.ndarray, labels: np.ndarray, patients: Sequence[str], weights: np.ndarray, classes: int, *, seed: int
