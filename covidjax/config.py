@@ -149,17 +149,26 @@ class AugmentConfig:
     """Greatest standard deviation of a Gaussian blur, as a share of the image's side; an image's own is drawn from 0 up."""
     noise: Annotated[float, Range(0, 1)] = 0.0
     """Greatest standard deviation of Gaussian noise, as a share of full white; an image's own is drawn from 0 up."""
+    resample: Annotated[float, FINITE] = 0.0
+    """Greatest reduction by which an image is made smaller and larger again: 1 takes away up to half of its rows and
+    columns. With ``jpeg`` it hides how an archive stored its images."""
+    jpeg: Annotated[float, Range(0, 1)] = 0.0
+    """Share of the images that are compressed as JPEG does it, by blocks of 8×8 pixels, at a quality from 20 to 95."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    epochs: Annotated[int, POSITIVE_INT] = 100
-    """Passes over the training images."""
+    epochs: Annotated[int, Range(0)] = 100
+    """Passes over the training images; with ``train.probe`` 0 unless set, which leaves it at the probe."""
     init: str = ""
     """Weights to start from: a file of safetensors, ``hub:REPO@REVISION``, a run, or ``bundled``."""
     freeze: Literal["none", "backbone"] = "none"
     """``backbone`` trains the layers that belong to the classes, and leaves the others, with their batch statistics, as
     they are."""
+    probe: bool = False
+    """Begin with a logistic regression on the features of ``train.init``'s backbone, which become the last layer. The
+    strength of its regularization is chosen by cross-validation over the patients of the training images. ``train.epochs``
+    then train on from there."""
     backbone_rate: Annotated[float, Range(0, 1)] = 1.0
     """Learning rate of the backbone, as a share of that of the layers that belong to the classes."""
     freeze_batch_norm: bool = False
@@ -182,6 +191,9 @@ class TrainConfig:
     without augmentation: as images are when they are tested."""
     class_weights: Literal["none", "balanced"] = "none"
     """``balanced`` weights each class's loss by the inverse of its share of the training images."""
+    sampling: Literal["shuffle", "balanced"] = "shuffle"
+    """``shuffle`` draws every training image once an epoch. ``balanced`` draws as many, but those of each class of each
+    source equally often; an image at most ten times, on average. A probe takes both ways as weights of the images."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of convolutions and activations; float16 has loss scaling, ``auto`` chooses by the device."""
     cache: Literal["auto", "device", "stream"] = "auto"
@@ -234,6 +246,8 @@ def load_config(
         key = f"{section}.{name}"
         now = f"is called {RENAMED[key]} now; write that" if key in RENAMED else f"is gone: {REMOVED[key]}; leave it out"
         raise UsageError(f"{where}: {key} {now}.")
+    if isinstance(train := table.get("train"), dict) and train.get("probe") is True:
+        train.setdefault("epochs", 0)
     config: Config = from_table(Config, table, where=where)
     check(config)
     return config
@@ -309,6 +323,23 @@ def check(config: Config) -> None:
     for name in ("width", "dropout"):
         if model.name != "cnn13" and getattr(model, name) != getattr(ModelConfig(), name):
             raise UsageError(f"model.{name} is of cnn13 alone, and the model is {model.name}; leave it out.")
+    _check_start(config.train)
+
+
+def _check_start(train: TrainConfig) -> None:
+    freezing = (
+        "train.freeze" if train.freeze == "backbone" else "train.freeze_batch_norm" if train.freeze_batch_norm else ""
+    )
+    if not train.init:
+        for name, wanted in (("train.probe", train.probe), (freezing, bool(freezing))):
+            if wanted:
+                raise UsageError(f"{name} builds on given weights, and fresh ones know nothing; name some with train.init.")
+    if not train.epochs and not train.probe:
+        raise UsageError("train.epochs must be at least 1 without train.probe.")
+    if train.recalibrate_batch_norm and freezing:
+        raise UsageError(f"{freezing} leaves the batch statistics as they are; leave train.recalibrate_batch_norm out.")
+    if train.recalibrate_batch_norm and not train.epochs:
+        raise UsageError("A probe alone leaves the batch statistics as they are; leave train.recalibrate_batch_norm out.")
 
 
 def _ranges(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Range | None]]:

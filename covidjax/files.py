@@ -131,3 +131,26 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object
         table = csv.writer(file, lineterminator="\n")
         table.writerow(columns)
         table.writerows(rows)
+
+
+def cached(file: Path, make: Callable[[], bytes], *, keep: int) -> bytes:
+    """The content of a file of a cache folder, or, where it is not there whole, made anew and put there.
+
+    Args:
+      file: its name stands for all that the content depends on.
+      make: gives the content.
+      keep: how many files of this suffix stay in the folder; the longest unused ones go.
+    """
+    with contextlib.suppress(OSError):
+        content = file.read_bytes()
+        if hashlib.sha256(content[32:]).digest() == content[:32]:
+            os.utime(file)
+            return content[32:]
+    content = make()
+    # A cache that cannot be written costs the next one some time, and nothing else.
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, hashlib.sha256(content).digest() + content)
+        for old in sorted(file.parent.glob(f"*{file.suffix}"), key=lambda path: path.stat().st_mtime)[:-keep]:
+            old.unlink()
+    return content

@@ -17,9 +17,10 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
 
 @pytest.fixture(scope="session", autouse=True)
 def converted_elsewhere(tmp_path_factory):
-    """Converted networks of the tests do not push a user's own out of the cache."""
+    """Converted networks and features of the tests do not push a user's own out of the cache."""
     folder = tmp_path_factory.mktemp("models")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("covidjax.training.features.cache_folder", lambda: folder / "features")
         patch.setattr("covidjax.inference.onnx.cache_folder", lambda: folder)
         yield folder
 

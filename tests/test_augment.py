@@ -1,16 +1,20 @@
 """Changes to training images: what each setting does, and that it does no more."""
 
 import dataclasses
+import io
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import P
+from PIL import Image
 
+from covidjax import device
 from covidjax.config import AugmentConfig, ModelConfig
 from covidjax.data import synthetic
 from covidjax.inference.forward import normalize, ten_crop
-from covidjax.training.augment import _warp, augment, augment_with_masks
+from covidjax.training.augment import _compress, _resample, _warp, augment, augment_with_masks
 
 OFF = AugmentConfig(horizontal_flip=False, rotation=0, shift=0, zoom=0, brightness=0, contrast=0)
 IMAGES = np.stack([synthetic.draw(index, size=32).image for index in range(8)])[..., None]
@@ -64,7 +68,17 @@ def test_ten_views_are_shifted_and_mirrored():
 
 def test_output_stays_in_range_and_finite_whatever_is_asked():
     wild = AugmentConfig(
-        horizontal_flip=True, rotation=180, shift=0.9, zoom=3, brightness=2, contrast=5, gamma=9, blur=0.9, noise=1
+        horizontal_flip=True,
+        rotation=180,
+        shift=0.9,
+        zoom=3,
+        brightness=2,
+        contrast=5,
+        gamma=9,
+        blur=0.9,
+        noise=1,
+        resample=9,
+        jpeg=1,
     )
     for images in (IMAGES, np.zeros_like(IMAGES), np.full_like(IMAGES, 255)):
         found = augmented(wild, images)
@@ -203,6 +217,80 @@ def test_noise_is_new_at_every_pixel_and_of_at_most_its_share_of_white():
     assert deviations.min() < 3
     assert 22 < deviations.max() < 27
     np.testing.assert_allclose(found.mean((1, 2, 3)) / deviations, 0, atol=0.15)
+
+
+def test_resampling_by_nothing_is_exact_and_keeps_flat_images_flat():
+    images = IMAGES[:, :30, :30, 0].astype(np.float32)
+    np.testing.assert_allclose(_resample(images, jnp.ones(8)), images, atol=1e-3)
+    for factor in (1.3, 2, 7, 100):
+        np.testing.assert_allclose(_resample(np.full((1, 30, 30), 77.0), jnp.full(1, factor)), 77, atol=1e-3)
+
+
+def test_resampling_leaves_so_many_pixels_as_the_factor_says():
+    """As an antialiased bilinear resize to them, and one back."""
+    images = np.random.default_rng(0).uniform(0, 255, (1, 32, 32)).astype(np.float32)
+    found = np.asarray(_resample(images, jnp.full(1, 2.0)))
+    small = jax.image.resize(images, (1, 16, 16), "linear", antialias=True)
+    wanted = jax.image.resize(small, (1, 32, 32), "linear")
+    np.testing.assert_allclose(found, wanted, atol=0.02)
+
+
+def test_resampling_stays_within_its_greatest_reduction():
+    """A chessboard of cells of 8 pixels keeps its contrast where 16 of 32 are left, and loses it where 2 are."""
+    board = np.kron(np.indices((4, 4)).sum(0) % 2, np.ones((8, 8))) * 200
+    boards = np.repeat(board[None, ..., None], 64, axis=0).astype(np.uint8)
+    most, far = (augmented(only(resample=reduction), boards).std((1, 2, 3)) for reduction in (1.0, 15.0))
+    assert 75 < most.min() < 95 < most.max() <= 100
+    assert far.min() < 20
+
+
+@pytest.mark.parametrize("quality", [25, 50, 90])
+def test_compression_is_what_a_jpeg_file_keeps(quality: int):
+    image = synthetic.draw(3, size=64).image
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=quality)
+    wanted = np.asarray(Image.open(file)).astype(float)
+    found = np.asarray(_compress(jnp.asarray(image[None], jnp.float32), jnp.full(1, quality)))[0]
+    difference = np.abs(found - wanted)  # pixels of the file are whole numbers
+    assert difference.mean() < 0.7
+    assert (difference > 2).mean() < 0.02  # of coefficients in the middle between two steps
+    assert np.abs(found - image).mean() > 2 * difference.mean()
+
+
+def test_compression_leaves_the_rest_beyond_whole_blocks():
+    images = jnp.asarray(np.random.default_rng(0).uniform(0, 255, (2, 19, 19)), jnp.float32)
+    found = np.asarray(_compress(images, jnp.full(2, 30)))
+    np.testing.assert_array_equal(found[:, 16:], images[:, 16:])
+    np.testing.assert_array_equal(found[:, :, 16:], images[:, :, 16:])
+    assert np.abs(found - images)[:, :16, :16].max() > 5
+    assert _compress(images[:, :7, :7], jnp.full(2, 30)).shape == (2, 7, 7)
+
+
+def test_jpeg_is_the_share_of_images_that_are_compressed():
+    images = np.repeat(IMAGES, 8, axis=0)
+    found = augmented(only(jpeg=0.5), images)
+    untouched = (found == images).all((1, 2, 3))
+    assert 16 < untouched.sum() < 48
+    assert len({image.tobytes() for image in augmented(only(jpeg=1), images[::8].repeat(4, 0))}) > 24
+
+
+def test_devices_share_the_draws_of_younger_settings():
+    config = only(resample=1.0, jpeg=0.7)
+    mesh = device.mesh(len(IMAGES))
+    if mesh.size < 2:
+        pytest.skip("one device")
+    shared = device.shard(
+        lambda key, images: augment(key, images, config, device.AXIS), mesh, P(), P(device.AXIS), result=P(device.AXIS)
+    )
+    found = jax.jit(shared)(jax.random.key(0), jnp.asarray(IMAGES))
+    # A coefficient in the middle between two steps may go either way.
+    assert np.mean(np.abs(np.asarray(found) - augmented(config)) > 0.05) < 0.01
+
+
+def test_younger_settings_leave_the_draws_of_the_older_ones():
+    before = augmented(AugmentConfig())
+    after = augmented(dataclasses.replace(AugmentConfig(), resample=1e-6))
+    np.testing.assert_allclose(after, before, atol=0.01)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -40,6 +40,9 @@ class Silent:
         self.steps, self.stop_after = 0, stop_after
         self.records: list[dict[str, Any]] = []
 
+    def features(self, done: int, total: int) -> None:
+        pass
+
     def begin(self, description: str, steps: int, metric: str) -> None:
         self.what, self.epoch_steps = description, steps
 

@@ -24,6 +24,11 @@ class Lines:
         self._steps, self._metric = steps, metric
         common.say(f"{self._prefix}{description}")
 
+    def features(self, done: int, total: int) -> None:
+        if time.monotonic() - self._shown_at >= common.PLAIN_SECONDS and done < total:
+            self._shown_at = time.monotonic()
+            common.say(f"{self._prefix}features of {done} of {total} images")
+
     def step(self, epoch: int, step: int, loss: float, metric: float, images_per_second: float) -> None:
         if time.monotonic() - self._shown_at >= common.PLAIN_SECONDS and step < self._steps:
             self._shown_at = time.monotonic()
@@ -41,7 +46,12 @@ class Bar(Lines):
     def __init__(self, epochs: int, name: str, bar: Any):
         super().__init__(epochs, name)
         self._bar = bar
-        self._task = None
+        self._task = self._features = None
+
+    def features(self, done: int, total: int) -> None:
+        if self._features is None:
+            self._features = self._bar.add_task(f"{self._prefix}features", total=total, now="")
+        self._bar.update(self._features, completed=done)
 
     def step(self, epoch: int, step: int, loss: float, metric: float, images_per_second: float) -> None:
         if self._task is None:
@@ -67,4 +77,8 @@ def _epoch_line(record: dict[str, Any], epochs: int) -> str:
         for name in ("train", "val", "test")
         if name in record
     ]
+    if "probe" in record:
+        from covidjax.training import probe
+
+        return f"probe: {', '.join(parts)}; {probe.describe(record['probe'])}"
     return f"epoch {record['epoch']}/{epochs}: {', '.join(parts)}, {record['images_per_second']:,.1f} images/s"

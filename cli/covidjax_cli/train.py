@@ -21,6 +21,8 @@ SETTINGS = {
     "data": "data.path",
     "cv": "train.cv",
     "by": "train.cv_by",
+    "freeze": "train.freeze",
+    "probe": "train.probe",
     "operating_point": "train.operating_points",
     "seed": "seed",
 }
@@ -46,7 +48,18 @@ SETTINGS |= {"epochs": "train.epochs", "test_fold": "data.test_fold", "val_fold"
 @click.option("--config", type=common.PATH, help="TOML file with settings that differ from the defaults.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="One setting, such as train.batch_size=64.")
 @click.option(
-    "--epochs", type=click.IntRange(1), help=f"Passes over the training images.  [default: {DEFAULTS.train.epochs}]"
+    "--epochs",
+    type=click.IntRange(0),
+    help=f"Passes over the training images.  [default: {DEFAULTS.train.epochs}, with --probe 0]",
+)
+@click.option(
+    "--freeze", type=click.Choice(("none", "backbone")), help="Leave the backbone's weights as they are.  [default: none]"
+)
+@click.option(
+    "--probe",
+    is_flag=True,
+    default=None,
+    help="Fit the last layer to the backbone's features, in seconds; --epochs then train all layers from there.",
 )
 @click.option("--test-fold", type=click.IntRange(0), help=f"The held-out fold.  [default: {DEFAULTS.data.test_fold}]")
 @click.option("--val-fold", type=click.IntRange(0), help="A training fold to hold out for choosing the best checkpoint.")

@@ -24,7 +24,7 @@ import platformdirs
 
 from covidjax.config import ModelConfig, Preprocess
 from covidjax.errors import UserError, one_line
-from covidjax.files import write_atomic
+from covidjax.files import cached
 
 CACHED_MODELS = 16
 """Converted networks that are kept in the cache folder; the longest unused ones go."""
@@ -53,24 +53,9 @@ def import_onnxruntime() -> Any:
 
 def cached_model(key: str, make: Callable[[], bytes]) -> bytes:
     """A converted network from the cache, or made anew and put there."""
+    file = cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.onnx"
     with _converting:
-        return _cached_model(cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.onnx", make)
-
-
-def _cached_model(file: Path, make: Callable[[], bytes]) -> bytes:
-    with contextlib.suppress(OSError):
-        cached = file.read_bytes()
-        if hashlib.sha256(cached[32:]).digest() == cached[:32]:
-            os.utime(file)
-            return cached[32:]
-    model = make()
-    # A cache that cannot be written costs the next scoring some seconds, and nothing else.
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, hashlib.sha256(model).digest() + model)
-        for old in sorted(file.parent.glob("*.onnx"), key=lambda path: path.stat().st_mtime)[:-CACHED_MODELS]:
-            old.unlink()
-    return model
+        return cached(file, make, keep=CACHED_MODELS)
 
 
 def cache_folder() -> Path:

@@ -69,7 +69,7 @@ class Recorder:
         saved = checkpoint.restore(self.run, "last", *expected()) if checkpoint.steps(self.run, "last") else None
         if saved:
             self.best = saved.facts["best"]
-        folder.truncate_log(self.run, saved.facts["epoch"] if saved else 0)
+        folder.truncate_log(self.run, saved.facts["epoch"] if saved else -1)  # a probe is epoch 0
         if log := folder.read_log(self.run):
             self._began -= log[-1]["seconds"]
         self._writers["last"] = CheckpointWriter(self.run, "last", keep=2)

@@ -4,13 +4,33 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from covidjax.config import PIXEL_MEAN, AugmentConfig
 
+QUALITIES = (20, 95)
+"""Of JPEG compression, between which an image's own is drawn: from the least that published X-rays have to nearly none."""
+
+LUMINANCE = np.array(
+    [
+        [16, 11, 10, 16, 24, 40, 51, 61],
+        [12, 12, 14, 19, 26, 58, 60, 55],
+        [14, 13, 16, 24, 40, 57, 69, 56],
+        [14, 17, 22, 29, 51, 87, 80, 62],
+        [18, 22, 37, 56, 68, 109, 103, 77],
+        [24, 35, 55, 64, 81, 104, 113, 92],
+        [49, 64, 78, 87, 103, 121, 120, 101],
+        [72, 92, 95, 98, 112, 100, 103, 99],
+    ],
+    np.float32,
+)
+"""JPEG's table of quantization steps for luminance at quality 50 (ITU-T T.81, annex K, table K.1)."""
+
 
 def augment(key: Array, images: Array, config: AugmentConfig, axis: str | None = None) -> Array:
-    """Mirror, rotate, scale, shift, blur, change contrast, brightness and gamma, and add noise, each image by its own draw.
+    """Mirror, rotate, scale, shift, blur, reduce and enlarge, change contrast, brightness and gamma, add noise, compress,
+    each image by its own draw.
 
     Args:
       key: one for the batch.
@@ -45,7 +65,8 @@ class _Draws:
     def __init__(self, key: Array, images: Array, config: AugmentConfig, axis: str | None):
         names = ["flip", "rotation", "zoom", "shift", "brightness", "contrast"]
         self._keys: dict[str, Array] = dict(zip(names, jax.random.split(key, len(names)), strict=True))
-        for name in ("blur", "gamma", "noise", "grain"):  # younger, so that the draws of the others are what they were
+        younger = ("blur", "gamma", "noise", "grain", "resample", "jpeg", "quality")
+        for name in younger:  # so that the draws of the others are what they were
             self._keys[name] = jax.random.fold_in(key, len(self._keys))
         self._config, self._axis, self._count = config, axis, images.shape[0]
         self._batch = self._count * (1 if axis is None else lax.axis_size(axis))
@@ -70,12 +91,15 @@ class _Draws:
         return x[..., None]
 
     def exposed(self, images: Array) -> Array:
-        """Blurred, of other contrast, brightness and gamma, and noisy, float32 from 0 to 255."""
+        """Blurred, reduced, of other contrast, brightness and gamma, noisy, and compressed, float32 from 0 to 255."""
         config, keys, batch = self._config, self._keys, self._batch
         x = images.astype(jnp.float32)
         if config.blur:
             deviation = jax.random.uniform(keys["blur"], (batch,), maxval=config.blur * x.shape[1])
             x = _blur(x[..., 0], self._own(deviation))[..., None]
+        if config.resample:
+            reduction = jnp.exp(jax.random.uniform(keys["resample"], (batch,)) * jnp.log1p(config.resample))
+            x = _resample(x[..., 0], self._own(reduction))[..., None]
         if config.contrast:
             factor = self._own(_factor(keys["contrast"], batch, config.contrast))
             x = (x - 255 * PIXEL_MEAN) * factor[:, None, None, None] + 255 * PIXEL_MEAN
@@ -87,7 +111,12 @@ class _Draws:
         if config.noise:
             deviation = jax.random.uniform(keys["noise"], (batch, 1, 1, 1), maxval=255 * config.noise)
             x = x + self._own(deviation * jax.random.normal(keys["grain"], (batch, *x.shape[1:])))
-        return jnp.clip(x, 0, 255)
+        x = jnp.clip(x, 0, 255)
+        if config.jpeg:
+            chosen = self._own(jax.random.uniform(keys["jpeg"], (batch, 1, 1, 1)) < config.jpeg)
+            quality = self._own(jax.random.uniform(keys["quality"], (batch,), minval=QUALITIES[0], maxval=QUALITIES[1]))
+            x = jnp.where(chosen, _compress(x[..., 0], quality)[..., None], x)
+        return x
 
 
 def _either_way(key: Array, batch: int, most: float) -> Array:
@@ -108,6 +137,45 @@ def _blur(images: Array, deviation: Array) -> Array:
     weights /= weights.sum(-1, keepdims=True)
     # In two matrix products, whatever the width: an image is small beside its network.
     return jnp.einsum("bik,bkl,bjl->bij", weights, images, weights, precision=lax.Precision.HIGHEST)
+
+
+def _resample(images: Array, reduction: Array) -> Array:
+    """Each of float32 ``[B, S, S]`` reduced by its own factor, ``[B]`` from 1 up, with antialiasing, and enlarged again,
+    both bilinearly; the number of pixels between is rounded."""
+    size = images.shape[1]
+    pixels = jnp.maximum(jnp.round(size / reduction), 1)[:, None, None]
+    step = size / pixels
+    places = jnp.arange(size, dtype=jnp.float32)
+    centres = (places + 0.5) * step - 0.5  # [B, 1, S] of the reduced pixels, of which the last ones are not there
+    distance = jnp.abs(places[:, None] - centres) / step
+    weights = jnp.maximum(1 - distance, 0) * (places < pixels)
+    reduce = weights / jnp.maximum(weights.sum(1, keepdims=True), 1e-6)
+    # What is nearer to the edge than the outermost centre repeats that pixel.
+    enlarge = weights / weights.sum(2, keepdims=True)
+    both = jnp.einsum("bij,bkj->bik", enlarge, reduce, precision=lax.Precision.HIGHEST)
+    return jnp.einsum("bik,bkl,bjl->bij", both, images, both, precision=lax.Precision.HIGHEST)
+
+
+def _compress(images: Array, quality: Array) -> Array:
+    """Each of float32 ``[B, S, S]`` from 0 to 255 as JPEG of its own quality, ``[B]``, leaves its luminance: the cosine
+    coefficients of blocks of 8×8 pixels, rounded to multiples of the table's steps. Rows and columns beyond the last whole
+    block stay as they are."""
+    size = images.shape[1] // 8 * 8
+    blocks = size // 8
+    frequency, pixel = np.mgrid[:8, :8]
+    cosines = np.cos((2 * pixel + 1) * frequency * np.pi / 16) / np.where(frequency, 2, np.sqrt(8))
+    # All blocks of a row at once: the matrix is orthogonal, as each of its blocks is.
+    transform = jnp.asarray(np.kron(np.eye(blocks), cosines), jnp.float32)
+    scale = jnp.where(quality < 50, 50 / quality, 2 - quality / 50)[:, None, None]  # as the Independent JPEG Group's
+    steps = jnp.tile(jnp.clip(jnp.round(LUMINANCE * scale), 1, 255), (1, blocks, blocks))
+
+    def product(left: Array, middle: Array, right: Array) -> Array:
+        return jnp.einsum("ik,bkl,lj->bij", left, middle, right, precision=lax.Precision.HIGHEST)
+
+    coefficients = product(transform, images[:, :size, :size] - 128, transform.T)
+    rounded = jnp.round(coefficients / steps) * steps
+    inside = jnp.clip(product(transform.T, rounded, transform) + 128, 0, 255)
+    return images.at[:, :size, :size].set(inside)
 
 
 def _warp(images: Array, angle: Array, scale: Array, shift: Array) -> Array:

@@ -258,7 +258,9 @@ def _model_facts(config: Config, network: Tested) -> dict[str, str]:
         "docs and source of covidjax describe every layer.",
         "software": f"Python {platform.python_version()}, {', '.join(versions)}; on {jax.devices()[0].device_kind}.",
         "initialization": f"drawn at random, seed {config.seed}.",
-        "training": f"{train.epochs} epochs, batches of {train.batch_size}, learning rate {train.learning_rate} "
+        "training": "a logistic regression on the features of the backbone as the last layer, then "
+        * train.probe
+        + f"{train.epochs} epochs, batches of {train.batch_size}, learning rate {train.learning_rate} "
         f"({train.schedule}), "
         f"weight decay {train.weight_decay}, label smoothing {train.label_smoothing}, precision {train.precision}; "
         f"random changes: "
@@ -269,7 +271,7 @@ def _model_facts(config: Config, network: Tested) -> dict[str, str]:
         ),
         "ensemble": f"{several}{', for each part held out' if train.cv else ''}"
         f"{'; mean probabilities' if train.cv or train.ensemble > 1 else ''}.",
-        "imbalance": f"class weights: {train.class_weights}.",
+        "imbalance": f"class weights: {train.class_weights}; sampling: {train.sampling}.",
         "prediction": _prediction(config),
         "output": "a probability for each class, adding up to 1.",
         "details": "`config.toml`, `report/metrics.json`, `report/predictions.csv` and the checkpoints of this run.",

@@ -24,7 +24,8 @@ from covidjax.runs.folder import Run
 from covidjax.runs.starting import StartingPoint
 from covidjax.timing import Timing
 from covidjax.training.engine import Engine
-from covidjax.training.loop import Progress, Result, fit, make_plan, open_recorder, started_from
+from covidjax.training.loop import Progress, Result, fit, open_recorder, started_from
+from covidjax.training.plan import make_plan
 from covidjax.training.predictions import Predictions, concatenate
 from covidjax.training.run_trust import HeldOut, holdout_name, inherit, temperature_at_home
 

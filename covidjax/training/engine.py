@@ -24,6 +24,7 @@ from covidjax.models import Weights, create_model
 from covidjax.models.layers import MOMENTUM
 from covidjax.runs.starting import StartingPoint
 from covidjax.timing import Timing
+from covidjax.training.features import BackboneFeatures
 from covidjax.training.optimizer import make_optimizer
 from covidjax.training.predictions import Features, Predictions, predict
 from covidjax.training.step import StepInputs, TrainState, create_train_state, make_train_step
@@ -60,6 +61,7 @@ class Engine:
       task: what is learned.
       network: the network without weights, in the precision of the settings.
       classes: of the dataset.
+      backbone: features of all images by the backbone of weights.
     """
 
     def __init__(self, config: Config, dataset: Dataset, timing: Timing, starting: StartingPoint | None = None):
@@ -69,6 +71,7 @@ class Engine:
         self._dtype, self._loss_scaling = device.precision(config.train.precision, self._device)
         self.task = make_task(config, dataset)
         self.network = create_model(config.model, dataset.preprocess, self._dtype)
+        self.backbone = BackboneFeatures(config, dataset, self.network, timing)
         self._optimizer = functools.partial(make_optimizer, config.train, head=self.network.head)
         self._eval_steps = {tta: self.task.eval_step(self.network, tta=tta) for tta in (True, False)}
         self._source = dataset.source(range(dataset.folds))
@@ -79,7 +82,8 @@ class Engine:
         self._take = jax.jit(operator.getitem)  # on a device's arrays tenfold the speed of the plain one
         size = len(self._source) * dataset.preprocess.image_size**2 * (2 if dataset.masks else 1)
         cache = config.train.cache
-        if cache == "device" or (cache == "auto" and device.fits_in_memory(size, self._device)):
+        fits = cache == "device" or (cache == "auto" and device.fits_in_memory(size, self._device))
+        if fits and config.train.epochs:  # a probe alone mostly needs none
             start = time.perf_counter()
             self._data = loader.load_all(self._source)
             if self.accelerated:
@@ -117,23 +121,35 @@ class Engine:
         optimizer, decay = self._optimizer(lambda count: count), self._config.train.ema_decay
         return create_train_state(weights, optimizer, loss_scaling=self._loss_scaling, ema_decay=decay)
 
-    def predict(self, weights: Weights, rows: np.ndarray, *, tta: bool = True) -> Predictions:
-        """Outputs for some rows of the dataset, int ``[N]``; without ``tta`` of one view of each image."""
-        batch_size = self._config.train.batch_size
-        batches = self._batches(rows, max(batch_size, EVAL_BATCH) if self.accelerated else batch_size)
-        outputs, labels = predict(self._eval_steps[tta], weights, batches)
+    def predict(
+        self, weights: Weights, rows: np.ndarray, *, tta: bool = True, features: np.ndarray | None = None
+    ) -> Predictions:
+        """Outputs for some rows of the dataset, int ``[N]``; without ``tta`` of one view of each image. Of features of all
+        images by the backbone of these weights, float32 ``[N, F]``, if they are given, only the last layer is computed."""
+        if features is not None and (not tta or self._config.model.tta == 1):
+            dense = jax.device_get(weights.params["dense"])
+            outputs = features[rows] @ dense["kernel"] + dense["bias"]
+            labels = loader.labels(self._source, rows)
+        else:
+            outputs, labels = predict(self._eval_steps[tta], weights, self._batches(rows, self._eval_batch))
         return Predictions(outputs, labels, *(loader.origins(self._source, rows) if tta else ([],)))
 
-    def features(self, weights: Weights, rows: np.ndarray) -> Features:
+    def features(self, weights: Weights, rows: np.ndarray, features: np.ndarray | None = None) -> Features:
         """Pooled features of a classifier for some rows of the dataset, int ``[N]``, or for so many of them that they tell
-        of all."""
+        of all; of those of all images, where they are known."""
         assert isinstance(self.task, Classification)
         if len(rows) > FEATURES:
             rows = np.sort(np.random.default_rng(0).choice(rows, FEATURES, replace=False))
-        forward, size = self.task.predict(self.network), self._config.train.batch_size
-        batches = self._batches(rows, max(size, EVAL_BATCH) if self.accelerated else size)
+        if features is not None and self._config.model.tta == 1:
+            return Features(rows, features[rows])
+        forward, batches = self.task.predict(self.network), self._batches(rows, self._eval_batch)
         features, _ = predict(lambda each, batch: forward.outputs(each, batch.images).features, weights, batches)
         return Features(rows, features)
+
+    @property
+    def _eval_batch(self) -> int:
+        batch_size = self._config.train.batch_size
+        return max(batch_size, EVAL_BATCH) if self.accelerated else batch_size
 
     def _batches(self, rows: np.ndarray, size: int) -> Iterable[loader.Batch]:
         """Examples in order, from memory where they lie there."""

@@ -6,9 +6,8 @@ the images follows from the seed and the epoch, everything else from the state (
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -19,8 +18,8 @@ from covidjax import device, metrics
 from covidjax.config import Config
 from covidjax.data import loader
 from covidjax.data.dataset import Dataset
-from covidjax.data.holdout import Holdout, hold_out
 from covidjax.errors import UserError
+from covidjax.inference.runtimes import choose_runtime, open_runtime
 from covidjax.models import Weights, count_parameters
 from covidjax.runs import folder, trust_file
 from covidjax.runs.folder import Run
@@ -28,14 +27,14 @@ from covidjax.runs.recorder import Recorder
 from covidjax.runs.starting import StartingPoint
 from covidjax.runs.weights_record import WeightsRecord
 from covidjax.timing import Stopwatch, Timing
+from covidjax.training import probe
 from covidjax.training.engine import Engine
-from covidjax.training.optimizer import learning_rate_table
+from covidjax.training.features import Computed, Runtimes
+from covidjax.training.plan import Plan, make_plan
 from covidjax.training.predictions import Features, Predictions
-from covidjax.training.run_trust import holdout_name, inherit
-from covidjax.training.step import StepInputs, TrainState, class_weights, from_checkpoint, to_checkpoint, zero_sums
+from covidjax.training.run_trust import inherit
+from covidjax.training.step import TrainState, from_checkpoint, to_checkpoint, with_weights, zero_sums
 from covidjax.trust.calibration import temperature_of
-
-LOG = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 0.2
 """Least time between two looks at the loss within an epoch."""
@@ -48,6 +47,9 @@ class Interrupted(UserError):
 class Progress(Protocol):
     """Told how the training of one network goes on."""
 
+    def features(self, done: int, total: int) -> None:
+        """Before a probe, now and then: of how many images the features are computed."""
+
     def begin(self, description: str, steps: int, metric: str) -> None:
         """Before the first step: what is trained on what, in words, how many steps an epoch has, and what beside the loss
         is told of them, such as ``accuracy``."""
@@ -56,7 +58,7 @@ class Progress(Protocol):
         """Now and then within an epoch, with the means of the epoch so far."""
 
     def epoch(self, record: dict[str, Any]) -> None:
-        """After every epoch, with the line for ``metrics.jsonl``."""
+        """After every epoch, and after a probe as epoch 0, with the line for ``metrics.jsonl``."""
 
 
 class Result(NamedTuple):
@@ -80,70 +82,6 @@ class Result(NamedTuple):
     """Of a classifier: of some training images, and of some of the test fold."""
     left_out: str
     """Which images are not held out since the weights to start from were trained on them, in words; empty if none."""
-
-
-class Plan(NamedTuple):
-    """What one network is trained and tested on."""
-
-    config: Config
-    train_rows: np.ndarray
-    """int32 ``[N]``, rows of the whole dataset, fold after fold."""
-    held_out: dict[str, np.ndarray]
-    """Rows of ``test`` and, where there is a validation fold, ``val``: what is looked at after each epoch."""
-    in_source: np.ndarray
-    """Rows that are tested at the end, see ``Holdout``."""
-    images: loader.Source
-    """The whole dataset."""
-    batch_size: int
-    steps: int
-    """Of an epoch."""
-    inputs: StepInputs
-    left_out: str
-    """See ``Result``."""
-
-    def order(self, epoch: int) -> np.ndarray:
-        """The rows of the dataset that each step of an epoch takes, int32 ``[steps, batch]``."""
-        return self.train_rows[loader.epoch_rows(len(self.train_rows), self.batch_size, seed=self.config.seed, epoch=epoch)]
-
-
-def make_plan(config: Config, dataset: Dataset, known: Collection[str] = ()) -> Plan:
-    """What a network of these settings is trained on.
-
-    Args:
-      config: the settings.
-      dataset: whose images.
-      known: keys of images that the weights to start from were trained on.
-
-    Raises:
-      UserError: folds or a source that the dataset does not have, or nothing left to test or to validate on.
-    """
-    held_out = hold_out(dataset, config.data, known)
-    batch_size = min(config.train.batch_size, len(held_out.train))
-    steps = len(held_out.train) // batch_size
-    rates = learning_rate_table(config.train, steps * config.train.epochs)
-    weights = class_weights(config.train, held_out.class_counts)
-    return Plan(
-        config=config,
-        train_rows=held_out.train,
-        held_out={"test": held_out.test} | ({"val": held_out.val} if len(held_out.val) else {}),
-        in_source=held_out.in_source,
-        images=dataset.source(range(dataset.folds)),
-        batch_size=batch_size,
-        steps=steps,
-        inputs=StepInputs(np.uint32(config.seed), rates, weights),
-        left_out=_left_out(held_out, config),
-    )
-
-
-def _left_out(held_out: Holdout, config: Config) -> str:
-    test, val = held_out.left_out
-    if not test + val:
-        return ""
-    all_test, all_val = len(held_out.test) + test, len(held_out.val) + val
-    counts = f"{test} of {all_test} test images" + f" and {val} of {all_val} validation images" * bool(all_val)
-    sentence = f"Not tested on {counts} of {holdout_name(config.data)}: the weights to start from were trained on them."
-    LOG.warning("%s", sentence)
-    return sentence
 
 
 @device.own_flags()
@@ -218,11 +156,13 @@ def fit(plan: Plan, engine: Engine, recorder: Recorder, progress: Progress, stop
       UserError: diverged training, a checkpoint that does not fit.
     """
     steps, epochs = plan.steps, plan.config.train.epochs
-    state, inputs = device.replicate((_start(plan, engine, recorder), plan.inputs), device.mesh(plan.batch_size))
+    start = _start(plan, engine, recorder, progress, stop)
+    state, inputs = device.replicate((start, plan.inputs), device.mesh(plan.batch_size))
     step = int(state.step)
     parameters = f"{count_parameters(state.weights):,} parameters"
     description = f"{engine.describe()}; {len(plan.train_rows)} training images, {steps} steps an epoch, {parameters}"
-    progress.begin(f"{description}; starting at step {step + 1}.", steps, engine.task.metric)
+    if epochs:
+        progress.begin(f"{description}; starting at step {step + 1}.", steps, engine.task.metric)
     take_steps = engine.train_steps(plan.batch_size)
     for epoch in range(step // steps, epochs):
         stopwatch, shown_at = Stopwatch(engine.timing), -np.inf
@@ -257,11 +197,11 @@ def fit(plan: Plan, engine: Engine, recorder: Recorder, progress: Progress, stop
             recorder.save(step, final if finished else state.weights, to_checkpoint(state), epoch + 1)
         if stopping and not finished:
             raise _interrupted(step, recorder)
-    return _test(plan, engine, recorder)
+    return _test(plan, engine, recorder, progress, stop)
 
 
-def _start(plan: Plan, engine: Engine, recorder: Recorder) -> TrainState:
-    """The state to go on from, fresh or of the last checkpoint."""
+def _start(plan: Plan, engine: Engine, recorder: Recorder, progress: Progress, stop: Callable[[], bool]) -> TrainState:
+    """The state to go on from: fresh, a probe's, or of the last checkpoint."""
 
     def expected() -> tuple[Any, Any]:
         template = engine.abstract_state()
@@ -273,6 +213,49 @@ def _start(plan: Plan, engine: Engine, recorder: Recorder) -> TrainState:
     trained_on = np.concatenate([plan.train_rows, plan.held_out.get("val", plan.train_rows[:0])])
     keys = {key for keys in loader.identities(plan.images, trained_on) for key in keys}
     folder.write_trained_on(recorder.run, keys | folder.read_initial_trained_on(recorder.run))
+    if not plan.config.train.probe:
+        return state
+    computed = _backbone_features(plan, engine, recorder, state.weights, progress, stop)
+    return _probe(plan, engine, recorder, progress, state, computed)
+
+
+def _backbone_features(
+    plan: Plan, engine: Engine, recorder: Recorder, weights: Weights, progress: Progress, stop: Callable[[], bool]
+) -> Computed:
+    """The features of all images of the dataset."""
+
+    def shown(done: int, total: int) -> None:
+        progress.features(done, total)
+        if stop():
+            remedy = f"begin again with `covidjax train --resume --run {recorder.parent}`"
+            raise Interrupted(f"Stopped before the features of all images were computed; {remedy}.")
+
+    runtimes = Runtimes(choose_runtime, open_runtime)
+    return engine.backbone.of(weights, runtimes, accelerated=engine.accelerated, progress=shown)
+
+
+def _probe(
+    plan: Plan, engine: Engine, recorder: Recorder, progress: Progress, state: TrainState, computed: Computed
+) -> TrainState:
+    """The state with the last layer that a probe finds, which is logged and saved as epoch 0."""
+    start, rows, origins = time.perf_counter(), plan.train_rows, plan.origins
+    assert origins
+    labels, patients = origins.labels[rows], [origins.patients[row] for row in rows]
+    fitted = probe.fit(
+        computed.features[rows], labels, patients, plan.weights(labels), len(engine.classes), seed=plan.config.seed
+    )
+    state = with_weights(state, Weights(state.weights.params | {"dense": fitted.layer()}, state.weights.batch_stats))
+    engine.timing.add("probe", start)
+    record: dict[str, Any] = {"epoch": 0, "step": 0, "learning_rate": 0.0}
+    record["probe"] = fitted.facts(computed.by, computed.seconds, time.perf_counter() - start)
+    for name, part in ({"train": rows} | plan.held_out).items():
+        predictions = engine.predict(state.weights, part, tta=False, features=computed.features)
+        record[name] = engine.task.summarize(predictions.outputs, predictions.labels)
+    progress.epoch(recorder.log(record, len(computed.features) / max(computed.seconds, 1e-3)))
+    key = engine.task.selection_key(record["val"]) if "val" in record else None
+    if key is not None and recorder.is_better(key):
+        recorder.save_best(0, state.weights, to_checkpoint(state), 0, key)
+    recorder.save(0, state.weights, to_checkpoint(state), 0)
     return state
 
 
@@ -312,17 +295,21 @@ def _final(plan: Plan, engine: Engine, weights: Weights) -> Weights:
     return engine.recalibrate_batch_norm(weights, plan.order(0).ravel())  # as mixed as the batches of training
 
 
-def _test(plan: Plan, engine: Engine, recorder: Recorder) -> Result:
+def _test(plan: Plan, engine: Engine, recorder: Recorder, progress: Progress, stop: Callable[[], bool]) -> Result:
     """What a finished network says of its test fold."""
-    start = time.perf_counter()
     kind, weights = recorder.final_weights(engine.network.abstract())
+    known = None
+    if not plan.config.train.epochs:  # a probe, whose backbone's features are known
+        known = _backbone_features(plan, engine, recorder, weights, progress, stop).features
+    start = time.perf_counter()
     held_out = plan.held_out | ({"in_source": plan.in_source} if len(plan.in_source) else {})
-    raw = {name: engine.predict(weights, rows) for name, rows in held_out.items()}
+    raw = {name: engine.predict(weights, rows, features=known) for name, rows in held_out.items()}
     engine.timing.add("evaluate", start, sum(map(len, held_out.values())))
     predictions = raw["test"].calibrated(temperature_of(trust_file.read(recorder.run)))
     features = None
     if not plan.config.model.is_segmenter:
-        features = engine.features(weights, plan.train_rows), engine.features(weights, plan.held_out["test"])
+        parts = plan.train_rows, plan.held_out["test"]
+        features = engine.features(weights, parts[0], known), engine.features(weights, parts[1], known)
     return Result(
         metrics=engine.task.measure(predictions, engine.classes),
         checkpoint=kind,

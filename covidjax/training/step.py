@@ -195,6 +195,12 @@ def create_train_state(
     )
 
 
+def with_weights(state: TrainState, weights: Weights) -> TrainState:
+    """A state before the first step with other weights."""
+    raw_weights = jax.tree.map(jnp.copy, weights) if state.raw_weights else ()
+    return state._replace(weights=weights, raw_weights=raw_weights)
+
+
 def to_checkpoint(state: TrainState) -> dict[str, Any]:
     """What a checkpoint holds of a state beside the weights, which have a place of their own, under the names that
     checkpoints have had from the beginning."""

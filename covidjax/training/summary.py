@@ -15,7 +15,7 @@ from covidjax.report import plots, tables
 from covidjax.report.html import About
 from covidjax.runs import folder
 from covidjax.timing import Timing
-from covidjax.training import claim, mask_report, reports, run_trust
+from covidjax.training import claim, mask_report, probe, reports, run_trust
 from covidjax.training.cross_validation import configs_of, train_networks
 from covidjax.training.gate import write_gates
 from covidjax.training.loop import Progress, Result, train
@@ -117,7 +117,7 @@ def _write(
         result.metrics,
         result.predictions,
         dataset,
-        about=_about(run, dataset, title, note, [result.left_out]),
+        about=_about(run, dataset, title, note, [result.left_out], _probe_of(result)),
         tables=parts,
         history=result.history,
         more=more,
@@ -140,12 +140,15 @@ def _title(result: Result, config: Config) -> str:
     return f"{held_out}, {result.checkpoint} checkpoint"
 
 
-def _about(run: Path, dataset: Dataset, title: str, note: str, left_out: Sequence[str]) -> About:
+def _about(
+    run: Path, dataset: Dataset, title: str, note: str, left_out: Sequence[str], probes: Mapping[str, Any] | None = None
+) -> About:
     settings = folder.read_run(run)
     pixels, lungs = settings.preprocess.image_size, settings.preprocess.lungs
     images = f"images of {pixels} pixels, {'whole' if lungs == 'none' else f'lungs {lungs}'}"
     model = f"{settings.config.model.name}, trained on {dataset.path.name}; {images}."
-    facts = [model, settings.init.sentence, f"{title}.", *left_out]
+    began = [f"It began with a probe: {probe.describe(each)}." for each in (probes or {}).values()]
+    facts = [model, settings.init.sentence, *began, f"{title}.", *left_out]
     return About(f"Run {run.name}", note, [*filter(None, facts)], settings.text())
 
 
@@ -170,4 +173,10 @@ def _as_dict(run: Path, result: Result, note: str) -> dict[str, Any]:
         "images": result.timing.images,
         "history": result.history,
         **_init(run, [result.left_out]),
+        **_probe_of(result),
     }
+
+
+def _probe_of(result: Result) -> dict[str, Any]:
+    """What the log says of the probe that training began with, if it did."""
+    return {name: record[name] for name in ("probe",) for record in result.history[:1] if name in record}

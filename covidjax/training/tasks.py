@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from covidjax.data.dataset import Dataset
     from covidjax.data.loader import Batch
 
+WITHOUT_PROBE = ("darkcovidnet", "cnn13", "lung-unet")
+"""Networks whose logits are not a dense layer of their pooled features."""
+
 
 class Task:
     """What is learned; ``Classification`` says what each of a task's methods does."""
@@ -47,8 +50,12 @@ def make_task(config: Config, dataset: Dataset) -> Classification | Segmentation
     """The task of a network on a dataset.
 
     Raises:
-      UsageError: a classifier and a dataset of masks, or the other way round, or images of a size that does not go.
+      UsageError: a classifier and a dataset of masks, or the other way round, images of a size that does not go, or a
+        network that cannot be probed.
     """
+    if config.train.probe and config.model.name in WITHOUT_PROBE:
+        problem = f"{config.model.name} does not end with one dense layer on pooled features, which a probe fits"
+        raise UsageError(f"{problem}; leave train.probe out, or choose a backbone such as efficientnet-lite0.")
     if dataset.masks == config.model.is_segmenter:
         size = dataset.preprocess.image_size
         if dataset.masks and size % MULTIPLE:
