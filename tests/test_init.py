@@ -67,7 +67,7 @@ ROOT = Path(__file__).parents[1]
 def published() -> dict[str, np.ndarray]:
     """Random weights of seven classes, named and laid out as timm has them."""
     network = create_model(ModelConfig(NAME, channels=3), Preprocess(classes=tuple("abcdefg")))
-    table = pretrained.TABLES[NAME][0]()
+    table = pretrained.TABLES[NAME][0]().layers
     random, arrays = np.random.default_rng(0), {}
     for path, leaf in jax.tree.leaves_with_path(network.abstract()):
         layer, kind = jax.tree_util.keystr(path, simple=True, separator=".").split(".", 1)[1].rsplit(".", 1)
