@@ -43,7 +43,7 @@ def test_the_place_of_a_cell_is_where_it_looks():
     images = np.full((3, 160, 160, 1), 128, np.uint8)
     images[1, 32:48, 32:48] = images[2, 112:128, 112:128] = 255
     before, *after = np.asarray(evidence.decompose(network, network.init(0), images, model).cells)
-    middles = evidence.LAST_MAPS["darkcovidnet"][1] + evidence.STEP * (np.arange(len(before)) + 0.5)
+    middles = evidence.first_cell("darkcovidnet", 160) + evidence.STEP * (np.arange(len(before)) + 0.5)
     changes = [np.abs(cells - before).sum((1, 2)) ** 2 for cells in after]
     first, second = ((change * middles).sum() / change.sum() for change in changes)
     assert 40 < second - first < 120 and abs((first + second) / 2 - 80) < 40

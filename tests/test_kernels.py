@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax import Array
 
-from covidjax.models import kernels
+from covidjax.models import kernels, layers
 
 
 def numbers(seed: int, *shape: int) -> Array:
@@ -84,3 +86,54 @@ def test_of_equal_pixels_the_first_gets_the_gradient():
     # Without ties the three others of a block would differ from it by the whole factor 1/sqrt(var + eps).
     assert gradient[0, 0] - gradient[0, 1] == pytest.approx(1 / np.sqrt(0.25 + 1e-5), rel=1e-5)
     assert gradient[0, 1] == gradient[0, 2] == gradient[0, 3]
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("height", "width", "size"), [(8, 10, 3), (9, 7, 3), (8, 9, 5), (7, 7, 5), (2, 1, 5), (1, 2, 3)])
+def test_depthwise_convolution(height: int, width: int, size: int, stride: int):
+    channels = 6
+    x, kernel = numbers(7, 3, height, width, channels), numbers(8, size, size, channels)
+
+    def plain(x: Array, kernel: Array) -> Array:
+        return kernels.conv(x, kernel[:, :, None], "same", stride, groups=channels)
+
+    wanted, wanted_gradients = jax.vjp(plain, x, kernel)
+    found, gradients = jax.vjp(lambda x, kernel: kernels.depthwise_conv(x, kernel, stride), x, kernel)
+    assert_close(found, wanted)
+    gradient = numbers(9, *wanted.shape)
+    for a, b in zip(gradients(gradient), wanted_gradients(gradient), strict=True):
+        assert_close(a, b)
+
+
+@pytest.mark.parametrize(("padding", "stride"), [(0, 1), (1, 1), (0, 2)])
+def test_convolution_by_one_pixel(padding: int, stride: int):
+    layer = layers.Conv(5, 7, 1, padding=padding, stride=stride, bias=True, dtype=jnp.float32, rngs=nnx.Rngs(params=0))
+    layer.bias[...] = numbers(0, 7) if layer.bias is not None else 0
+    x = numbers(1, 2, 6, 7, 5)
+    wanted, wanted_gradient = jax.vjp(lambda x: layer(x, layers.Mode(form="plain")), x)
+    found, gradient = jax.vjp(layer, x)
+    assert_close(found, wanted)
+    assert_close(gradient(numbers(2, *wanted.shape))[0], wanted_gradient(numbers(2, *wanted.shape))[0])
+
+
+POOLS: Any = {
+    "max": (layers.max_pool, "max_pool2d", (2, 2, 0)),
+    "max 3": (layers.max_pool3, "max_pool2d", (3, 2, 0)),
+    "max 3, padded": (functools.partial(layers.max_pool3, padding=1), "max_pool2d", (3, 2, 1)),
+    "mean": (layers.mean_pool, "avg_pool2d", (2, 2, 0)),
+    "mean 3": (layers.mean_pool3, "avg_pool2d", (3, 1, 1)),
+}
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 7), (9, 10), (3, 4)])
+@pytest.mark.parametrize("name", POOLS)
+def test_pooling(name: str, height: int, width: int):
+    pool, theirs, window = POOLS[name]
+    x = numbers(0, 2, height, width, 3) - 1  # most are below the zeros of a padding
+    wanted, wanted_gradient = jax.vjp(lambda x: pool(x, layers.Mode(form="plain")), x)
+    found, gradient = jax.vjp(pool, x)
+    assert_close(found, wanted)
+    assert_close(gradient(numbers(1, *wanted.shape))[0], wanted_gradient(numbers(1, *wanted.shape))[0])
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed; pip install 'covidjax[peers]'")
+    answer = getattr(torch.nn.functional, theirs)(torch.tensor(np.asarray(x).transpose(0, 3, 1, 2)), *window)
+    assert_close(found, jnp.asarray(answer.numpy().transpose(0, 2, 3, 1)))
