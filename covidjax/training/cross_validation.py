@@ -123,8 +123,7 @@ def train_networks(
       Interrupted: by ``stop``.
       UserError: diverged training, folds that there are not, a checkpoint that does not fit.
     """
-    began = time.perf_counter()
-    timing = Timing()
+    began, timing = time.perf_counter(), Timing()
     device.start()
     record, known = started_from(config, starting)
     plans = {name: make_plan(network, dataset, known) for name, network in configs_of(config, dataset).items()}
