@@ -23,9 +23,9 @@ SETTINGS_MD = ROOT / "docs" / "settings.md"
 SETTINGS_INTRODUCTION = """# Settings of a training run
 
 A TOML file given with `--config` holds what differs from these defaults; `--set section.key=value` changes one. A key
-that is not in this table is an error. The options `--model`, `--data`, `--epochs`, `--test-fold`, `--val-fold`, `--cv` and
-`--seed` are short for the settings they name and win over both. `covidjax/config.py` is where this page comes from; a test
-keeps them equal.
+that is not in this table is an error. The options `--model`, `--init`, `--data`, `--epochs`, `--test-fold`, `--val-fold`,
+`--cv` and `--seed` are short for the settings they name and win over both. `covidjax/config.py` is where this page comes
+from; a test keeps them equal.
 """
 
 

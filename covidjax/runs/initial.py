@@ -33,7 +33,7 @@ BUNDLED = "bundled"
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pickle", ".zip", ".tar", ".npz", ".h5")
 """Endings of what is not read; safetensors are told by their first bytes."""
 
-SHOWN_LENGTH = 10**8
+MOST_HEADER = 10**8
 """Most bytes of a safetensors header, as the format has it."""
 
 PIXELS = (0.0, 1.0)
@@ -178,7 +178,7 @@ def _open_ours(path: Path, source: str) -> StartingPoint:
         source=source,
         sha256=load.digests(path)[0],
         model=run.config.model.name,
-        licence=run.init.licence,
+        licence=load.licence(path) or "see its card" * (path.parent == load.BUNDLED.parent),
         origin=f"that started from {run.init.source}" if run.init.source else "",
         image_size=run.preprocess.image_size,
         channels=run.config.model.channels,
@@ -235,7 +235,9 @@ def _read_published(path: Path, record: WeightsRecord) -> Initial:
         raise UserError(f"{path} has changed since it was opened; give the command again.")
     try:
         arrays = safetensors.numpy.load(data)
-    # Damaged bytes, and kinds of numbers that NumPy does not have, are answered with errors of several kinds.
+    except KeyError as error:
+        raise UserError(f"{path} holds numbers of the kind {error}, which NumPy lacks; save it in float32.") from error
+    # Damaged bytes are answered with errors of several kinds.
     except Exception as error:
         raise _damaged(path, one_line(error)) from error
     classes = tuple(str(number) for number in range(published_classes(record.model, arrays)))
@@ -253,7 +255,7 @@ def _header(path: Path) -> dict[str, str]:
     with path.open("rb") as file:
         start = file.read(9)
     length = int.from_bytes(start[:8], "little")
-    if start[8:] != b"{" or length > SHOWN_LENGTH:
+    if start[8:] != b"{" or length > MOST_HEADER:
         if path.suffix.lower() in PICKLES or start.startswith((b"PK", b"\x80")):
             why = "is no file of safetensors, and may run code when it is read"
             raise UserError(f"{path} {why}, so it is not; convert it once in your own PyTorch, as {PAGE} shows.")

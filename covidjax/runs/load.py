@@ -109,6 +109,11 @@ def trust(path: Path) -> Trust:
     return weights_file.read(path).trust if is_file(path) else trust_file.read(path)
 
 
+def licence(path: Path) -> str:
+    """Of the weights: what the file states, or of a run what it was started from; empty where nobody does."""
+    return weights_file.read(path).licence if is_file(path) else folder.read_run(path).init.licence
+
+
 def load_run(path: Path, device_name: str = "auto") -> LoadedRun:
     """Load the settings and weights of a run, of all networks of a cross-validation or an ensemble, or of a file of
     weights. Of a run the best checkpoint counts where a validation fold chose one, else the last.

@@ -44,6 +44,8 @@ class WeightsFile(NamedTuple):
     """Whether the names of the arrays begin with the number of their network."""
     trust: Trust
     """The sections of the run's ``trust.json``; none in a file of an earlier version."""
+    licence: str
+    """Of the weights; empty where the file does not state it."""
 
     @property
     def digest(self) -> str:
@@ -58,6 +60,7 @@ def write(
     description: str,
     trained_on: Iterable[str],
     trust: Trust = MappingProxyType({}),
+    licence: str = "",
 ) -> None:
     """Write the weights of trained networks, rounded to float16.
 
@@ -68,12 +71,15 @@ def write(
       description: in words.
       trained_on: keys of the training images.
       trust: the sections of the run's ``trust.json``.
+      licence: of the weights; by default that of what they were started from.
     """
     run = _without_folders(run)
     tree = {str(number): weights for number, weights in enumerate(networks)}
     arrays = {name: np.asarray(leaf, np.float16) for name, leaf in _named_leaves(tree)}
     header = {"run": run.text(), "members": str(len(networks)), "described": description}
     header["seen"] = json.dumps(sorted(trained_on))
+    if licence := licence or run.init.licence:
+        header["licence"] = licence
     if trust:
         header["trust"] = json.dumps({name: _portable(section) for name, section in trust.items()}, sort_keys=True)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,13 +124,13 @@ def read(path: Path) -> WeightsFile:
         if {"run", "members", "described", "seen"} <= header.keys():
             run, trained_on = Run.parse(header["run"], str(path)), set(json.loads(header["seen"]))
             trust = trust_file.parse(header.get("trust", "{}"))
-            return WeightsFile(
-                data, run, int(header["members"]), header["described"], trained_on, prefixed=True, trust=trust
-            )
+            networks, licence = int(header["members"]), header.get("licence", "")
+            about: Any = {"prefixed": True, "trust": trust, "licence": licence}
+            return WeightsFile(data, run, networks, header["described"], trained_on, **about)
         if {"image_size", "masks", "patients"} <= header.keys():  # a segmenter of an earlier version
             preprocess = Preprocess(int(header["image_size"]), classes=tuple(header["masks"].split(",")))
             run = Run(Config(model=ModelConfig("lung-unet")), preprocess)
-            return WeightsFile(data, run, 1, "", set(json.loads(header["patients"])), prefixed=False, trust={})
+            return WeightsFile(data, run, 1, "", set(json.loads(header["patients"])), prefixed=False, trust={}, licence="")
     except ValueError as error:
         raise _damaged(path, one_line(error)) from error
     raise UserError(f"{path} holds no trained network; name a run, or a file that `python -m bench.bundle` wrote.")

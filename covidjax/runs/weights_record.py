@@ -134,7 +134,9 @@ def _record(values: Mapping[str, Any], origin: str) -> WeightsRecord:
         origin=origin,
         image_size=size,
         channels=channels,
-        **lists,
+        mean=lists["mean"],
+        std=lists["std"],
+        input_range=lists["input_range"],
     )
 
 

@@ -124,22 +124,24 @@ def train_networks(
       Interrupted: by ``stop``.
       UserError: diverged training, folds that there are not, a checkpoint that does not fit.
     """
-    began = time.perf_counter()
-    timing = Timing()
+    began, timing = time.perf_counter(), Timing()
     device.start()
     record, known = started_from(config, starting)
     plans = {name: make_plan(network, dataset, known) for name, network in configs_of(config, dataset).items()}
-    about = functools.partial(Run, preprocess=dataset.preprocess, dataset=dataset.fingerprint, segmenter=dataset.segmenter)
-    about = functools.partial(about, init=record)
+
+    def create(path: Path, settings: Config) -> None:
+        about = Run(settings, dataset.preprocess, dataset.fingerprint, dataset.segmenter, record)
+        folder.create_run(path, about, known)
+
     if not resume:
-        folder.create_run(run, about(config), known)
+        create(run, config)
     kinds = [config.train.cv_by] * config.train.cv + ["member"] * (config.train.ensemble > 1)
     kind = "network" if len(kinds) > 1 else kinds[0]
     with folder.lock(run):
         inherit(run, config, dataset.preprocess)
         for name, plan in plans.items():
             if not (run / name / folder.CONFIG).exists():
-                folder.create_run(run / name, about(plan.config), known)
+                create(run / name, plan.config)
             inherit(run / name, plan.config, dataset.preprocess)
         engine = Engine(config, dataset, timing, starting)
         results = {}
