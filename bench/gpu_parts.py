@@ -75,6 +75,9 @@ class _Progress:
         self.steps = 0
         self.begun: list[float] = []
 
+    def features(self, done: int, total: int) -> None:
+        pass
+
     def begin(self, description: str, steps: int, metric: str) -> None:
         self.steps = steps
         self.begun.append(time.perf_counter())

@@ -335,7 +335,7 @@ def _check_start(train: TrainConfig) -> None:
             if wanted:
                 raise UsageError(f"{name} builds on given weights, and fresh ones know nothing; name some with train.init.")
     if not train.epochs and not train.probe:
-        raise UsageError("train.epochs must be at least 1 without train.probe.")
+        raise UsageError("train.epochs must be at least 1.")
     if train.recalibrate_batch_norm and freezing:
         raise UsageError(f"{freezing} leaves the batch statistics as they are; leave train.recalibrate_batch_norm out.")
     if train.recalibrate_batch_norm and not train.epochs:

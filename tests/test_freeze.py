@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -43,7 +44,11 @@ def parts(weights: Weights) -> tuple[list[np.ndarray], list[np.ndarray]]:
     names = network().head
     backbone = {name: part for name, part in weights.params.items() if name not in names}
     head = {name: weights.params[name] for name in names}
-    return tuple([np.asarray(leaf) for leaf in jax.tree.leaves(tree)] for tree in ((backbone, weights.batch_stats), head))
+    return leaves((backbone, weights.batch_stats)), leaves(head)
+
+
+def leaves(tree: Any) -> list[np.ndarray]:
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
 
 
 def test_no_gradient_of_a_frozen_backbone_is_computed():

@@ -186,10 +186,15 @@ def test_probe_is_a_run_like_any_other(probed: tuple[Path, dict[str, Any]], film
 def test_finished_probe_resumes_to_the_same(probed: tuple[Path, dict[str, Any]], tmp_path: Path):
     out, summary = probed
     copy = shutil.copytree(out, tmp_path / "run")
-    result = run("train", "--resume", "--run", copy, "--json")
-    assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)["metrics"] == summary["metrics"]
-    assert (copy / "metrics.jsonl").read_text() == (out / "metrics.jsonl").read_text()
+    for interrupted in (False, True):
+        if interrupted:  # killed between the line of the log and the checkpoint
+            shutil.rmtree(copy / "checkpoints")
+        result = run("train", "--resume", "--run", copy, "--json")
+        assert result.exit_code == 0, result.output
+        assert json.loads(result.stdout)["metrics"] == summary["metrics"]
+        (record,) = folder.read_log(copy)
+        assert record["test"] == folder.read_log(out)[0]["test"]
+        assert (record["seconds"] == folder.read_log(out)[0]["seconds"]) is not interrupted
 
 
 @pytest.mark.slow
@@ -278,7 +283,7 @@ def test_runtimes_give_the_network_s_own_features(prepared: Path, backbone: Path
         (("train.probe=true",), "train.probe builds on given weights"),
         (("train.freeze=backbone",), "train.freeze builds on given weights"),
         (("train.freeze_batch_norm=true",), "train.freeze_batch_norm builds on given weights"),
-        (("train.epochs=0",), "at least 1 without train.probe"),
+        (("train.epochs=0",), "train.epochs must be at least 1"),
         (("train.init=x", "train.freeze=backbone", "train.recalibrate_batch_norm=true"), "leaves the batch statistics"),
         (("train.init=x", "train.probe=true", "train.recalibrate_batch_norm=true"), "A probe alone leaves"),
     ],

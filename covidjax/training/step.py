@@ -7,7 +7,7 @@ follows from the seed and the step's number, and every sum from the state, so th
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -128,13 +128,9 @@ def make_train_step(
         before = state.raw_weights or state.weights
 
         def loss_fn(params: Any) -> tuple[Array, tuple[Array, Array, dict[str, Any]]]:
-            if freeze_backbone:  # so that no gradient of it is computed
-                params = {name: part if name in network.head else lax.stop_gradient(part) for name, part in params.items()}
-            weights = Weights(params, before.batch_stats)
-            dropout_key = jax.random.fold_in(key, _DROPOUT)
-            logits, _, batch_stats = network.apply(
-                weights, images, train=True, axis=axis, key=dropout_key, use_running_average=freeze_batch_norm
-            )
+            weights = Weights(_trained_alone(params, network.head) if freeze_backbone else params, before.batch_stats)
+            options = {"key": jax.random.fold_in(key, _DROPOUT), "use_running_average": freeze_batch_norm}
+            logits, _, batch_stats = network.apply(weights, images, train=True, axis=axis, **options)
             loss, sample_weight, metric = losses(logits, targets, jnp.asarray(inputs.class_weights))
             loss = jnp.sum(loss * sample_weight) / all_sum(jnp.sum(sample_weight))  # this device's part
             return loss * state.loss_scale.value, (loss, jnp.sum(metric), batch_stats)
@@ -151,17 +147,26 @@ def make_train_step(
             new, old = (weights, opt_state), (before, state.opt_state)
             weights, opt_state = jax.tree.map(functools.partial(jnp.where, finite), new, old)
             loss_scale, bad = _next_scale(loss_scale, finite)
-        finite_loss = jnp.where(jnp.isfinite(loss), loss, 0.0)
-        sums = EpochSums(state.sums.loss + finite_loss * batch, state.sums.metric + metric, state.sums.images + batch)
+        total = state.sums.loss + jnp.where(jnp.isfinite(loss), loss, 0.0) * batch
+        sums = EpochSums(total, state.sums.metric + metric, state.sums.images + batch)
         first_bad_step = jnp.where((state.first_bad_step < 0) & bad, state.step, state.first_bad_step)
         raw_weights = ()
         if ema_decay:
-            decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-            raw_weights = weights
-            weights = jax.tree.map(lambda mean, new: new + decay * (mean - new), state.weights, weights)
+            raw_weights, weights = weights, _moving_average(state, weights, ema_decay)
         return TrainState(state.step + 1, weights, opt_state, loss_scale, sums, first_bad_step, raw_weights)
 
     return step
+
+
+def _trained_alone(params: Any, head: Sequence[str]) -> dict[str, Any]:
+    """The parameters, of which no gradient is computed but of the head's."""
+    return {name: part if name in head else lax.stop_gradient(part) for name, part in params.items()}
+
+
+def _moving_average(state: TrainState, weights: Weights, ema_decay: float) -> Weights:
+    """The average of a step's new weights and those before."""
+    decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+    return jax.tree.map(lambda mean, new: new + decay * (mean - new), state.weights, weights)
 
 
 def _next_scale(scale: LossScale, finite: Array) -> tuple[LossScale, Array]:
