@@ -34,7 +34,10 @@ def resnet50_torchvision() -> Table:
             for number, unit in enumerate(("reduce", "conv", "expand"), 1):
                 table |= {f"{ours}.{unit}.conv": f"{theirs}.conv{number}", f"{ours}.{unit}.norm": f"{theirs}.bn{number}"}
             if not block:
-                table |= {f"{ours}.shortcut.conv": f"{theirs}.downsample.0", f"{ours}.shortcut.norm": f"{theirs}.downsample.1"}
+                table |= {
+                    f"{ours}.shortcut.conv": f"{theirs}.downsample.0",
+                    f"{ours}.shortcut.norm": f"{theirs}.downsample.1",
+                }
     return Table(table)
 
 
