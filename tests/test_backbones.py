@@ -262,7 +262,7 @@ def test_evidence_adds_up_to_the_logits(name: str):
 @pytest.mark.parametrize("size", [224, 225])
 @pytest.mark.parametrize("name", ["resnet50", "vgg16-bn", "inceptionv3", "densenet121", "efficientnet-lite0"])
 def test_a_cell_is_where_it_looks(name: str, size: int):
-    """The middle of the gradient's square is that of the cell, here the map's middle one, which sees as far on each side."""
+    """The middle of the gradient's square is that of the cell, here the middle one, which sees as far on each side."""
     net = network(name, size, 1)
     weights = net.init(0)
     shape = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)

@@ -117,7 +117,7 @@ def test_depthwise_convolution(height: int, width: int, size: int, stride: int):
 @pytest.mark.parametrize(("padding", "stride"), [(0, 1), (1, 1), (0, 2)])
 def test_convolution_by_one_pixel(padding: int, stride: int):
     layer = layers.Conv(5, 7, 1, padding=padding, stride=stride, bias=True, dtype=jnp.float32, rngs=nnx.Rngs(params=0))
-    layer.bias[...] = numbers(0, 7) if layer.bias is not None else 0
+    layer.bias = nnx.Param(numbers(0, 7))
     x = numbers(1, 2, 6, 7, 5)
     gradient = numbers(2, *jax.eval_shape(layer, x).shape)
     wanted = value_and_gradients(lambda x: layer(x, layers.Mode(form="plain")), gradient, x)
