@@ -50,10 +50,14 @@ def whole_vgg(size: int, batch_norm: bool) -> Network:
     return Network(make, VGG16.features, VGG16.head)
 
 
+network_of = functools.cache(network)
+"""For shapes alone: to build one takes up to a second."""
+
+
 @functools.cache
 def published(name: str) -> Mapping[str, np.ndarray]:
     """The formula's weights by torchvision's names."""
-    net = whole_vgg(32, name == "vgg16-bn") if name.startswith("vgg") else network(name, 96)
+    net = whole_vgg(32, name == "vgg16-bn") if name.startswith("vgg") else network_of(name, 97, 3)
     table, shapes = TABLES[name][0](), {}
     for path, leaf in jax.tree.leaves_with_path(net.abstract()):
         ours, part = jax.tree_util.keystr(path, simple=True, separator=".").split(".", 1)[1].rsplit(".", 1)
@@ -122,7 +126,7 @@ def test_whole_vgg_answers_as_torchvisions(name: str, size: int):
 @pytest.mark.parametrize("name", LEAST)
 def test_any_size_and_channels(name: str):
     for size, channels in ((LEAST[name], 1), (97, 3)):
-        net = network(name, size, channels)
+        net = network_of(name, size, channels)
         images = jax.ShapeDtypeStruct((2, size, size, channels), jnp.float32)
         logits, maps, stats = jax.eval_shape(functools.partial(net.apply, train=True), net.abstract(), images)
         assert logits.shape == (2, formula.CLASSES) and logits.dtype == jnp.float32
@@ -147,7 +151,7 @@ def test_too_small_images_are_refused(name: str):
 def test_every_layer_has_a_name_in_every_table(name: str):
     layers = {
         jax.tree_util.keystr(path[1:-1], simple=True, separator=".")
-        for path, _ in jax.tree.leaves_with_path(network(name, 96).abstract())
+        for path, _ in jax.tree.leaves_with_path(network_of(name, 97, 3).abstract())
     }
     hidden = {"hidden.0", "hidden.1"}
     for table in (make() for make in TABLES[name]):
@@ -157,11 +161,11 @@ def test_every_layer_has_a_name_in_every_table(name: str):
 
 
 def test_the_auxiliary_classifier_is_left_out():
-    net, arrays = network("inceptionv3", 96), published("inceptionv3")
+    net, arrays = network_of("inceptionv3", 97, 3), published("inceptionv3")
     auxiliary = {"AuxLogits.conv0.conv.weight": np.zeros((128, 768, 1, 1)), "AuxLogits.fc.bias": np.zeros(16)}
     counters = {"Mixed_5b.branch1x1.bn.num_batches_tracked": np.zeros(())}
     to_weights("inceptionv3", {**arrays, **auxiliary, **counters}, net.abstract(), "the file")
-    with pytest.raises(UserError, match="AuxLogits.conv2.weight is no array of it"):
+    with pytest.raises(UserError, match=r"AuxLogits\.conv2\.weight is no array of it"):
         to_weights("inceptionv3", {**arrays, "AuxLogits.conv2.weight": np.zeros(1)}, net.abstract(), "the file")
 
 
@@ -195,7 +199,7 @@ def test_timms_vgg_has_its_dense_layers_as_convolutions():
 def ones(name: str, channels: int) -> dict[str, np.ndarray]:
     """Arrays of torchvision's or timm's shapes without weights in them."""
     table, found = TABLES[name][0](), {}
-    for path, leaf in jax.tree.leaves_with_path(network(name, 96, channels).abstract()):
+    for path, leaf in jax.tree.leaves_with_path(network_of(name, 97, channels).abstract()):
         ours, part = jax.tree_util.keystr(path, simple=True, separator=".").split(".", 1)[1].rsplit(".", 1)
         shape = (leaf.shape[3], leaf.shape[2], *leaf.shape[:2]) if len(leaf.shape) == 4 else leaf.shape[::-1]
         if ours in table.layers and not (name.startswith("vgg") and ours == "dense"):
@@ -205,17 +209,17 @@ def ones(name: str, channels: int) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("name", LEAST)
 def test_the_first_kernel_is_summed_for_gray_images(name: str):
-    weights = to_weights(name, ones(name, 3), network(name, 96, 1).abstract(), "the file")
+    weights = to_weights(name, ones(name, 3), network_of(name, 97, 1).abstract(), "the file")
     first: Any = weights.params
     for part in TABLES[name][0]().first.split("."):
-        first = first[int(part)] if isinstance(first, list | tuple) or (part.isdigit() and int(part) in first) else first[part]
+        first = first[int(part) if part.isdigit() else part]
     kernel = np.asarray(first["kernel"])
     assert kernel.shape[2] == 1 and (kernel == 3).all()
     others = [leaf for leaf in jax.tree.leaves(weights) if leaf.shape != kernel.shape]
     assert all(np.isin(leaf, (0, 1)).all() for leaf in others)
     message = "takes 1 channels, and the network's images have 3; set model.channels to 1"
     with pytest.raises(UserError, match=message):
-        to_weights(name, ones(name, 1), network(name, 96, 3).abstract(), "the file")
+        to_weights(name, ones(name, 1), network_of(name, 97, 3).abstract(), "the file")
 
 
 @pytest.mark.parametrize(
@@ -232,7 +236,7 @@ def test_the_first_kernel_is_summed_for_gray_images(name: str):
 def test_loading_is_strict(change: dict[str, np.ndarray | None], message: str):
     arrays = {key: array for key, array in {**ones("resnet50", 3), **change}.items() if array is not None}
     with pytest.raises(UserError, match=message):
-        to_weights("resnet50", arrays, network("resnet50", 96).abstract(), "f")
+        to_weights("resnet50", arrays, network_of("resnet50", 97, 3).abstract(), "f")
 
 
 # All that uses networks ------------------------------------------------------------------------------------------------
@@ -255,14 +259,16 @@ def test_evidence_adds_up_to_the_logits(name: str):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [192, 193])
+@pytest.mark.parametrize("size", [224, 225])
 @pytest.mark.parametrize("name", ["resnet50", "vgg16-bn", "inceptionv3", "densenet121", "efficientnet-lite0"])
 def test_a_cell_is_where_it_looks(name: str, size: int):
-    """The middle of the gradient's square is the middle of the cell."""
+    """The middle of the gradient's square is that of the cell, here the middle one, which sees as far on each side."""
     net = network(name, size, 1)
     weights = net.init(0)
-    middle = evidence.first_cell(name, size) + evidence.STEP / 2 - 0.5
-    cell = round((size / 2 - middle) / evidence.STEP)
+    shape = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
+    last = jax.eval_shape(lambda weights, images: net.apply(weights, images)[1], weights, shape)
+    cell = last[evidence.LAST_MAPS[name]].shape[1] // 2
+    middle = evidence.first_cell(name, size) + evidence.STEP * (cell + 0.5) - 0.5
 
     def seen(images: jax.Array, direction: jax.Array) -> jax.Array:
         last = net.apply(weights, images, train=True)[1][evidence.LAST_MAPS[name]]
@@ -273,7 +279,7 @@ def test_a_cell_is_where_it_looks(name: str, size: int):
         images, direction = (jax.random.normal(jax.random.key(seed), shape) for shape in ((1, size, size, 1), (1, 1)))
         square = np.square(np.asarray(gradient(images, direction))[0, :, :, 0])
         total += (square.sum(0) + square.sum(1)) / square.sum()
-    assert abs((total * np.arange(size)).sum() / total.sum() - middle - evidence.STEP * cell) < 6
+    assert abs((total * np.arange(size)).sum() / total.sum() - middle) < 7
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -88,32 +88,41 @@ def test_of_equal_pixels_the_first_gets_the_gradient():
     assert gradient[0, 1] == gradient[0, 2] == gradient[0, 3]
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize(("height", "width", "size"), [(8, 10, 3), (9, 7, 3), (8, 9, 5), (7, 7, 5), (2, 1, 5), (1, 2, 3)])
+def value_and_gradients(function: Any, gradient: Array, *inputs: Array) -> tuple[Array, ...]:
+    """In one program each: compiled operation by operation it takes ten times as long."""
+
+    def both(*inputs: Array) -> tuple[Array, ...]:
+        value, pull = jax.vjp(function, *inputs)
+        return value, *pull(gradient)
+
+    return jax.jit(both)(*inputs)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size", "stride"),
+    [(8, 9, 3, 1), (8, 9, 3, 2), (9, 8, 5, 1), (9, 8, 5, 2), (8, 7, 5, 2), (2, 1, 5, 2), (1, 2, 3, 1), (7, 7, 3, 2)],
+)
 def test_depthwise_convolution(height: int, width: int, size: int, stride: int):
     channels = 6
     x, kernel = numbers(7, 3, height, width, channels), numbers(8, size, size, channels)
-
-    def plain(x: Array, kernel: Array) -> Array:
-        return kernels.conv(x, kernel[:, :, None], "same", stride, groups=channels)
-
-    wanted, wanted_gradients = jax.vjp(plain, x, kernel)
-    found, gradients = jax.vjp(lambda x, kernel: kernels.depthwise_conv(x, kernel, stride), x, kernel)
-    assert_close(found, wanted)
-    gradient = numbers(9, *wanted.shape)
-    for a, b in zip(gradients(gradient), wanted_gradients(gradient), strict=True):
+    gradient = numbers(9, 3, -(-height // stride), -(-width // stride), channels)
+    wanted = value_and_gradients(
+        lambda x, kernel: kernels.conv(x, kernel[:, :, None], "same", stride, groups=channels), gradient, x, kernel
+    )
+    found = value_and_gradients(lambda x, kernel: kernels.depthwise_conv(x, kernel, stride), gradient, x, kernel)
+    for a, b in zip(found, wanted, strict=True):
         assert_close(a, b)
 
 
 @pytest.mark.parametrize(("padding", "stride"), [(0, 1), (1, 1), (0, 2)])
 def test_convolution_by_one_pixel(padding: int, stride: int):
     layer = layers.Conv(5, 7, 1, padding=padding, stride=stride, bias=True, dtype=jnp.float32, rngs=nnx.Rngs(params=0))
-    layer.bias[...] = numbers(0, 7) if layer.bias is not None else 0
+    layer.bias = nnx.Param(numbers(0, 7))
     x = numbers(1, 2, 6, 7, 5)
-    wanted, wanted_gradient = jax.vjp(lambda x: layer(x, layers.Mode(form="plain")), x)
-    found, gradient = jax.vjp(layer, x)
-    assert_close(found, wanted)
-    assert_close(gradient(numbers(2, *wanted.shape))[0], wanted_gradient(numbers(2, *wanted.shape))[0])
+    gradient = numbers(2, *jax.eval_shape(layer, x).shape)
+    wanted = value_and_gradients(lambda x: layer(x, layers.Mode(form="plain")), gradient, x)
+    for a, b in zip(value_and_gradients(layer, gradient, x), wanted, strict=True):
+        assert_close(a, b)
 
 
 POOLS: Any = {
@@ -125,15 +134,16 @@ POOLS: Any = {
 }
 
 
-@pytest.mark.parametrize(("height", "width"), [(8, 7), (9, 10), (3, 4)])
+@pytest.mark.parametrize(("height", "width"), [(8, 7), (3, 10)])
 @pytest.mark.parametrize("name", POOLS)
 def test_pooling(name: str, height: int, width: int):
     pool, theirs, window = POOLS[name]
     x = numbers(0, 2, height, width, 3) - 1  # most are below the zeros of a padding
-    wanted, wanted_gradient = jax.vjp(lambda x: pool(x, layers.Mode(form="plain")), x)
-    found, gradient = jax.vjp(pool, x)
-    assert_close(found, wanted)
-    assert_close(gradient(numbers(1, *wanted.shape))[0], wanted_gradient(numbers(1, *wanted.shape))[0])
+    gradient = numbers(1, *jax.eval_shape(pool, x).shape)
+    wanted = value_and_gradients(lambda x: pool(x, layers.Mode(form="plain")), gradient, x)
+    found = value_and_gradients(pool, gradient, x)
+    for a, b in zip(found, wanted, strict=True):
+        assert_close(a, b)
     torch = pytest.importorskip("torch", reason="PyTorch is not installed; pip install 'covidjax[peers]'")
     answer = getattr(torch.nn.functional, theirs)(torch.tensor(np.asarray(x).transpose(0, 3, 1, 2)), *window)
-    assert_close(found, jnp.asarray(answer.numpy().transpose(0, 2, 3, 1)))
+    assert_close(found[0], jnp.asarray(answer.numpy().transpose(0, 2, 3, 1)))

@@ -1,8 +1,8 @@
 """Where on an image a classifier's evidence lies: an exact decomposition of its logits.
 
-DarkCovidNet and CNN13 end in a flattened map and a dense layer, the backbones in the mean of a map and a dense layer. So each
-logit is the layer's bias and the sum of what every cell of the last map adds to it; nothing is approximated (as in Zhou et
-al. 2016, section 2, for the mean)."""
+DarkCovidNet and CNN13 end in a flattened map and a dense layer, the backbones in the mean of a map and a dense layer. So
+each logit is the layer's bias and the sum of what every cell of the last map adds to it; nothing is approximated (as in
+Zhou et al. 2016, section 2, for the mean)."""
 
 from __future__ import annotations
 
@@ -40,14 +40,18 @@ FIRST_CELLS = {
     "inceptionv3": 21,
     "densenet121": -2,
 }
-"""Where the first cell begins, in pixels of the image: 16 before the middle of what it sees. DarkCovidNet's 1×1 convolutions
-pad: by a cell of 4, 8, 16 and twice 32 pixels on every side. A 3×3 window of stride 2 sees its first pixel in the middle if it pads,
-as in ResNet-50 and at first in DenseNet-121; a 2×2 window lies between two; Inception-v3's windows do not pad."""
+"""Where the first cell begins, in pixels of the image: 16 before the middle of what it sees. DarkCovidNet's 1×1
+convolutions pad: by a cell of 4, 8, 16 and twice 32 pixels on every side. The middle of a first 3×3 window of stride 2 is
+the map's first pixel where the window pads, as in ResNet-50 and at first in DenseNet-121, and the second where it does not,
+as in Inception-v3; that of a 2×2 window lies between the two."""
 
 
 def first_cell(name: str, image_size: int) -> int:
-    """Where the first cell of a network's last map begins, in pixels of the image. TensorFlow, after which EfficientNet-Lite0
-    pads, puts the one zero pixel of an even map after it, so that every window of stride 2 moves by one."""
+    """Where the first cell of a network's last map begins, in pixels of the image.
+
+    EfficientNet-Lite0 pads as TensorFlow does, which has the odd zero pixel of an even map after it, so that every window
+    of stride 2 moves by one.
+    """
     if name != "efficientnet-lite0":
         return FIRST_CELLS[name]
     sides = [-(-image_size // 2**halving) for halving in range(5)]

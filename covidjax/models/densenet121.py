@@ -63,8 +63,8 @@ class DenseNet121(nnx.Module):
       rngs: the stream ``params`` draws the initial weights.
 
     Called with float images ``[B, image_size, image_size, channels]`` it returns float32 logits ``[B, classes]`` and
-    the named maps that led to them, ``{"stem": [B, S/4, S/4, 64], "block1": [B, S/4, S/4, 256], …, "block4": [B, S/32, S/32,
-    1024], "head": [B, S/32, S/32, 1024]}``, the last normalised.
+    the named maps that led to them, ``{"stem": [B, S/4, S/4, 64], "block1": [B, S/4, S/4, 256], …, "block4": [B, S/32,
+    S/32, 1024], "head": [B, S/32, S/32, 1024]}``, the last normalised.
     """
 
     features: ClassVar[dict[str, int]] = {"head": 1}

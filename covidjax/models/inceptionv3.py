@@ -1,8 +1,8 @@
 """Inception-v3: blocks of convolutions side by side, whose large kernels are split into small ones.
 
 Szegedy, Vanhoucke, Ioffe, Shlens and Wojna: "Rethinking the Inception architecture for computer vision", CVPR 2016, table 1
-and figures 5 to 7 and 10. Widths are torchvision's, which has them from TensorFlow. The auxiliary classifier of the paper's section
-4, which is used in training from scratch only, is left out, and so is the dropout before the last layer.
+and figures 5 to 7 and 10. Widths are torchvision's, which has them from TensorFlow. The auxiliary classifier of the paper's
+section 4, which is used in training from scratch only, is left out, and so is the dropout before the last layer.
 """
 
 from __future__ import annotations

@@ -43,7 +43,8 @@ def resnet50_torchvision() -> Table:
 
 def _vgg16(batch_norm: bool, dense: tuple[str, str, str], *, is_whole: bool) -> Table:
     """The thirteen convolutions with the paper's dense layers, or without, since our own has other inputs."""
-    table, place = {}, 0
+    table: dict[str, str] = {}
+    place = 0
     for block, count in enumerate(vgg16.BLOCKS):
         for unit in range(count):
             table[f"blocks.{block}.{unit}.conv"] = f"features.{place}"

@@ -58,7 +58,8 @@ class VGG16(nnx.Module):
       rngs: the stream ``params`` draws the initial weights.
 
     Called with float images ``[B, image_size, image_size, channels]`` it returns float32 logits ``[B, classes]`` and
-    the named maps that led to them, ``{"block1": [B, S/2, S/2, 64], …, "block5": [B, S/32, S/32, 512]}``, sizes rounded down.
+    the named maps that led to them, ``{"block1": [B, S/2, S/2, 64], …, "block5": [B, S/32, S/32, 512]}``, sizes rounded
+    down.
     """
 
     features: ClassVar[dict[str, int]] = {"block5": 1}
