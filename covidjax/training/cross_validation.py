@@ -20,11 +20,10 @@ from covidjax.data.dataset import Dataset
 from covidjax.data.holdout import check_source, source_names
 from covidjax.inference.forward import ensemble_mean
 from covidjax.runs import folder
-from covidjax.runs.folder import Run
 from covidjax.runs.starting import StartingPoint
 from covidjax.timing import Timing
 from covidjax.training.engine import Engine
-from covidjax.training.loop import Progress, Result, fit, open_recorder, started_from
+from covidjax.training.loop import Progress, Result, create_run, fit, open_recorder
 from covidjax.training.plan import make_plan
 from covidjax.training.predictions import Predictions, concatenate
 from covidjax.training.run_trust import HeldOut, holdout_name, inherit, temperature_at_home
@@ -126,22 +125,17 @@ def train_networks(
     """
     began, timing = time.perf_counter(), Timing()
     device.start()
-    record, known = started_from(config, starting)
+    known = starting.trained_on if starting else ()
     plans = {name: make_plan(network, dataset, known) for name, network in configs_of(config, dataset).items()}
-
-    def create(path: Path, settings: Config) -> None:
-        about = Run(settings, dataset.preprocess, dataset.fingerprint, dataset.segmenter, record)
-        folder.create_run(path, about, known)
-
     if not resume:
-        create(run, config)
+        create_run(run, config, dataset, starting)
     kinds = [config.train.cv_by] * config.train.cv + ["member"] * (config.train.ensemble > 1)
     kind = "network" if len(kinds) > 1 else kinds[0]
     with folder.lock(run):
         inherit(run, config, dataset.preprocess)
         for name, plan in plans.items():
             if not (run / name / folder.CONFIG).exists():
-                create(run / name, plan.config)
+                create_run(run / name, plan.config, dataset, starting)
             inherit(run / name, plan.config, dataset.preprocess)
         engine = Engine(config, dataset, timing, starting)
         results = {}

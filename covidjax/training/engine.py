@@ -106,8 +106,11 @@ class Engine:
         """The state before the first step.
 
         Raises:
+          ValueError: settings that start from weights which were not opened.
           UserError: weights to start from that cannot be read, or do not fit.
         """
+        if self._config.train.init and not self._starting:
+            raise ValueError("train.init is set: open it by runs.initial, and give that as `starting`.")
         weights = self.network.init(seed)
         if self._starting:
             weights = self._starting.load().put_into(self.network, weights, self.classes)

@@ -113,10 +113,9 @@ def train(
     began = time.perf_counter()
     timing = Timing()
     device.start()
-    record, known = started_from(config, starting)
-    plan = make_plan(config, dataset, known)  # before there is a folder
+    plan = make_plan(config, dataset, starting.trained_on if starting else ())  # before there is a folder
     if not resume:
-        folder.create_run(run, Run(config, dataset.preprocess, dataset.fingerprint, dataset.segmenter, record), known)
+        create_run(run, config, dataset, starting)
     inherit(run, config, dataset.preprocess)
     with open_recorder(plan, run, timing) as recorder:
         result = fit(plan, Engine(config, dataset, timing, starting), recorder, progress, stop)
@@ -124,15 +123,17 @@ def train(
     return result
 
 
-def started_from(config: Config, starting: StartingPoint | None) -> tuple[WeightsRecord, frozenset[str]]:
-    """What a run keeps of the weights that it starts from, and the keys of the images that they were trained on.
+def create_run(run: Path, config: Config, dataset: Dataset, starting: StartingPoint | None) -> None:
+    """Make the folder of a run, or of one of its networks, with all that is known before it is trained.
 
     Raises:
       ValueError: settings that start from weights which were not opened.
+      UserError: see ``folder.create_run``.
     """
     if config.train.init and not starting:
         raise ValueError("train.init is set: open it by runs.initial, and give that as `starting`.")
-    return (starting.record, starting.trained_on) if starting else (WeightsRecord(), frozenset())
+    record, known = (starting.record, starting.trained_on) if starting else (WeightsRecord(), frozenset())
+    folder.create_run(run, Run(config, dataset.preprocess, dataset.fingerprint, dataset.segmenter, record), known)
 
 
 def open_recorder(plan: Plan, run: Path, timing: Timing, parent: Path | None = None) -> Recorder:
