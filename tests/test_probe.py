@@ -163,7 +163,7 @@ def assert_same_backbone(first: Weights, second: Weights) -> None:
         jax.tree.map(np.testing.assert_array_equal, *pair)
 
 
-def test_probe_is_a_run_like_any_other(probed: tuple[Path, dict[str, Any]], films: Path, tmp_path: Path):
+def test_probe_is_a_run_like_any_other(probed: tuple[Path, dict[str, Any]]):
     out, summary = probed
     (record,) = folder.read_log(out)
     assert record["epoch"] == record["step"] == 0
@@ -178,11 +178,17 @@ def test_probe_is_a_run_like_any_other(probed: tuple[Path, dict[str, Any]], film
     # By the network from pixels, not from features that were kept.
     assert metrics["accuracy"] == summary["metrics"]["accuracy"]
     assert metrics["log_loss"] == pytest.approx(summary["metrics"]["log_loss"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_images_are_scored_by_a_probe(probed: tuple[Path, dict[str, Any]], films: Path, tmp_path: Path):
+    out, _ = probed
     scored = run("score", films, "--checkpoint", out, "--output", tmp_path / "scores.csv", "--gate", "off")
     assert scored.exit_code == 0, scored.output
     assert len((tmp_path / "scores.csv").read_text().splitlines()) == 31
 
 
+@pytest.mark.slow
 def test_finished_probe_resumes_to_the_same(probed: tuple[Path, dict[str, Any]], tmp_path: Path):
     out, summary = probed
     copy = shutil.copytree(out, tmp_path / "run")
