@@ -327,13 +327,10 @@ def check(config: Config) -> None:
 
 
 def _check_start(train: TrainConfig) -> None:
-    freezing = (
-        "train.freeze" if train.freeze == "backbone" else "train.freeze_batch_norm" if train.freeze_batch_norm else ""
-    )
-    if not train.init:
-        for name, wanted in (("train.probe", train.probe), (freezing, bool(freezing))):
-            if wanted:
-                raise UsageError(f"{name} builds on given weights, and fresh ones know nothing; name some with train.init.")
+    frozen = {"train.freeze": train.freeze == "backbone", "train.freeze_batch_norm": train.freeze_batch_norm}
+    freezing = next((name for name, is_set in frozen.items() if is_set), "")
+    if not train.init and (building := "train.probe" if train.probe else freezing):
+        raise UsageError(f"{building} builds on given weights, and fresh ones know nothing; name some with train.init.")
     if not train.epochs and not train.probe:
         raise UsageError("train.epochs must be at least 1.")
     if train.recalibrate_batch_norm and freezing:

@@ -116,7 +116,7 @@ def test_wrong_override_is_a_usage_error_that_names_the_key(override, parts):
 @pytest.mark.parametrize(
     ("override", "wanted"),
     [
-        ("train.epochs=0", "train.epochs must be at least 1 without train.probe."),
+        ("train.epochs=0", "train.epochs must be at least 1."),
         ("train.batch_size=0", "train.batch_size must be at least 1."),
         ("train.learning_rate=0", "train.learning_rate must be above 0 and finite."),
         ("train.learning_rate=nan", "train.learning_rate must be above 0 and finite."),

@@ -31,6 +31,11 @@ class Holdout(NamedTuple):
     on them."""
 
 
+def holdout_name(data: DataConfig) -> str:
+    """What a network holds out, such as ``fold0`` or the name of a source."""
+    return data.test_source or f"fold{data.test_fold}"
+
+
 def hold_out(dataset: Dataset, data: DataConfig, known: Collection[str] = ()) -> Holdout:
     """The images that settings train on, and those that they hold out.
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from covidjax.data.holdout import holdout_name
 from covidjax.errors import UsageError
 from covidjax.runs import folder, load
 from covidjax.runs.trust_file import Trust
-from covidjax.training.run_trust import VALIDATION, calibrated, holdout_name, temperature_at_home
+from covidjax.training.run_trust import VALIDATION, calibrated, temperature_at_home
 from covidjax.trust import calibration, operating_points
 from covidjax.trust.predictions import PredictionTable
 

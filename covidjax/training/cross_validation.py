@@ -17,7 +17,7 @@ import numpy as np
 from covidjax import device, metrics
 from covidjax.config import Config
 from covidjax.data.dataset import Dataset
-from covidjax.data.holdout import check_source, source_names
+from covidjax.data.holdout import check_source, holdout_name, source_names
 from covidjax.inference.forward import ensemble_mean
 from covidjax.runs import folder
 from covidjax.runs.starting import StartingPoint
@@ -26,7 +26,7 @@ from covidjax.training.engine import Engine
 from covidjax.training.loop import Progress, Result, create_run, fit, open_recorder
 from covidjax.training.plan import make_plan
 from covidjax.training.predictions import Predictions, concatenate
-from covidjax.training.run_trust import HeldOut, holdout_name, inherit, temperature_at_home
+from covidjax.training.run_trust import HeldOut, inherit, temperature_at_home
 
 
 class CrossValidation(NamedTuple):

@@ -14,7 +14,7 @@ from rich.console import RenderableType
 from covidjax import device, files, metrics
 from covidjax.data import loader
 from covidjax.data.dataset import Dataset
-from covidjax.data.holdout import hold_out
+from covidjax.data.holdout import hold_out, holdout_name
 from covidjax.data.readers.names import key_name
 from covidjax.data.sample import open_dataset
 from covidjax.errors import UsageError, UserError
@@ -25,7 +25,6 @@ from covidjax.runs.folder import Run
 from covidjax.runs.load import LoadedRun
 from covidjax.training import applied_trust, reports
 from covidjax.training.predictions import EvalStep, Predictions, concatenate, predict
-from covidjax.training.run_trust import holdout_name
 from covidjax.training.tasks import make_task
 from covidjax.trust.calibration import sentence
 from covidjax.trust.operating_points import applied as applied_to

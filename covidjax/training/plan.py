@@ -11,10 +11,9 @@ import numpy as np
 from covidjax.config import Config
 from covidjax.data import loader
 from covidjax.data.dataset import Dataset, Origins
-from covidjax.data.holdout import Holdout, hold_out
+from covidjax.data.holdout import Holdout, hold_out, holdout_name
 from covidjax.data.sampling import balanced_weights, draw_epoch
 from covidjax.training.optimizer import learning_rate_table
-from covidjax.training.run_trust import holdout_name
 from covidjax.training.step import StepInputs, class_weights
 
 LOG = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from covidjax.config import Config, DataConfig, Preprocess
+from covidjax.config import Config, Preprocess
 from covidjax.data.dataset import Dataset
 from covidjax.data.holdout import hold_out
 from covidjax.errors import UsageError
@@ -39,11 +39,6 @@ class Findings(NamedTuple):
     tables: list[Any]
     details: dict[str, Any]
     """For JSON."""
-
-
-def holdout_name(data: DataConfig) -> str:
-    """What a network holds out, such as ``fold0`` or the name of a source."""
-    return data.test_source or f"fold{data.test_fold}"
 
 
 def is_by_source(config: Config) -> bool:
