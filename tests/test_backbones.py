@@ -73,11 +73,8 @@ def published(name: str) -> Mapping[str, np.ndarray]:
 def settled(net: Network, images: jax.Array) -> Weights:
     """Drawn weights with batch statistics that fit the images: with others every image gets the same answer."""
     weights = net.init(0)
-    apply = jax.jit(lambda stats: net.apply(weights._replace(batch_stats=stats), images, train=True)[2])
-    stats = weights.batch_stats
-    for _ in range(30):
-        stats = apply(stats)
-    return weights._replace(batch_stats=stats)
+    moved = jax.jit(functools.partial(net.apply, train=True))(weights, images)[2]  # by a tenth of the way
+    return weights._replace(batch_stats=jax.tree.map(lambda a, b: a + 10 * (b - a), weights.batch_stats, moved))
 
 
 def relative(found: object, wanted: object) -> float:
@@ -308,29 +305,26 @@ def test_other_runtimes_compute_the_same(name: str):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_a_step_of_training(name: str):
-    """Its gradient, in bfloat16; frozen batch statistics stay as they are, and others do not."""
+    """Its gradient, in bfloat16, reaches every weight, and it moves all batch statistics."""
     size = LEAST[name] + 2
     net = network(name, size, 1, 3, dtype=jnp.bfloat16)
     weights = net.init(0)
     images = jax.random.normal(jax.random.key(0), (4, size, size, 1))
 
-    def loss(params: Any, frozen: bool) -> tuple[jax.Array, Any]:
-        logits, _, stats = net.apply(Weights(params, weights.batch_stats), images, train=True, use_running_average=frozen)
+    def loss(params: Any) -> tuple[jax.Array, Any]:
+        logits, _, stats = net.apply(Weights(params, weights.batch_stats), images, train=True)
         return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.arange(4) % 3).mean(), stats
 
-    (value, stats), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)(weights.params, False)
+    (value, stats), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(weights.params)
     assert np.isfinite(value)
     for path, leaf in jax.tree.leaves_with_path(gradients):
         assert leaf.dtype == jnp.float32 and bool(jnp.isfinite(leaf).all()), path
         assert bool((leaf != 0).any()), path
-    kept = jax.eval_shape(loss, weights.params, True)[1]
-    assert jax.tree.structure(kept) == jax.tree.structure(stats)
     changed = [not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (stats, weights.batch_stats)), strict=True)]
     assert all(changed) and bool(changed) == (name != "vgg16")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", LEAST)
+@pytest.mark.parametrize("name", EVERY)
 def test_frozen_batch_statistics_stay(name: str):
     size = LEAST[name]
     net = network(name, size, 1, 3)
