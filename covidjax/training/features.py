@@ -102,7 +102,7 @@ class BackboneFeatures:
             return _to_bytes(self._compute(compute, size, progress))
 
         config, precision = asdict(self._config.model), self._config.train.precision
-        key = json.dumps([FORMAT, digest, self._dataset.fingerprint, config, precision, by])
+        key = json.dumps([FORMAT, digest, self._dataset.fingerprint, config, precision, device, by])
         file = cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.features"
         features = np.load(io.BytesIO(cached(file, make, keep=CACHED)), allow_pickle=False)
         self._latest = digest, features
