@@ -84,7 +84,9 @@ def relative(found: object, wanted: object) -> float:
 
 # torchvision -----------------------------------------------------------------------------------------------------------
 
-QUICK = {("resnet50", 64), ("vgg16-bn", 64)}
+MOST = [pytest.param(name, marks=SLOW if name in {"densenet121", "inceptionv3"} else ()) for name in LEAST]
+
+QUICK = {("resnet50", 64)}
 
 
 @pytest.mark.parametrize(
@@ -120,7 +122,7 @@ def test_whole_vgg_answers_as_torchvisions(name: str, size: int):
 # Sizes and channels ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", LEAST)
+@pytest.mark.parametrize("name", MOST)
 def test_any_size_and_channels(name: str):
     for size, channels in ((LEAST[name], 1), (97, 3)):
         net = network_of(name, size, channels)
@@ -179,6 +181,7 @@ def test_the_file_of_torchvisions_densenet_has_older_names():
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, found, wanted)))
 
 
+@pytest.mark.slow
 def test_timms_vgg_has_its_dense_layers_as_convolutions():
     arrays = dict(published("vgg16"))
     names = {"classifier.0": "pre_logits.fc1", "classifier.3": "pre_logits.fc2", "classifier.6": "head.fc"}
@@ -204,7 +207,7 @@ def ones(name: str, channels: int) -> dict[str, np.ndarray]:
     return found
 
 
-@pytest.mark.parametrize("name", LEAST)
+@pytest.mark.parametrize("name", MOST)
 def test_the_first_kernel_is_summed_for_gray_images(name: str):
     weights = to_weights(name, ones(name, 3), network_of(name, 97, 1).abstract(), "the file")
     first: Any = weights.params

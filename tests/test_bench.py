@@ -320,7 +320,8 @@ def test_ways_of_pytorch_have_the_names_of_the_tables():
     assert graphed.options == {"precision": "float16", "channels_last": True, "compiled": "", "graphed": True}
 
 
-@pytest.mark.parametrize("precision", ["float32", pytest.param("float16", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_steps_in_a_graph_are_those_of_eager_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str):
     """All but CUDA's own part: capturing is replaced by calling the function again, with gradients that are its own."""
     needs("torch")

@@ -42,7 +42,7 @@ def test_two_classes_and_a_limit(films: Path, tmp_path: Path):
     assert found["left_out"]["films"] == {"class Pneumonia, not asked for": 10, "over the limit of 6 images a class": 8}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
 def test_interrupted_prepare_leaves_no_half_dataset(films: Path, tmp_path: Path, number: int):
     source = tmp_path / "films"
     for copy in range(60):  # enough work to be interrupted in

@@ -257,7 +257,7 @@ def test_arrays_that_do_not_fit(fault: str, tmp_path: Path):
     expected = {
         "missing": "bn2.weight is missing",
         "extra": "fc2.weight is no array of it",
-        "shape": "conv_stem.weight has",
+        "shape": "conv_stem.weight takes 2 channels",
     }
     assert expected[fault] in refused("train", "--init", path, "--data", "sample", code=1)
 

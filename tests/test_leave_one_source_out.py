@@ -124,6 +124,7 @@ def test_the_checklist_says_how_such_a_run_predicts(left_out: tuple[Path, dict[s
     assert "| one network, for each part held out; mean probabilities. |" in whole and "| one network. |" in network
 
 
+@pytest.mark.slow
 def test_resuming_trains_what_is_missing_only(left_out: tuple[Path, dict[str, Any], str], tmp_path: Path):
     copy = tmp_path / "run"
     shutil.copytree(left_out[0], copy)

@@ -80,6 +80,7 @@ def test_evaluate_writes_the_report_of_another_dataset(trained: Path, prepared: 
     assert "cannot be written" in refused("evaluate", trained, "--out", tmp_path / "file", code=1)
 
 
+@pytest.mark.slow
 def test_of_several_networks_all_have_predictions(prepared: Path, tmp_path: Path):
     out = tmp_path / "cv"
     result = run("train", "--data", prepared, "--cv", "--epochs", 1, "--run", out, "--set", "train.batch_size=4", "--json")

@@ -95,7 +95,7 @@ def _fitted(array: np.ndarray, leaf: str, shape: tuple[int, ...], is_first: bool
         found = found.transpose(2, 3, 1, 0) if found.ndim == 4 else found.T
     if is_first and found.ndim == 4 and leaf == "kernel" and found.shape[2] != shape[2]:
         if (found.shape[2], shape[2]) != (3, 1):
-            remedy = f"set model.channels to {found.shape[2]}, or name another file"
+            remedy = "set model.channels to 1" if found.shape[2] == 1 else "name another file"
             raise UserError(f"{what} takes {found.shape[2]} channels, and the network's images have {shape[2]}; {remedy}.")
         found = found.sum(2, keepdims=True)
     if found.shape != shape:

@@ -120,6 +120,7 @@ def memory() -> dict[int, int]:
     return {process.pid: process.memory_info().rss for process in processes}
 
 
+@pytest.mark.slow
 def test_mutated_files_give_a_row_each_and_memory_stays_flat(trained: Path, tmp_path: Path):
     random = np.random.default_rng(int(os.environ.get("COVIDJAX_FAULT_SEED", "0")))
     originals = {name: make() for name, make in FORMATS.items()}
