@@ -139,7 +139,7 @@ def test_any_size_and_channels(name: str):
 
 @pytest.mark.parametrize("name", LEAST)
 def test_too_small_images_are_refused(name: str):
-    with pytest.raises(ValueError, match=f"needs images of at least {LEAST[name]} pixels, not {LEAST[name] - 1}"):
+    with pytest.raises(UserError, match=f"needs images of at least {LEAST[name]} pixels, not {LEAST[name] - 1}"):
         network(name, LEAST[name] - 1)
 
 

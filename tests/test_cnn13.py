@@ -21,7 +21,7 @@ from test_train import run_training, without_times
 from covidjax import device
 from covidjax.config import ModelConfig, Preprocess, load_config
 from covidjax.data.dataset import Dataset
-from covidjax.errors import UsageError
+from covidjax.errors import UsageError, UserError
 from covidjax.inference import runtimes
 from covidjax.models import Network, Weights, count_parameters, create_model
 from covidjax.models.layers import Mode, dropout
@@ -61,7 +61,7 @@ def test_signal_is_as_strong_after_the_last_convolution():
 
 
 def test_too_small_images_are_refused():
-    with pytest.raises(ValueError, match="at least 32 pixels, not 31"):
+    with pytest.raises(UserError, match="at least 32 pixels, not 31"):
         network(31)
 
 

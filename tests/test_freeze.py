@@ -61,6 +61,16 @@ def test_no_gradient_of_a_frozen_backbone_is_computed():
     assert flops["backbone"] < 0.45 * flops["none"]  # a step is three forward passes, and this is little more than one
 
 
+def test_the_backbone_has_a_smaller_rate():
+    params = {"stem": np.ones(2, np.float32), "dense": np.ones(2, np.float32)}
+    updates = {}
+    for share in (1.0, 0.1):
+        optimizer = make_optimizer(TrainConfig(backbone_rate=share), optax.constant_schedule(0.5), head=("dense",))
+        updates[share], _ = optimizer.update(params, optimizer.init(params), params)
+    np.testing.assert_allclose(updates[0.1]["stem"], 0.1 * updates[1.0]["stem"], rtol=1e-6)
+    np.testing.assert_array_equal(updates[0.1]["dense"], updates[1.0]["dense"])
+
+
 @pytest.mark.parametrize("devices", [1, 2])
 def test_frozen_arrays_keep_their_bits(devices: int):
     """Under weight decay and in the moving average too."""

@@ -10,6 +10,7 @@ import pytest
 
 from covidjax.config import ModelConfig, Preprocess
 from covidjax.data import synthetic
+from covidjax.errors import UserError
 from covidjax.inference.forward import normalize
 from covidjax.models import Network, Weights, count_parameters, create_model
 from covidjax.models.kernels import from_blocks
@@ -46,7 +47,7 @@ def test_sizes():
 
 
 def test_sizes_that_do_not_halve_are_refused():
-    with pytest.raises(ValueError, match="a multiple of 32 pixels, not 100"):
+    with pytest.raises(UserError, match="a multiple of 32 pixels, not 100"):
         network(100)
 
 

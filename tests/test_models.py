@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from covidjax.config import ModelConfig, Preprocess
+from covidjax.errors import UserError
 from covidjax.labels import CLASSES
 from covidjax.models import Network, Weights, count_parameters, create_model
 from covidjax.models.darkcovidnet import head_size
@@ -48,7 +49,7 @@ def test_any_size_channels_and_classes(size: int, channels: int, classes: int):
 
 
 def test_too_small_images_are_refused():
-    with pytest.raises(ValueError, match="at least 16 pixels, not 8"):
+    with pytest.raises(UserError, match="at least 16 pixels, not 8"):
         network(8)
 
 

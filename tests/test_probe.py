@@ -247,7 +247,7 @@ def test_features_are_kept_by_weights_and_dataset(
     def compute(images: np.ndarray) -> list[np.ndarray]:
         return [images.reshape(len(images), -1)[:, :5].astype(np.float32)]
 
-    def computed(weights: Weights, config: Config = config) -> features.Computed:
+    def computed(weights: Weights, config: Config = config, dataset: Dataset = dataset) -> features.Computed:
         store = BackboneFeatures(config, dataset, network, Timing())
         runtimes = Runtimes(choose_runtime, lambda *words, **options: compute)
         return store.of(weights, runtimes, accelerated=False, progress=lambda done, total: told.append((done, total)))
@@ -261,6 +261,10 @@ def test_features_are_kept_by_weights_and_dataset(
         assert again.by == "cache"
         np.testing.assert_array_equal(again.features, first.features)
     moved = weights._replace(batch_stats=jax.tree.map(lambda leaf: leaf + 1, weights.batch_stats))
+    other_images = Dataset(prepared)
+    other_images.fingerprint = "another"
+    assert computed(weights, dataset=other_images).by != "cache"
+    assert computed(weights).by == "cache"
     assert computed(moved).by != "cache"
     os.utime(next(tmp_path.iterdir()), (1, 1))
     dark = Config(model=ModelConfig("efficientnet-lite0", pixel_mean=(0.4,)))

@@ -140,8 +140,8 @@ def train(
         common.say(f"The publisher's split: tested on its test{validated}.")
     make_task(settings, dataset)  # says whether they fit before there is a folder
     run_trust.check(settings, dataset, starting.trained_on if starting else ())
+    network = create_model(settings.model, dataset.preprocess)  # says whether images of this size go
     if starting and not resume:
-        network = create_model(settings.model, dataset.preprocess)
         for sentence in initial.notes(starting, settings, dataset.preprocess, network):
             common.say(sentence)
     if settings.train.cv and settings.train.cv_by == "source":

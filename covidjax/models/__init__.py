@@ -10,6 +10,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from covidjax.config import ModelConfig, Preprocess
+from covidjax.errors import UsageError
 from covidjax.models.cnn13 import CNN13
 from covidjax.models.darkcovidnet import DarkCovidNet
 from covidjax.models.densenet121 import DenseNet121
@@ -45,6 +46,9 @@ def create_model(
       preprocess: image size and classes.
       dtype: of convolutions and activations.
       plain: see ``Network``.
+
+    Raises:
+      UsageError: images of a size that the network does not take.
     """
     kind: Any = MODELS[model.name]
     shape = (preprocess.image_size, model.channels, len(preprocess.classes))
@@ -53,4 +57,9 @@ def create_model(
     def make(key: Array) -> nnx.Module:
         return kind(*shape, **options, dtype=dtype, rngs=nnx.Rngs(params=key))
 
-    return Network(make, kind.features, kind.head, plain=plain)
+    try:
+        return Network(make, kind.features, kind.head, plain=plain)
+    except ValueError as error:
+        raise UsageError(
+            f"{error} Prepare the images in another size by --image-size, or choose another --model."
+        ) from error
