@@ -7,9 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 from covidjax.data import synthetic
+
+# The same examples every time: a run fails by what was changed, not by what was drawn.
+settings.register_profile("reproducible", derandomize=True, database=None)
+settings.load_profile("reproducible")
 
 # Two devices, also where there is one core and whichever test is the first to use jax.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
