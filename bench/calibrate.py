@@ -1,8 +1,9 @@
 """A trained run calibrated, as the classifier that the package carries.
 
-Its probabilities are calibrated by one temperature (Guo et al.: "On Calibration of Modern Neural Networks", ICML 2017,
-section 4.2), the one with the smallest cross-entropy on the run's validation fold. Logits are linear in the last layer, so
-the temperature goes into its weights, and whatever computes them needs to know nothing of it.
+A run with ``train.calibration`` has a temperature that was fitted on left-out sources, which the file's header carries. The
+probabilities of another are calibrated by one temperature (Guo et al.: "On Calibration of Modern Neural Networks", ICML
+2017, section 4.2), the one with the smallest cross-entropy on the run's validation fold. Logits are linear in the last
+layer, so that goes into its weights, and whatever computes them needs to know nothing of it.
 """
 
 from __future__ import annotations
@@ -18,13 +19,11 @@ from covidjax.data import loader
 from covidjax.data.sample import open_dataset
 from covidjax.errors import UserError
 from covidjax.inference.forward import ensemble_mean
-from covidjax.metrics import Metrics
 from covidjax.models import Weights
 from covidjax.runs import load, weights_file
 from covidjax.runs.load import LoadedRun
-from covidjax.training.predictions import Predictions, predict
+from covidjax.training.predictions import predict
 from covidjax.training.tasks import make_task
-from covidjax.trust.metrics import measure
 
 COLDEST, HOTTEST = 0.1, 10.0
 """Bounds of the temperature."""
@@ -72,9 +71,8 @@ def tempered(weights: Weights, temperature: float) -> Weights:
     return Weights({**weights.params, "dense": dense}, weights.batch_stats)
 
 
-def held_out(loaded: LoadedRun, data: str, fold: int) -> tuple[np.ndarray, np.ndarray, loader.Source]:
-    """Of a fold of the dataset that the networks were trained on: logits ``[networks, N, classes]``, labels int ``[N]``,
-    and the images themselves.
+def held_out(loaded: LoadedRun, data: str, fold: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of a fold of the dataset that the networks were trained on: logits ``[networks, N, classes]`` and labels int ``[N]``.
 
     Raises:
       UserError: another dataset, or none.
@@ -85,36 +83,32 @@ def held_out(loaded: LoadedRun, data: str, fold: int) -> tuple[np.ndarray, np.nd
     source = dataset.source([fold])
     eval_step = make_task(loaded.run.config, dataset).eval_step(loaded.network)
     predictions = [predict(eval_step, weights, loader.eval_batches(source, 32)) for weights in loaded.networks]
-    return np.stack([logits for logits, _ in predictions]), predictions[0][1], source
+    return np.stack([logits for logits, _ in predictions]), predictions[0][1]
 
 
-def bundle(path: Path, out: Path = load.BUNDLED) -> Fit:
-    """Calibrate a run on its validation fold and write it as one file.
+def bundle(path: Path, out: Path = load.BUNDLED, licence: str = "") -> str:
+    """Write a run as one file, calibrated.
+
+    Args:
+      path: the run.
+      out: the file.
+      licence: of the weights, which follows from the images; by default that of what they were started from.
+
+    Returns:
+      What the file says of itself.
 
     Raises:
       UserError: the run has no validation fold, its dataset is not there, or it finds lungs.
     """
-    loaded = load.load_run(path, "cpu")
-    config = loaded.run.config
-    if config.train.cv or config.data.val_fold is None or config.model.is_segmenter:
+    loaded, trust = load.load_run(path, "cpu"), load.trust(path)
+    data, train = loaded.run.config.data, loaded.run.config.train
+    if train.cv or data.val_fold is None or loaded.run.config.model.is_segmenter:
         raise UserError(f"{path} has no fold to calibrate on; train a classifier with --val-fold.")
-    logits, labels, _ = held_out(loaded, config.data.path, config.data.val_fold)
-    fitted = fit(logits, labels)
-    networks = [tempered(weights, fitted.temperature) for weights in loaded.networks]
-    description = f"calibrated on fold {config.data.val_fold}, trained without fold {config.data.test_fold}"
-    weights_file.write(out, loaded.run, networks, description, load.trained_on(path), load.trust(path))
-    return fitted
-
-
-def test_metrics(path: Path, data: str) -> Metrics:
-    """What the card says: metrics of what ``bundle`` wrote on the fold that it has not seen, also of each source's images.
-
-    Args:
-      path: the file.
-      data: the dataset that it was trained on.
-    """
-    loaded = load.load_run(path, "cpu")
-    logits, labels, source = held_out(loaded, data, loaded.run.config.data.test_fold)
-    outputs = np.asarray(ensemble_mean(logits))
-    predictions = Predictions(outputs, labels, *loader.origins(source, np.arange(len(labels))))
-    return measure(predictions.table(loaded.run.preprocess.classes))
+    networks, on = loaded.networks, "left-out sources"
+    if "calibration" not in trust:
+        logits, labels = held_out(loaded, data.path, data.val_fold)
+        fitted, on = fit(logits, labels), f"fold {data.val_fold}"
+        networks = [tempered(weights, fitted.temperature) for weights in networks]
+    description = f"calibrated on {on}, trained without fold {data.test_fold}"
+    weights_file.write(out, loaded.run, networks, description, load.trained_on(path), trust, licence)
+    return description

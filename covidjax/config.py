@@ -103,8 +103,7 @@ class ModelConfig:
     """The network: the study's two classifiers; backbones for weights of ``train.init``; and a lung segmenter for datasets
     of ``prepare --masks``."""
     channels: Literal[1, 3] = 1
-    """Input channels; 3 repeats the gray image, as the paper did. Weights of ``train.init`` for three channels have their
-    first kernel summed over them where this is 1."""
+    """Input channels; 3 repeats the gray image, as the paper did; for 1 the first kernel of ``train.init`` is summed."""
     width: Annotated[int, POSITIVE_INT] = 16
     """Channels of the first block of ``cnn13``; the last two have eight times as many."""
     dropout: Annotated[float, SHARE] = 0.5
@@ -138,6 +137,8 @@ class AugmentConfig:
     """Greatest shift in each direction, as a share of the image's side."""
     zoom: Annotated[float, FINITE] = 0.1
     """Greatest change of scale either way: 0.1 is ×1/1.1 to ×1.1."""
+    aspect: Annotated[float, FINITE] = 0.0
+    """Greatest change of the ratio of width to height either way, likewise: some archives squash X-rays to squares."""
     brightness: Annotated[float, Range(0, 1)] = 0.1
     """Greatest change of brightness either way, as a share of full white."""
     contrast: Annotated[float, FINITE] = 0.1

@@ -31,8 +31,8 @@ def augmented(config, images=IMAGES, seed=0):
     return np.asarray(result)
 
 
-def warped(image, *, angle=0.0, scale=1.0, shift=(0.0, 0.0)):
-    values = (jnp.asarray(value)[None] for value in (image, angle, scale, shift))
+def warped(image, *, angle=0.0, scale: float | tuple[float, float] = 1.0, shift=(0.0, 0.0)):
+    values = (jnp.asarray(value)[None] for value in (image, angle, np.atleast_1d(scale), shift))
     return np.asarray(_warp(*values)[0])
 
 
@@ -72,6 +72,7 @@ def test_output_stays_in_range_and_finite_whatever_is_asked():
         rotation=180,
         shift=0.9,
         zoom=3,
+        aspect=3,
         brightness=2,
         contrast=5,
         gamma=9,
@@ -87,7 +88,9 @@ def test_output_stays_in_range_and_finite_whatever_is_asked():
         assert found.max() <= 255
 
 
-@pytest.mark.parametrize("name", ["rotation", "shift", "zoom", "brightness", "contrast", "gamma", "blur", "noise"])
+@pytest.mark.parametrize(
+    "name", ["rotation", "shift", "zoom", "aspect", "brightness", "contrast", "gamma", "blur", "noise"]
+)
 def test_each_setting_changes_every_image_by_a_draw_of_its_own(name):
     images = np.repeat(IMAGES[:1], 6, axis=0)
     found = augmented(only(**{name: getattr(AugmentConfig(), name) or 0.1}), images)
@@ -121,6 +124,25 @@ def test_warp_by_nothing_is_exact():
 def test_warp_shifts_content_down_and_right():
     np.testing.assert_array_equal(warped(point(4, 4), shift=(2.0, 1.0)), point(6, 5))
     np.testing.assert_array_equal(warped(point(4, 4), shift=(-1.0, -3.0)), point(3, 1))
+
+
+def test_warp_stretches_columns_and_rows_by_factors_of_their_own():
+    np.testing.assert_array_equal(warped(point(4, 6), scale=(1.0, 2.0))[4], [0, 0, 0, 0, 0, 0, 0, 50, 100])
+    np.testing.assert_array_equal(warped(point(4, 6), scale=(2.0, 1.0))[:, 6], [0, 0, 0, 50, 100, 50, 0, 0, 0])
+
+
+def test_aspect_changes_the_ratio_of_width_to_height_and_not_the_area():
+    disc = np.hypot(*(np.mgrid[:96, :96] - 47.5)) < 20
+    ratios, areas = [], []
+    for image in augmented(only(aspect=0.5), np.repeat(np.where(disc, 200, 0).astype(np.uint8)[None, ..., None], 64, 0))[
+        ..., 0
+    ]:
+        shown = image > 100
+        ratios.append(shown.any(0).sum() / shown.any(1).sum())
+        areas.append(shown.sum() / disc.sum())
+    assert 1 / 1.6 < min(ratios) < 0.75
+    assert 1.3 < max(ratios) < 1.6
+    np.testing.assert_allclose(areas, 1, atol=0.05)
 
 
 def test_warp_by_half_a_pixel_averages_neighbours():

@@ -433,7 +433,7 @@ def test_the_bundled_classifier_is_a_start():
     assert config.model == load.read_run(load.BUNDLED).config.model
     point = initial.open_source("bundled")
     assert (point.record.source, point.record.image_size) == ("bundled", load.read_run(load.BUNDLED).preprocess.image_size)
-    assert "licence see its card" in point.record.sentence
+    assert f"licence {load.licence(load.BUNDLED)}, " in point.record.sentence
     assert point.trained_on == load.trained_on(load.BUNDLED)
     network = network_of(config, point.record.image_size)
     assert same(point.load().put_into(network, drawn(network, 0), CLASSES), load.load_run(load.BUNDLED).weights)

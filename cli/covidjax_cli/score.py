@@ -149,8 +149,10 @@ def _say_model(classifier: Classifier, model: Path, *, chosen: bool) -> None:
     bundled = "the bundled one" if chosen else "no trained classifier under runs/, so the bundled one"
     name = bundled if model == load.BUNDLED else f"{'file' if load.is_file(model) else 'run'} {model}"
     common.say(f"Model: {name}, {classifier.run.config.model.name}, {classifier.checkpoint}, on {classifier.runtime}.")
+    init, licence = classifier.run.init, load.licence(model)
+    own = f"Licence of the trained weights: {licence}." if licence != init.licence else ""
     trust = (calibration_sentence(classifier.trust), operating_points_sentence(classifier.trust))
-    for sentence in filter(None, (classifier.run.init.sentence, *trust)):
+    for sentence in filter(None, (init.sentence, own, *trust)):
         common.say(sentence)
     if not chosen and model != load.BUNDLED and classifier.run.config.data.path == "sample":
         common.say(

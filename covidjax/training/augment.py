@@ -29,8 +29,8 @@ LUMINANCE = np.array(
 
 
 def augment(key: Array, images: Array, config: AugmentConfig, axis: str | None = None) -> Array:
-    """Mirror, rotate, scale, shift, blur, reduce and enlarge, change contrast, brightness and gamma, add noise, compress,
-    each image by its own draw.
+    """Mirror, rotate, scale, stretch, shift, blur, reduce and enlarge, change contrast, brightness and gamma, add noise,
+    compress, each image by its own draw.
 
     Args:
       key: one for the batch.
@@ -65,7 +65,7 @@ class _Draws:
     def __init__(self, key: Array, images: Array, config: AugmentConfig, axis: str | None):
         names = ["flip", "rotation", "zoom", "shift", "brightness", "contrast"]
         self._keys: dict[str, Array] = dict(zip(names, jax.random.split(key, len(names)), strict=True))
-        younger = ("blur", "gamma", "noise", "grain", "resample", "jpeg", "quality")
+        younger = ("blur", "gamma", "noise", "grain", "resample", "jpeg", "quality", "aspect")
         for name in younger:  # so that the draws of the others are what they were
             self._keys[name] = jax.random.fold_in(key, len(self._keys))
         self._config, self._axis, self._count = config, axis, images.shape[0]
@@ -78,14 +78,17 @@ class _Draws:
         return lax.dynamic_slice_in_dim(draws, lax.axis_index(self._axis) * self._count, self._count)
 
     def moved(self, images: Array) -> Array:
-        """Mirrored, rotated, scaled and shifted, ``[B, S, S, 1]``."""
+        """Mirrored, rotated, scaled, stretched and shifted, ``[B, S, S, 1]``."""
         config, keys, batch, x = self._config, self._keys, self._batch, images[..., 0]
         if config.horizontal_flip:
             mirrored = self._own(jax.random.bernoulli(keys["flip"], 0.5, (batch, 1, 1)))
             x = jnp.where(mirrored, x[:, :, ::-1], x)
-        if config.rotation or config.zoom or config.shift:
+        if config.rotation or config.zoom or config.shift or config.aspect:
             angle = jnp.deg2rad(_either_way(keys["rotation"], batch, config.rotation))
-            scale = _factor(keys["zoom"], batch, config.zoom)
+            scale = _factor(keys["zoom"], batch, config.zoom)[:, None]
+            if config.aspect:
+                stretch = jnp.sqrt(_factor(keys["aspect"], batch, config.aspect))
+                scale *= jnp.stack([1 / stretch, stretch], 1)
             shift = jax.random.uniform(keys["shift"], (batch, 2), minval=-config.shift, maxval=config.shift) * x.shape[1]
             x = _warp(x, self._own(angle), self._own(scale), self._own(shift))
         return x[..., None]
@@ -180,14 +183,15 @@ def _compress(images: Array, quality: Array) -> Array:
 
 def _warp(images: Array, angle: Array, scale: Array, shift: Array) -> Array:
     """Rotate each of uint8 ``[B, S, S]`` about its centre, scale and shift it (bilinear): each pixel is packed from where
-    it came. ``angle`` and ``scale`` are ``[B]``, ``shift`` is ``[B, 2]``."""
+    it came. ``angle`` is ``[B]``; ``shift`` is ``[B, 2]``, down and right; ``scale`` is ``[B, 2]``, of rows and of columns,
+    or ``[B, 1]``, of both."""
     size = images.shape[1]
     centre = (size - 1) / 2
     rows, columns = jnp.mgrid[:size, :size] - centre
     rows, columns = rows - shift[:, 0, None, None], columns - shift[:, 1, None, None]
-    cos, sin = ((f(angle) / scale)[:, None, None] for f in (jnp.cos, jnp.sin))
-    y = jnp.clip(cos * rows - sin * columns + centre, 0, size - 1)
-    x = jnp.clip(sin * rows + cos * columns + centre, 0, size - 1)
+    cos, sin = ((f(angle)[:, None] / scale).T[..., None, None] for f in (jnp.cos, jnp.sin))  # [1 or 2, B, 1, 1]
+    y = jnp.clip(cos[0] * rows - sin[0] * columns + centre, 0, size - 1)
+    x = jnp.clip(sin[-1] * rows + cos[-1] * columns + centre, 0, size - 1)
     top, left = (jnp.minimum(jnp.floor(v).astype(jnp.int32), size - 2) for v in (y, x))
     # A pixel and its neighbours to the right, below and across as the four bytes of one number: one fetch, not four.
     padded = jnp.pad(images.astype(jnp.uint32), ((0, 0), (0, 1), (0, 1)))
