@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,10 @@ settings.load_profile("reproducible")
 
 # Two devices, also where there is one core and whichever test is the first to use jax.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
+
+# As inference.runtimes has it: a test that imports openvino itself would start its telemetry, which forks, and whether JAX
+# warns of that depends on the order of the tests.
+sys.modules.setdefault("openvino_telemetry", None)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.fixture(scope="session", autouse=True)
