@@ -182,6 +182,7 @@ def test_score_cuts_out_the_lungs_as_prepare_did(perfect, folder, tmp_path, monk
     monkeypatch.setattr(classifier, "open_segmenter", lambda *_: Perfect(perfect))
     monkeypatch.setattr(load, "digests", lambda _: ["1" * 64])
     monkeypatch.setattr(load, "trust", lambda _: {})
+    monkeypatch.setattr(load, "licence", lambda _: "")
     monkeypatch.setattr(run_folder, "unfinished", lambda _: "")
     options = ("--checkpoint", tmp_path, "--gate", "off")
     result = run("score", folder, *options, "--output", tmp_path / "rows.csv", "--batch-size", 4)
