@@ -134,9 +134,8 @@ def test_warp_stretches_columns_and_rows_by_factors_of_their_own():
 def test_aspect_changes_the_ratio_of_width_to_height_and_not_the_area():
     disc = np.hypot(*(np.mgrid[:96, :96] - 47.5)) < 20
     ratios, areas = [], []
-    for image in augmented(only(aspect=0.5), np.repeat(np.where(disc, 200, 0).astype(np.uint8)[None, ..., None], 64, 0))[
-        ..., 0
-    ]:
+    images = np.repeat(np.where(disc, 200, 0).astype(np.uint8)[None, ..., None], 64, 0)
+    for image in augmented(only(aspect=0.5), images)[..., 0]:
         shown = image > 100
         ratios.append(shown.any(0).sum() / shown.any(1).sum())
         areas.append(shown.sum() / disc.sum())

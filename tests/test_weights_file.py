@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import doctest
 import hashlib
 import json
@@ -74,6 +75,8 @@ def test_file_gives_the_runs_probabilities_at_its_temperature(validated: Path, f
     read = [stream.read_image(path, Preprocess(image_size=32)).image for path in paths]
     images = np.stack([image for image in read if image is not None])
     loaded = load_run(validated, "cpu")
+    with pytest.raises(UserError, match="sample is not the dataset that the run was trained on"):
+        calibrate.held_out(loaded, "sample", 1)
     temperature = calibrate.fit(*calibrate.held_out(loaded, loaded.run.config.data.path, 1)).temperature
     assert abs(np.log(temperature)) > 0.05  # or nothing below would say anything
     predict = make_predict(loaded.network, loaded.run.config.model)
@@ -96,7 +99,11 @@ def test_file_keeps_settings_and_what_was_seen_and_no_folder_of_its_maker(valida
 
 def test_file_keeps_what_is_known_of_trust_and_no_folder_of_its_maker(validated: Path, tmp_path: Path):
     loaded, trust = load.load_run(validated), {"calibration": {"temperature": 2.0, "run": "/mnt/x/runs/elsewhere"}}
-    weights_file.write(tmp_path / "one.safetensors", loaded.run, loaded.networks, "", set(), trust)
+    train = dataclasses.replace(loaded.run.config.train, calibration="/mnt/x/runs/elsewhere")
+    described = dataclasses.replace(loaded.run, config=dataclasses.replace(loaded.run.config, train=train))
+    weights_file.write(tmp_path / "one.safetensors", described, loaded.networks, "", set(), trust)
+    assert b"/mnt/x" not in (tmp_path / "one.safetensors").read_bytes()
+    assert load.read_run(tmp_path / "one.safetensors").config.train.calibration == "elsewhere"
     assert load.trust(tmp_path / "one.safetensors") == {"calibration": {"temperature": 2.0, "run": "elsewhere"}}
 
 
@@ -106,17 +113,13 @@ def test_calibration_for_elsewhere_travels_as_it_is(validated: Path, films: Path
     said = calibrate.bundle(tmp_path / "run", tmp_path / "one.safetensors", licence="research only")
     assert said == "calibrated on left-out sources, trained without fold 0"
     assert load.licence(tmp_path / "one.safetensors") == "research only"
-    of_run, of_file = (
-        json.loads(run("score", films, "--checkpoint", path, "--gate", "off", "--json").stdout)["rows"]
-        for path in (tmp_path / "run", tmp_path / "one.safetensors")
-    )
-    raw = json.loads(run("score", films, "--checkpoint", validated, "--gate", "off", "--json").stdout)["rows"]
-    told = [
-        run("score", films, "--checkpoint", path, "--json").stderr
-        for path in (tmp_path / "run", tmp_path / "one.safetensors")
+    results = [
+        run("score", films, "--checkpoint", path, "--gate", "off", "--json")
+        for path in (tmp_path / "run", tmp_path / "one.safetensors", validated)
     ]
-    assert ["Licence of the trained weights: research only." in text for text in told] == [False, True]
-    confidences = [[row["confidence"] for row in rows] for rows in (of_run, of_file, raw)]
+    licence = "Licence of the trained weights: research only."
+    assert [licence in result.stderr for result in results] == [False, True, False]
+    confidences = [[row["confidence"] for row in json.loads(result.stdout)["rows"]] for result in results]
     np.testing.assert_allclose(confidences[0], confidences[1], atol=2e-3)  # its weights are float16
     assert np.mean(confidences[1]) < np.mean(confidences[2]) - 0.01
 

@@ -87,10 +87,12 @@ def write(
 
 
 def _without_folders(run: Run) -> Run:
-    """A run with the names alone of its dataset and of what it started from: nobody else has those folders."""
+    """A run with the names alone of its dataset, of what it started from and of what calibrates it: nobody else has those
+    folders."""
     config, init = run.config, run.config.train.init
     data = dataclasses.replace(config.data, path=Path(config.data.path).name)
-    train = dataclasses.replace(config.train, init=init if init.startswith("hub:") else Path(init).name)
+    init = init if init.startswith("hub:") else Path(init).name
+    train = dataclasses.replace(config.train, init=init, calibration=Path(config.train.calibration).name)
     return dataclasses.replace(run, config=dataclasses.replace(config, data=data, train=train))
 
 
